@@ -1,0 +1,251 @@
+"""The `gemma-export` command. Everything heavy is imported inside the commands, so that --help is instant."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gemma_export import __version__
+from gemma_export.errors import GemmaExportError, MissingResourceError, ResourceExhaustedError, UsageError
+
+if TYPE_CHECKING:
+    from gemma_export.pipeline import ExportResult
+    from gemma_export.planning import ExportPlan, ExportRequest
+
+__all__ = ["main"]
+
+_INTERRUPTED = 130
+# packages of the `export` extra, by import name
+_EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "filelock", "platformdirs", "psutil")
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--variant", metavar="NAME", help="A released model, or `tiny`, the built-in one. See `variants`.")
+@click.option(
+    "--checkpoint", metavar="DIR", type=click.Path(path_type=Path), help="A local checkpoint: config, safetensors."
+)
+@click.option(
+    "--synthetic-weights",
+    "synthetic_seed",
+    metavar="[SEED]",
+    is_flag=False,
+    flag_value="0",
+    help="Random weights of the true shapes, for sizing and benchmarks.",
+)
+@click.option("--fp32", "fp32", is_flag=True, help="float32 weights and activations (default): CPU.")
+@click.option("--fp16", "fp16", is_flag=True, help="float16 weights and activations: CPU and CUDA.")
+@click.option("--target", default="ort", show_default=True, metavar="NAME", help="What the graph is for: ort.")
+@click.option(
+    "--logits", default="last", show_default=True, metavar="last|all|N", help="Positions that get logits."
+)
+@click.option("--context", type=int, metavar="N", help="Tokens of context. Default: the model's own.")
+@click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Default: ./gemma-VARIANT-PRECISION.")
+@click.option("--force", is_flag=True, help="Replace an existing export once the new one is complete.")
+@click.option("--dry-run", is_flag=True, help="Print every file with its size and the memory needed; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.version_option(__version__, prog_name="gemma-export")
+@click.pass_context
+def cli(context: click.Context, **options: Any) -> None:
+    """Turn a Gemma checkpoint into an ONNX folder that onnxruntime runs.
+
+    \b
+    gemma-export --variant tiny
+    gemma-export --variant 7b --checkpoint ./gemma-7b --fp16
+    gemma-export --checkpoint ./my-fine-tune --dry-run
+    """
+    context.obj = options
+    if context.invoked_subcommand is not None:
+        _refuse_export_options(context)
+        return
+    request = _request(options)
+    from gemma_export.planning import plan_export
+
+    if options["dry_run"]:
+        plan = plan_export(request)
+        _warn(plan)
+        _print_plan(plan, as_json=options["as_json"])
+        return
+    _require_packages()
+    from gemma_export.pipeline import export
+    from gemma_export.progress import make_progress
+
+    result = export(request, make_progress(sys.stderr), on_plan=_announce)
+    _print_result(result, as_json=options["as_json"])
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@click.pass_obj
+def variants(options: dict[str, Any], as_json: bool) -> None:
+    """List the models that --variant knows, with sizes and licence pages."""
+    from gemma_export.planning import variant_rows
+
+    rows = variant_rows()
+    if as_json or options["as_json"]:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    widths = {key: max(len(str(row[key])) for row in rows) for key in ("variant", "parameters", "fp16", "prompt")}
+    click.echo(
+        f"{'variant':{widths['variant']}}  {'params':>{widths['parameters']}}  {'fp16':>{widths['fp16']}}  "
+        f"{'prompt':{widths['prompt']}}  licence"
+    )
+    for row in rows:
+        click.echo(
+            f"{row['variant']:{widths['variant']}}  {row['parameters']:>{widths['parameters']}}  "
+            f"{row['fp16']:>{widths['fp16']}}  {row['prompt']:{widths['prompt']}}  {row['license_url']}"
+        )
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.pass_obj
+def verify(options: dict[str, Any], directory: Path, as_json: bool) -> None:
+    """Check a folder by its manifest: structure, sizes, hashes. Loads no weights."""
+    _require_packages(("onnx_ir",))
+    from gemma_export.artifact import verify_folder
+    from gemma_export.progress import make_progress
+
+    report = verify_folder(directory, make_progress(sys.stderr))
+    if as_json or options["as_json"]:
+        click.echo(json.dumps({"ok": True, "directory": str(directory), "files": report.files, "bytes": report.nbytes}))
+        return
+    click.echo(f"{directory}: {report.files} files, {report.nbytes:,} bytes, all as the manifest says")
+    click.echo(f"next: gemma-run {directory} \"Your prompt\"")
+
+
+def main() -> None:
+    """Entry point: runs the command and turns errors into messages and exit codes."""
+    signal.signal(signal.SIGTERM, _terminate)
+    debug = "--debug" in sys.argv
+    try:
+        code = cli.main(standalone_mode=False)
+    except GemmaExportError as error:
+        code = _report(error, error.message, error.hint, error.exit_code, debug=debug)
+    except click.ClickException as error:
+        code = _report(error, error.format_message(), "See gemma-export --help.", 2, debug=debug)
+    except (KeyboardInterrupt, click.Abort) as error:
+        code = _report(error, "interrupted; nothing is left behind", "Run the command again.", _INTERRUPTED, debug=debug)
+    except BrokenPipeError:
+        # the reader of stdout went away: not our failure, and nothing can be printed any more
+        sys.stderr.close()
+        code = 0
+    except MemoryError as error:
+        out = ResourceExhaustedError("out of memory", hint="`gemma-export --dry-run` says how much an export needs.")
+        code = _report(error, out.message, out.hint, out.exit_code, debug=debug)
+    except Exception as error:
+        hint = "This is a bug of gemma-export: run again with --debug and report the traceback."
+        code = _report(error, f"internal error: {type(error).__name__}: {error}", hint, 1, debug=debug)
+    sys.exit(code or 0)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _report(error: BaseException, message: str, hint: str, code: int, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    click.echo(f"error: {message}\nhint: {hint}", err=True)
+    return code
+
+
+def _request(options: dict[str, Any]) -> ExportRequest:
+    from gemma_export.planning import ExportRequest
+
+    if options["fp32"] and options["fp16"]:
+        raise UsageError("--fp32 and --fp16 exclude each other", hint="One folder holds one precision: run twice.")
+    seed = options["synthetic_seed"]
+    if seed is not None and not (seed.isascii() and seed.isdigit() and int(seed) < 1 << 63):
+        raise UsageError(
+            f"--synthetic-weights takes a seed from 0 to 2^63 - 1, found {seed!r}",
+            hint="Leave the seed out for seed 0.",
+        )
+    return ExportRequest(
+        variant=options["variant"],
+        checkpoint=options["checkpoint"],
+        synthetic_seed=None if seed is None else int(seed),
+        precision="fp16" if options["fp16"] else "fp32",
+        target=options["target"],
+        logits=options["logits"],
+        context=options["context"],
+        output=options["output"],
+        force=options["force"],
+    )
+
+
+def _refuse_export_options(context: click.Context) -> None:
+    """`gemma-export --variant 2b verify DIR` mixes two commands."""
+    shared = ("as_json", "debug")
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in shared and source is not None and source.name == "COMMANDLINE":
+            option = "--" + name.replace("synthetic_seed", "synthetic_weights").replace("_", "-")
+            raise UsageError(
+                f"{option} belongs to an export, not to `{context.invoked_subcommand}`", hint="See gemma-export --help."
+            )
+
+
+def _require_packages(names: tuple[str, ...] = _EXPORT_PACKAGES) -> None:
+    import importlib.util
+
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingResourceError(
+            f"packages not installed: {', '.join(missing)}",
+            hint='pip install "gemma-export[export]" brings what an export needs.',
+        )
+
+
+def _announce(plan: ExportPlan) -> None:
+    _warn(plan)
+    click.echo(f"exporting {plan.facts.source} to {plan.output} ({plan.precision.name}, {plan.target.name})", err=True)
+
+
+def _warn(plan: ExportPlan) -> None:
+    for warning in plan.warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+def _print_plan(plan: ExportPlan, *, as_json: bool) -> None:
+    from gemma_export.planning import plan_json
+    from gemma_export.progress import format_bytes
+
+    if as_json:
+        click.echo(plan_json(plan))
+        return
+    click.echo(f"{plan.facts.source} -> {plan.output} ({plan.precision.name}, {plan.target.name})")
+    for file in plan.files:
+        click.echo(f"  {'' if file.exact else '<= '}{file.nbytes:,}".rjust(22) + f"  {file.path}")
+    click.echo(f"  {plan.nbytes:,}".rjust(22) + f"  in all ({format_bytes(plan.nbytes)})")
+    click.echo(f"memory: about {format_bytes(plan.peak_memory_bytes)} at most; nothing was written")
+
+
+def _print_result(result: ExportResult, *, as_json: bool) -> None:
+    from gemma_export.progress import format_bytes
+
+    plan, folder = result.plan, result.folder
+    if as_json:
+        content = {
+            "output": str(plan.output),
+            "variant": plan.variant.name if plan.variant else None,
+            "precision": plan.precision.name,
+            "target": plan.target.name,
+            "graphs": [graph.file for graph in plan.graphs],
+            "bytes": folder.nbytes,
+            "seconds": {stage: round(value, 3) for stage, value in result.seconds.items()},
+        }
+        click.echo(json.dumps(content, indent=2))
+        return
+    stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in result.seconds.items())
+    click.echo(f"wrote {plan.output}: {format_bytes(folder.nbytes)} ({stages})")
+    prompt = "def fibonacci(n):" if plan.facts.variant == "tiny" else "Your prompt"
+    click.echo(f'next: gemma-run {plan.output} "{prompt}"')

@@ -1,0 +1,45 @@
+"""What a consumer file provides."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gemma_export.config import DecoderSpec
+
+__all__ = ["Consumer", "FolderFacts"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FolderFacts:
+    """What a consumer file may say about the export."""
+
+    title: str
+    variant: str | None
+    # Hub repository of the weights, if they come from one
+    repository: str | None
+    # "the built-in model", "local checkpoint NAME", "synthetic weights, seed N"
+    source: str
+    license_url: str
+    spec: DecoderSpec
+    # the checkpoint's config.json and generation_config.json, parsed
+    config: Mapping[str, Any]
+    generation_config: Mapping[str, Any] | None
+    # files of the checkpoint that describe its tokenizer, by name
+    tokenizer_files: Mapping[str, Path]
+    target: str
+    precision: str
+    providers: tuple[str, ...]
+    # path -> (role, what its logits cover)
+    graphs: Mapping[str, tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Consumer:
+    """One reader of the folder: the files it needs."""
+
+    name: str
+    # facts -> path inside the folder -> content, or the file to copy
+    files: Callable[[FolderFacts], dict[str, bytes | Path]]

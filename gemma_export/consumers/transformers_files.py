@@ -1,0 +1,33 @@
+"""config.json, generation_config.json and tokenizer files, as transformers-style loaders expect them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gemma_export.consumers.consumer import Consumer, FolderFacts
+
+__all__ = ["TRANSFORMERS_FILES"]
+
+
+def _files(facts: FolderFacts) -> dict[str, bytes | Path]:
+    spec = facts.spec
+    # the rotary tables of the graph are as long as this says
+    config = {**facts.config, "max_position_embeddings": spec.max_position_embeddings}
+    generation: dict[str, Any] = dict(facts.generation_config or {})
+    generation.setdefault("bos_token_id", spec.bos_token_id)
+    generation.setdefault("eos_token_id", list(spec.eos_token_ids))
+    generation.setdefault("pad_token_id", spec.pad_token_id)
+    return {
+        "config.json": _json(config),
+        "generation_config.json": _json(generation),
+        **facts.tokenizer_files,
+    }
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+TRANSFORMERS_FILES = Consumer(name="transformers", files=_files)

@@ -1,0 +1,34 @@
+"""Architectures, one file each. `FAMILIES` is the registry: to add one, add a file and a line here.
+
+A family file is torch-free when imported (plans and `--dry-run` read it); it composes torch modules only in `build`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gemma_export.errors import ConfigError
+from gemma_export.families.family import Family
+from gemma_export.families.gemma import GEMMA
+
+__all__ = ["FAMILIES", "Family", "family_of"]
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (GEMMA,)}
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family whose `model_type` a config.json names.
+
+    Raises:
+        ConfigError: the key is missing, or no family reads this architecture.
+    """
+    model_type = config.get("model_type")
+    for family in FAMILIES.values():
+        if model_type == family.model_type:
+            return family
+    known = ", ".join(sorted(family.model_type for family in FAMILIES.values()))
+    raise ConfigError(
+        f"config.json: unsupported architecture: model_type is {model_type!r}, expected one of: {known}",
+        hint="Export a checkpoint of a supported family; `gemma-export variants` lists them.",
+    )

@@ -1,0 +1,21 @@
+"""Graph rewrites, one file each. Each consumes semantic nodes by identity and states what must be gone afterwards."""
+
+from __future__ import annotations
+
+from gemma_export.passes.align_rows import AlignRows
+from gemma_export.passes.fuse_attention import FuseGroupQueryAttention
+from gemma_export.passes.fuse_norms import FuseNorms
+from gemma_export.passes.lower_embedding import LowerEmbedding
+from gemma_export.passes.lower_geglu import LowerGeGLU
+from gemma_export.passes.lower_linear import LowerLinear
+from gemma_export.passes.select_logits import SelectLogits
+
+__all__ = [
+    "AlignRows",
+    "FuseGroupQueryAttention",
+    "FuseNorms",
+    "LowerEmbedding",
+    "LowerGeGLU",
+    "LowerLinear",
+    "SelectLogits",
+]

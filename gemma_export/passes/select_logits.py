@@ -1,0 +1,99 @@
+"""LastTokens becomes a gather from aligned rows; the pass that makes one graph's twins differ."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from gemma_export.passes.align_rows import FIRST, QUERY_LENGTHS, SEQUENCE
+from gemma_export.passes.semantic_nodes import (
+    attributes_of,
+    drop_unused_initializers,
+    insert_before,
+    int64_constant,
+    nodes_of,
+    output_like,
+    replace,
+    require_none,
+    value_named,
+)
+
+__all__ = ["SelectLogits"]
+
+_NAME = "SelectLogits"
+
+
+class SelectLogits(ir.passes.InPlacePass):
+    """Chooses the positions that get logits.
+
+    Before: LastTokens(hidden, mask, keep)
+    After, keep = 1: GatherND(hidden, Q - 1), the last real token of each row
+    After, keep = n: GatherND(hidden, Q - m + [0 .. m-1]) with m = min(n, S), right-aligned, clamped at 0
+    After, keep = 0: GatherND(hidden, (range(S) - first + S) mod S), every position, rolled back to its column
+
+    Args:
+        keep: positions per row; 0 means all.
+
+    Precondition: `AlignRows` ran, so row b's Q real tokens are hidden[b, :Q].
+    Source: https://onnx.ai/onnx/operators/onnx__GatherND.html (batch_dims = 1).
+    """
+
+    def __init__(self, keep: int) -> None:
+        super().__init__()
+        self.keep = keep
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrites the LastTokens node and declares the logits' shape."""
+        nodes = nodes_of(model, "LastTokens")
+        for node in nodes:
+            attributes_of(node, {"keep": 0}, _NAME)
+            self._lower(model.graph, node)
+        if nodes:
+            logits = next(value for value in model.graph.outputs if value.name == "logits")
+            assert logits.shape is not None
+            logits.shape = ir.Shape(["batch_size", self._positions(), logits.shape[2]])
+        drop_unused_initializers(model.graph)
+        return ir.passes.PassResult(model, modified=bool(nodes))
+
+    def ensures(self, model: ir.Model) -> None:
+        """No LastTokens node is left."""
+        require_none(model, "LastTokens", _NAME)
+
+    def _positions(self) -> int | str:
+        return {0: "sequence_length", 1: 1}.get(self.keep, "logits_length")
+
+    def _lower(self, graph: ir.Graph, node: ir.Node) -> None:
+        tape = ir.tape.Tape()
+        index = self._index(graph, tape)
+        axis_2 = int64_constant(graph, "constant.[2]", [2])
+        hidden = node.inputs[0]
+        assert hidden is not None
+        assert hidden.shape is not None
+        selected = tape.op(
+            "GatherND",
+            [hidden, tape.op("Unsqueeze", [index, axis_2])],
+            {"batch_dims": 1},
+            output=output_like(node.outputs[0]),
+        )
+        selected.shape = ir.Shape(["batch_size", self._positions(), hidden.shape[2]])
+        insert_before(graph, node, tape, "logits_positions")
+        replace(graph, node, [], [selected])
+
+    def _index(self, graph: ir.Graph, tape: ir.tape.Tape) -> ir.Value:
+        """int64 [batch_size, positions]: rows of the aligned hidden states."""
+        zero = int64_constant(graph, "constant.0", 0)
+        one = int64_constant(graph, "constant.1", 1)
+        axis_0 = int64_constant(graph, "constant.[0]", [0])
+        sequence, lengths = value_named(graph, SEQUENCE), value_named(graph, QUERY_LENGTHS)
+        if self.keep == 0:
+            positions = tape.op("Range", [zero, tape.op("Squeeze", [sequence, axis_0]), one])
+            behind = tape.op("Sub", [positions, value_named(graph, FIRST)])
+            return tape.op("Mod", [tape.op("Add", [behind, sequence]), sequence])
+        if self.keep == 1:
+            last = tape.op("Sub", [lengths, one])
+        else:
+            wanted = int64_constant(graph, "logits_positions.keep", [self.keep])
+            count = tape.op("Min", [wanted, sequence])
+            offsets = tape.op("Range", [zero, tape.op("Squeeze", [count, axis_0]), one])
+            last = tape.op("Add", [tape.op("Sub", [lengths, count]), offsets])
+        # an idle row of a chunked batch has Q = 0
+        return tape.op("Max", [last, zero])

@@ -1,0 +1,163 @@
+"""Finding, checking and replacing semantic nodes: what every pass needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from gemma_export.errors import PassError
+from gemma_export.weights import Weight, WeightTensor
+
+__all__ = [
+    "DOMAIN",
+    "attributes_of",
+    "drop_unused_initializers",
+    "insert_before",
+    "int64_constant",
+    "nodes_of",
+    "output_like",
+    "refuse",
+    "replace",
+    "require_none",
+    "value_named",
+    "weight_of",
+    "weight_value",
+]
+
+# the semantic operators' domain (gemma_export.ops.semantic.DOMAIN, repeated because passes read graphs, not torch)
+DOMAIN = "gemma"
+
+Scalar = int | float | str
+
+
+def nodes_of(model: ir.Model, op_type: str, domain: str = DOMAIN) -> list[ir.Node]:
+    """The main graph's nodes of one operator, in order."""
+    return [node for node in model.graph if node.domain == domain and node.op_type == op_type]
+
+
+def require_none(model: ir.Model, op_type: str, pass_name: str) -> None:
+    """Raises PassError if a semantic node of this type is left."""
+    left = nodes_of(model, op_type)
+    if left:
+        raise PassError(
+            f"{pass_name}: {len(left)} {op_type} nodes left, first {left[0].name}", hint="Report this with --debug."
+        )
+
+
+def refuse(node: ir.Node, pass_name: str, reason: str) -> PassError:
+    """The error for a node that a pass must not rewrite."""
+    return PassError(
+        f"{pass_name} refuses {node.name} ({node.op_type}): {reason}",
+        hint="This target cannot express the node; rewriting it would give wrong numbers. Report this with --debug.",
+    )
+
+
+def attributes_of(node: ir.Node, expected: Mapping[str, Scalar | None], pass_name: str) -> dict[str, Scalar]:
+    """Every attribute of a node; an attribute that the pass does not know is refused.
+
+    Args:
+        node: a semantic node.
+        expected: attribute name -> its default, or None where it must be present.
+        pass_name: for the error.
+    """
+    unknown = sorted(set(node.attributes) - set(expected))
+    if unknown:
+        raise refuse(node, pass_name, f"unknown attribute {unknown[0]} = {node.attributes[unknown[0]].value!r}")
+    found: dict[str, Scalar] = {}
+    for name, default in expected.items():
+        attribute = node.attributes.get(name)
+        value = default if attribute is None else attribute.value
+        if value is None:
+            raise refuse(node, pass_name, f"attribute {name} is missing")
+        found[name] = value
+    return found
+
+
+def weight_of(value: ir.Value | None, node: ir.Node, pass_name: str) -> Weight:
+    """The lazy expression behind a weight input."""
+    if value is None or not isinstance(value.const_value, WeightTensor):
+        raise refuse(node, pass_name, f"input {value.name if value else None} is not a bound weight")
+    return value.const_value.weight
+
+
+def weight_value(graph: ir.Graph, name: str, weight: Weight, dtype: ir.DataType) -> ir.Value:
+    """A new initializer over a lazy expression, or the existing one of that name."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(weight.shape),
+        type=ir.TensorType(dtype),
+        const_value=WeightTensor(weight, name),
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def int64_constant(graph: ir.Graph, name: str, values: int | Sequence[int]) -> ir.Value:
+    """A small int64 initializer (a scalar for an int, a vector for a sequence), one per name."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    array = np.asarray(values, dtype=np.int64)
+    value = ir.Value(
+        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.INT64), const_value=ir.tensor(array)
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def output_like(value: ir.Value) -> ir.Value:
+    """A fresh value with the same name, shape and type, to stand where `value` stood."""
+    return ir.Value(name=value.name, shape=value.shape, type=value.type)
+
+
+def replace(graph: ir.Graph, node: ir.Node, new_nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> None:
+    """Puts `new_nodes` where `node` was; `outputs` take over its outputs, names and uses included."""
+    for old, new in zip(node.outputs, outputs, strict=True):
+        new.name = old.name
+        new.shape = new.shape or old.shape
+        new.type = new.type or old.type
+    graph.insert_before(node, new_nodes)
+    ir.convenience.replace_all_uses_with(list(node.outputs), list(outputs), replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def insert_before(graph: ir.Graph, anchor: ir.Node, tape: ir.tape.Tape, prefix: str) -> None:
+    """Inserts a tape's nodes before `anchor`, naming unnamed values and nodes `{prefix}.{operator}_{n}`.
+
+    Untyped values are the index arithmetic of the passes: int64, or bool where compared.
+    """
+    for number, node in enumerate(tape.nodes):
+        node.name = node.name or f"{prefix}.{node.op_type}_{number}"
+        for value in node.outputs:
+            value.name = value.name or node.name
+            if value.type is None:
+                value.type = ir.TensorType(ir.DataType.BOOL if node.op_type == "Equal" else ir.DataType.INT64)
+    graph.insert_before(anchor, list(tape.nodes))
+
+
+def value_named(graph: ir.Graph, name: str) -> ir.Value:
+    """The value of a node or input by name.
+
+    Raises:
+        PassError: there is none; a pass ran out of order.
+    """
+    for value in _values(graph):
+        if value.name == name:
+            return value
+    raise PassError(f"no value called {name!r} in the graph", hint="A pass ran out of order. Report this with --debug.")
+
+
+def drop_unused_initializers(graph: ir.Graph) -> None:
+    """Removes initializers that no node reads any more."""
+    outputs = {id(value) for value in graph.outputs}
+    for name in [n for n, value in graph.initializers.items() if not value.uses() and id(value) not in outputs]:
+        del graph.initializers[name]
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs

@@ -1,0 +1,124 @@
+"""onnxruntime's CPU and CUDA providers: one graph structure with contrib operators.
+
+Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md and .../OperatorKernels.md.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from gemma_export.config import DecoderSpec
+from gemma_export.errors import PassError
+from gemma_export.targets.target import Target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["ORT"]
+
+_OPSET = 21
+_PROVIDERS = {"float32": ("cpu",), "float16": ("cpu", "cuda")}
+
+
+def _lower(model: ir.Model) -> None:
+    """Every semantic node but LastTokens becomes a kernel of onnxruntime."""
+    import onnx_ir as ir
+
+    from gemma_export import passes
+
+    ir.passes.Sequential(
+        passes.AlignRows(),
+        passes.FuseGroupQueryAttention(),
+        passes.FuseNorms(),
+        passes.LowerGeGLU(),
+        passes.LowerLinear(),
+        passes.LowerEmbedding(),
+    )(model)
+
+
+def _finish(model: ir.Model, keep: int) -> None:
+    """Chooses the logits' positions; nothing semantic is left, so neither are the function bodies."""
+    from gemma_export import passes
+
+    passes.SelectLogits(keep)(model)
+    model.functions.clear()
+    model.graph.opset_imports.clear()
+    model.graph.opset_imports.update({"": _OPSET, "com.microsoft": 1})
+
+
+def _check(model: ir.Model, spec: DecoderSpec, activation_dtype: str) -> None:
+    layers = spec.num_hidden_layers
+    found = Counter(node.op_type for node in model.graph)
+    expected = {
+        "GroupQueryAttention": layers,
+        "SkipSimplifiedLayerNormalization": 2 * layers,
+        "SimplifiedLayerNormalization": 1,
+        "Gelu": layers,
+        # packed query-key-value, output, gate, up, down
+        "MatMul": 5 * layers,
+        "Gemm": 1,
+    }
+    for op_type, count in expected.items():
+        if found[op_type] != count:
+            raise PassError(
+                f"target ort: expected {count} {op_type} nodes for {layers} layers, found {found[op_type]}",
+                hint="A required fusion did not happen. Report this with --debug.",
+            )
+    _check_kernels(model, activation_dtype)
+
+
+def _check_kernels(model: ir.Model, activation_dtype: str) -> None:
+    from gemma_export.targets.ort_support import supported
+
+    for node in model.graph:
+        dtype = _main_dtype(node)
+        for provider in _PROVIDERS[activation_dtype]:
+            if not supported(provider, node.domain, node.op_type, dtype):
+                raise PassError(
+                    f"target ort: the {provider} provider has no kernel for {node.op_type} ({dtype}) of {node.name}",
+                    hint="The allow-list in targets/ort_support.py cites the kernels. Report this with --debug.",
+                )
+
+
+def _main_dtype(node: ir.Node) -> str:
+    """The data type that selects a node's kernel: the first typed input's, else the first output's."""
+    for value in (*node.inputs, *node.outputs):
+        if value is not None and value.dtype is not None:
+            return value.dtype.name.lower().replace("float", "float32") if value.dtype.name == "FLOAT" else (
+                value.dtype.name.lower()
+            )
+    raise PassError(f"target ort: {node.name} has no typed input or output", hint="Report this with --debug.")
+
+
+def _stored_tensors(
+    shapes: Mapping[str, tuple[int, ...]], spec: DecoderSpec
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """The data file's tensors: projections packed, norms as gains, rotary tables added.
+
+    A transposed weight has as many bytes as the stored one, so shapes need not be swapped here.
+    """
+    stored: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        if name.endswith((".k_proj.weight", ".v_proj.weight")):
+            continue
+        if name.endswith(".q_proj.weight"):
+            rows = sum(shapes[name.replace(".q_proj.", f".{part}_proj.")][0] for part in "qkv")
+            stored[name.replace(".q_proj.", ".qkv_proj.")] = (rows, shape[1])
+        else:
+            stored[name] = shape
+    table = (spec.max_position_embeddings, spec.head_dim // 2)
+    return (*stored.items(), ("cos_cache", table), ("sin_cache", table))
+
+
+ORT = Target(
+    name="ort",
+    opset=_OPSET,
+    cache_layout="compacted",
+    providers=_PROVIDERS,
+    lower=_lower,
+    finish=_finish,
+    check=_check,
+    stored_tensors=_stored_tensors,
+)

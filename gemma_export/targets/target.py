@@ -1,0 +1,37 @@
+"""What a target file provides."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from gemma_export.config import DecoderSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["Target"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """Which passes, which operators, which data types, in which order."""
+
+    name: str
+    opset: int
+    # "compacted": row b of present holds its real tokens at [0, T_b); "columns": it keeps the mask's columns
+    cache_layout: str
+    # activation dtype -> the execution providers that run it
+    providers: Mapping[str, tuple[str, ...]]
+    # semantic graph -> the target's graph, in place, with LastTokens still semantic
+    lower: Callable[[ir.Model], None]
+    # chooses the positions that get logits (0 means all) and finishes one twin, in place
+    finish: Callable[[ir.Model, int], None]
+    # raises unless the finished graph holds the fusions that the specification demands and only operators
+    # that the given providers run in the given activation dtype
+    check: Callable[[ir.Model, DecoderSpec, str], None]
+    # (checkpoint tensors and shapes, specification) -> (name, shape) of every tensor of the data file, in its order
+    stored_tensors: Callable[
+        [Mapping[str, tuple[int, ...]], DecoderSpec], tuple[tuple[str, tuple[int, ...]], ...]
+    ]

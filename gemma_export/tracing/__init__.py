@@ -1,0 +1,8 @@
+"""From a torch decoder on fake tensors to a readable graph of semantic nodes."""
+
+from __future__ import annotations
+
+from gemma_export.tracing.binding import bind_weights
+from gemma_export.tracing.trace import trace_decoder
+
+__all__ = ["bind_weights", "trace_decoder"]
