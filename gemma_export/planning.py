@@ -29,7 +29,7 @@ _MANIFEST_BYTES_PER_LAYER, _MANIFEST_BYTES = 2_048, 16_384
 # Peak resident memory beside the weights that are in flight: interpreter, torch, onnx and the traced graph, measured.
 _RESIDENT_BYTES, _RESIDENT_BYTES_PER_LAYER = 520 << 20, 3 << 20
 # no rotary table may be longer than this many positions
-_LONGEST_CONTEXT = 1 << 20
+_LONGEST_CONTEXT = 1 << 17
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

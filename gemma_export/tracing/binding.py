@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import torch
 
-from gemma_export.checkpoint import TensorSource
+from gemma_export.tensors import TensorSource
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import TracingError
 from gemma_export.families import Family

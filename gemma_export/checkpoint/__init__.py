@@ -1,0 +1,29 @@
+"""Where weights come from: local safetensors, or a synthetic generator. Torch-free and never pickle."""
+
+from __future__ import annotations
+
+from gemma_export.checkpoint.check import check_tensors
+from gemma_export.checkpoint.checkpoint import (
+    BUILTIN_DIRECTORY,
+    Checkpoint,
+    builtin_checkpoint,
+    open_checkpoint,
+    synthetic_checkpoint,
+)
+from gemma_export.checkpoint.hashing import HashedFile, hash_files
+from gemma_export.checkpoint.safetensors_source import SafetensorsSource
+from gemma_export.checkpoint.synthetic import GENERATOR_VERSION, SyntheticSource
+
+__all__ = [
+    "BUILTIN_DIRECTORY",
+    "GENERATOR_VERSION",
+    "Checkpoint",
+    "HashedFile",
+    "SafetensorsSource",
+    "SyntheticSource",
+    "builtin_checkpoint",
+    "check_tensors",
+    "hash_files",
+    "open_checkpoint",
+    "synthetic_checkpoint",
+]

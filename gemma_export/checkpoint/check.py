@@ -1,0 +1,81 @@
+"""Names, shapes and types of a checkpoint's tensors, both ways, before anything is written. Torch-free."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from gemma_export.errors import CheckpointError
+from gemma_export.tensors import DTYPE_BYTES, TensorSource
+
+__all__ = ["check_tensors"]
+
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# a buffer that old releases of transformers saved; the reference computes it from the configuration
+_RECOMPUTED = ".rotary_emb.inv_freq"
+_COMPARE_BYTES = 4 << 20
+
+
+def check_tensors(source: TensorSource, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Holds a source against the architecture's tensors.
+
+    Args:
+        source: the checkpoint's tensors.
+        expected: tensor name -> shape, from the configuration.
+
+    Raises:
+        CheckpointError: names the tensors that are missing, unexpected, of another shape or of an unusable type.
+    """
+    found = source.tensors
+    extra = {name for name in found if name not in expected and not name.endswith(_RECOMPUTED)}
+    if _HEAD in extra and _EMBEDDING in found:
+        _check_tied_head(source)
+        extra.remove(_HEAD)
+    missing = [name for name in expected if name not in found]
+    if missing or extra:
+        raise _names_differ(missing, sorted(extra), len(expected))
+    for name, shape in expected.items():
+        tensor = found[name]
+        if tensor.shape != shape:
+            raise CheckpointError(
+                f"tensor {name}: expected shape {list(shape)} from config.json, found {list(tensor.shape)}",
+                hint="config.json and the weights are of different models, or of different sizes.",
+            )
+        if tensor.dtype not in DTYPE_BYTES:
+            raise CheckpointError(
+                f"tensor {name}: expected {', '.join(DTYPE_BYTES)}, found {tensor.dtype}",
+                hint="This is a quantised checkpoint: export the one it was made from.",
+            )
+
+
+def _names_differ(missing: list[str], extra: list[str], count: int) -> CheckpointError:
+    parts = []
+    if missing:
+        near = difflib.get_close_matches(missing[0], extra, n=1, cutoff=0.6)
+        parts.append(f"{len(missing)} of {count} missing, first {missing[0]}" + (f" (found {near[0]})" if near else ""))
+    if extra:
+        parts.append(f"{len(extra)} unexpected, first {extra[0][:120]}")
+    adapter = any("lora_" in name for name in extra)
+    return CheckpointError(
+        f"the checkpoint's tensors are not those of config.json: {'; '.join(parts)}",
+        hint="Merge the adapter into the model first." if adapter else "config.json and weights must be of one model.",
+    )
+
+
+def _check_tied_head(source: TensorSource) -> None:
+    """A head saved beside a tied embedding must be the embedding: the reference would ignore it."""
+    head, table = source.tensors[_HEAD], source.tensors[_EMBEDDING]
+    same = head == table and head.dtype in DTYPE_BYTES
+    position = 0
+    while same and position < head.nbytes:
+        size = min(_COMPARE_BYTES, head.nbytes - position)
+        first, second = bytearray(size), bytearray(size)
+        source.read_into(_HEAD, position, memoryview(first))
+        source.read_into(_EMBEDDING, position, memoryview(second))
+        same = first == second
+        position += size
+    if not same:
+        raise CheckpointError(
+            f"config.json ties the head to the embedding, but {_HEAD} differs from {_EMBEDDING}",
+            hint='If the head was trained apart, set "tie_word_embeddings": false in config.json.',
+        )

@@ -1,0 +1,107 @@
+"""A checkpoint: its configuration, tokenizer files and lazily read tensors. Torch-free."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gemma_export.checkpoint.json_file import read_json
+from gemma_export.checkpoint.safetensors_source import SafetensorsSource, weight_files
+from gemma_export.checkpoint.synthetic import SyntheticSource
+from gemma_export.errors import ConfigError, MissingResourceError
+from gemma_export.tensors import TensorSource
+
+__all__ = ["BUILTIN_DIRECTORY", "Checkpoint", "builtin_checkpoint", "open_checkpoint", "synthetic_checkpoint"]
+
+# the trained tiny model, package data
+BUILTIN_DIRECTORY = Path(__file__).parent / "tiny"
+
+_CONFIG, _GENERATION_CONFIG = "config.json", "generation_config.json"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What an export starts from."""
+
+    # config.json, parsed
+    config: Mapping[str, Any]
+    # None until synthetic weights are made for the shapes that the configuration implies
+    source: TensorSource | None
+    # base name of its folder
+    name: str | None = None
+    builtin: bool = False
+    generation_config: Mapping[str, Any] | None = None
+    # base name -> file
+    tokenizer_files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    # every file that decides the export, for the manifest's hashes
+    files: tuple[Path, ...] = ()
+    # of synthetic weights
+    seed: int | None = None
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether text can be tokenized: tokenizer.json or tokenizer.model is there."""
+        return not {"tokenizer.json", "tokenizer.model"}.isdisjoint(self.tokenizer_files)
+
+
+def open_checkpoint(directory: Path, *, weights: bool = True) -> Checkpoint:
+    """Opens a local checkpoint; headers are read and checked, tensor data is not.
+
+    Args:
+        directory: holds config.json, safetensors and tokenizer files.
+        weights: False leaves the weights alone (synthetic ones will take their place).
+
+    Raises:
+        MissingResourceError: the folder, its config.json or its weights are not there.
+        ConfigError, CheckpointError: they are broken.
+    """
+    if not directory.is_dir():
+        what = "is not a folder" if directory.exists() else "does not exist"
+        raise MissingResourceError(
+            f"checkpoint {directory} {what}", hint="Give the folder that holds config.json and the safetensors files."
+        )
+    if not (directory / _CONFIG).is_file():
+        raise MissingResourceError(
+            f"checkpoint {directory} has no {_CONFIG}",
+            hint="Give the folder that holds config.json and the safetensors files.",
+        )
+    config = read_json(directory / _CONFIG)
+    generation = directory / _GENERATION_CONFIG
+    tokenizer = {name: directory / name for name in _TOKENIZER_FILES if (directory / name).is_file()}
+    for name, path in tokenizer.items():
+        if path.stat().st_size == 0:
+            raise ConfigError(f"{name} is empty", hint="Fetch the tokenizer files again.")
+    files = [directory / _CONFIG, *([generation] if generation.is_file() else []), *tokenizer.values()]
+    source = None
+    if weights:
+        shards, index = weight_files(directory)
+        source = SafetensorsSource(shards, index)
+        files += shards
+    return Checkpoint(
+        config=config,
+        source=source,
+        name=directory.resolve().name,
+        generation_config=read_json(generation) if generation.is_file() else None,
+        tokenizer_files=tokenizer,
+        files=tuple(files),
+    )
+
+
+def builtin_checkpoint(*, weights: bool = True) -> Checkpoint:
+    """The built-in tiny model."""
+    return dataclasses.replace(open_checkpoint(BUILTIN_DIRECTORY, weights=weights), builtin=True)
+
+
+def synthetic_checkpoint(checkpoint: Checkpoint, tensors: Mapping[str, tuple[int, ...]], *, seed: int) -> Checkpoint:
+    """The same checkpoint with synthetic weights of these shapes."""
+    return dataclasses.replace(checkpoint, source=SyntheticSource(tensors, seed), seed=seed)

@@ -1,0 +1,172 @@
+"""One graph on one execution provider, with the decoder state bound in place."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gemma_runtime.errors import MissingPackageError, ProviderError
+from gemma_runtime.manifest import Graph, Manifest
+
+__all__ = ["PROVIDERS", "DecoderSession"]
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "directml": "DmlExecutionProvider"}
+_DEVICES = {"cpu": "cpu", "cuda": "cuda", "directml": "dml"}
+_NUMPY = {"float32": np.float32, "float16": np.float16}
+_INSTALL = {
+    "cpu": 'pip install "gemma-export[cpu]"',
+    "cuda": 'pip uninstall onnxruntime, then pip install "gemma-export[cuda]"',
+    "directml": 'pip uninstall onnxruntime, then pip install "gemma-export[directml]" (Windows)',
+}
+
+
+class DecoderSession:
+    """Runs decoder steps of one row.
+
+    Every state tensor is one buffer of `capacity` positions, bound as past and as present: the kernel writes new
+    keys and values in place and nothing is copied between steps.
+
+    Args:
+        directory: the exported folder, structure checked.
+        manifest: its manifest.
+        graph: which of its graphs.
+        provider: "cpu", "cuda" or "directml".
+        threads: of the CPU provider; None leaves the choice to onnxruntime.
+
+    Raises:
+        ProviderError: the provider or the onnxruntime release cannot run this folder; never a silent fallback.
+        MissingPackageError: no onnxruntime.
+    """
+
+    def __init__(
+        self, directory: Path, manifest: Manifest, graph: Graph, *, provider: str, threads: int | None = None
+    ) -> None:
+        self._graph = graph
+        self._device = _DEVICES[provider]
+        self._onnxruntime = _import_onnxruntime(provider)
+        _check_provider(self._onnxruntime, manifest, provider)
+        self._session = _open(self._onnxruntime, directory, graph, provider, threads)
+        self._dtype = _NUMPY[manifest.precision.activation_dtype]
+        self._vocab_size = manifest.vocab_size
+        self._position = self._capacity = 0
+        self._mask = np.ones((1, 0), np.int64)
+
+    def reset(self, capacity: int) -> None:
+        """Starts a new sequence of at most `capacity` tokens."""
+        binding = self._session.io_binding()
+        for state in self._graph.state:
+            shape = [{"batch_size": 1}.get(str(dim), dim if isinstance(dim, int) else capacity) for dim in state.shape]
+            for past, present in zip(state.past, state.present, strict=True):
+                # zeros: a kernel may read a whole block of a buffer, and 0 * NaN is NaN
+                buffer = self._onnxruntime.OrtValue.ortvalue_from_numpy(
+                    np.zeros(shape, _NUMPY[state.dtype]), self._device, 0
+                )
+                binding.bind_ortvalue_input(past, buffer)
+                binding.bind_ortvalue_output(present, buffer)
+        logits = np.zeros((1, 1, self._vocab_size), self._dtype)
+        self._logits = self._onnxruntime.OrtValue.ortvalue_from_numpy(logits, "cpu", 0)
+        binding.bind_ortvalue_output("logits", self._logits)
+        self._binding = binding
+        self._position, self._capacity = 0, capacity
+        self._mask = np.ones((1, capacity), np.int64)
+
+    def step(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Appends tokens to the sequence.
+
+        Args:
+            ids: the tokens of a prompt, of a part of it, or one decoded token.
+
+        Returns:
+            float32 [vocab_size]: the logits after the last of them.
+        """
+        total = self._position + len(ids)
+        assert total <= self._capacity
+        self._binding.bind_cpu_input("input_ids", np.asarray([ids], np.int64))
+        self._binding.bind_cpu_input("attention_mask", np.ascontiguousarray(self._mask[:, :total]))
+        self._session.run_with_iobinding(self._binding)
+        self._position = total
+        logits: npt.NDArray[np.float32] = self._logits.numpy()[0, 0].astype(np.float32)
+        return logits
+
+
+def _import_onnxruntime(provider: str) -> Any:
+    # telemetry is on by default since 1.29 and reads this only while it is imported
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingPackageError(f"onnxruntime is not installed: {error}", hint=_INSTALL[provider]) from error
+    return onnxruntime
+
+
+def _check_provider(onnxruntime: Any, manifest: Manifest, provider: str) -> None:
+    if provider not in manifest.providers:
+        raise ProviderError(
+            f"this folder ({manifest.target}, {manifest.precision.name}) runs on {', '.join(manifest.providers)}, "
+            f"not on {provider}",
+            hint=f"Choose --provider {manifest.providers[0]}, or export with a precision that runs on {provider}.",
+        )
+    if _release(onnxruntime.__version__) < _release(manifest.min_onnxruntime):
+        raise ProviderError(
+            f"this folder needs onnxruntime {manifest.min_onnxruntime} or later, found {onnxruntime.__version__}",
+            hint="pip install --upgrade the onnxruntime package that is installed.",
+        )
+    if PROVIDERS[provider] not in onnxruntime.get_available_providers():
+        raise ProviderError(
+            f"the installed onnxruntime {onnxruntime.__version__} has no {provider} provider, found "
+            f"{', '.join(onnxruntime.get_available_providers())}",
+            hint=_INSTALL[provider],
+        )
+
+
+def _open(onnxruntime: Any, directory: Path, graph: Graph, provider: str, threads: int | None) -> Any:
+    options = onnxruntime.SessionOptions()
+    # warnings of the graph optimiser are not for users; errors become exceptions
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if provider == "cuda":
+        # finds the CUDA and cuDNN libraries that pip installed
+        getattr(onnxruntime, "preload_dlls", lambda: None)()
+    wanted = PROVIDERS[provider]
+    try:
+        session = onnxruntime.InferenceSession(str(directory / graph.file), options, providers=[wanted])
+    except Exception as error:
+        # onnxruntime's exceptions share no base class of their own
+        reason = str(error).splitlines()[0]
+        raise ProviderError(
+            f"onnxruntime {onnxruntime.__version__} cannot load {graph.file} on {provider}: {reason}",
+            hint="`gemma-export verify` checks the folder; a newer onnxruntime may know its operators.",
+        ) from error
+    if session.get_providers()[0] != wanted:
+        raise ProviderError(
+            f"onnxruntime could not start the {provider} provider and fell back to {session.get_providers()[0]}",
+            hint="Check the driver and the CUDA and cuDNN libraries, or choose --provider cpu.",
+        )
+    return session
+
+
+def _release(version: str) -> tuple[int, ...]:
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in numbers[0].split(".")) if numbers else ()
+
+
+def onnxruntime_packages() -> list[str]:
+    """Installed distributions that own the import name onnxruntime; more than one break each other."""
+    names = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml")
+    return [name for name in names if _installed(name)]
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
