@@ -45,7 +45,7 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "fi
 @click.option(
     "--logits", default="last", show_default=True, metavar="last|all|N", help="Positions that get logits."
 )
-@click.option("--context", type=int, metavar="N", help="Tokens of context. Default: the model's own.")
+@click.option("--context", "context_length", type=int, metavar="N", help="Tokens of context. Default: the model's own.")
 @click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Default: ./gemma-VARIANT-PRECISION.")
 @click.option("--force", is_flag=True, help="Replace an existing export once the new one is complete.")
 @click.option("--dry-run", is_flag=True, help="Print every file with its size and the memory needed; write nothing.")
@@ -77,7 +77,7 @@ def cli(context: click.Context, **options: Any) -> None:
     from gemma_export.pipeline import export
     from gemma_export.progress import make_progress
 
-    result = export(request, make_progress(sys.stderr), on_plan=_announce)
+    result = export(request, make_progress(sys.stderr, quiet=options["as_json"]), on_plan=_announce)
     _print_result(result, as_json=options["as_json"])
 
 
@@ -92,16 +92,14 @@ def variants(options: dict[str, Any], as_json: bool) -> None:
     if as_json or options["as_json"]:
         click.echo(json.dumps(rows, indent=2))
         return
-    widths = {key: max(len(str(row[key])) for row in rows) for key in ("variant", "parameters", "fp16", "prompt")}
-    click.echo(
-        f"{'variant':{widths['variant']}}  {'params':>{widths['parameters']}}  {'fp16':>{widths['fp16']}}  "
-        f"{'prompt':{widths['prompt']}}  licence"
-    )
+    from gemma_export.progress import format_bytes
+
+    click.echo(f"{'variant':20}{'parameters':>12}{'fp16':>10}  {'prompt':12}licence")
     for row in rows:
-        click.echo(
-            f"{row['variant']:{widths['variant']}}  {row['parameters']:>{widths['parameters']}}  "
-            f"{row['fp16']:>{widths['fp16']}}  {row['prompt']:{widths['prompt']}}  {row['license_url']}"
-        )
+        millions = f"{row['parameters'] / 1e6:,.0f} M"
+        size = format_bytes(row["fp16_bytes"])
+        click.echo(f"{row['variant']:20}{millions:>12}{size:>10}  {row['prompt']:12}{row['license_url']}")
+    click.echo("next: gemma-export --variant tiny")
 
 
 @cli.command()
@@ -114,11 +112,21 @@ def verify(options: dict[str, Any], directory: Path, as_json: bool) -> None:
     from gemma_export.artifact import verify_folder
     from gemma_export.progress import make_progress
 
-    report = verify_folder(directory, make_progress(sys.stderr))
-    if as_json or options["as_json"]:
-        click.echo(json.dumps({"ok": True, "directory": str(directory), "files": report.files, "bytes": report.nbytes}))
+    quiet = as_json or options["as_json"]
+    report = verify_folder(directory, make_progress(sys.stderr, quiet=quiet))
+    if quiet:
+        content = {
+            "ok": True,
+            "directory": str(directory),
+            "files": len(report.manifest.files),
+            "bytes": report.total_bytes,
+            "extra_files": report.extra_files,
+        }
+        click.echo(json.dumps(content))
         return
-    click.echo(f"{directory}: {report.files} files, {report.nbytes:,} bytes, all as the manifest says")
+    for name in report.extra_files:
+        click.echo(f"note: {name} is not part of the export", err=True)
+    click.echo(f"{directory}: {len(report.manifest.files)} files, {report.total_bytes:,} bytes, all as the manifest says")
     click.echo(f"next: gemma-run {directory} \"Your prompt\"")
 
 
@@ -176,7 +184,7 @@ def _request(options: dict[str, Any]) -> ExportRequest:
         precision="fp16" if options["fp16"] else "fp32",
         target=options["target"],
         logits=options["logits"],
-        context=options["context"],
+        context=options["context_length"],
         output=options["output"],
         force=options["force"],
     )
@@ -188,7 +196,7 @@ def _refuse_export_options(context: click.Context) -> None:
     for name in context.params:
         source = context.get_parameter_source(name)
         if name not in shared and source is not None and source.name == "COMMANDLINE":
-            option = "--" + name.replace("synthetic_seed", "synthetic_weights").replace("_", "-")
+            option = "--" + name.replace("synthetic_seed", "synthetic_weights").replace("context_length", "context").replace("_", "-")
             raise UsageError(
                 f"{option} belongs to an export, not to `{context.invoked_subcommand}`", hint="See gemma-export --help."
             )
@@ -233,6 +241,8 @@ def _print_result(result: ExportResult, *, as_json: bool) -> None:
     from gemma_export.progress import format_bytes
 
     plan, folder = result.plan, result.folder
+    for line in result.recovered:
+        click.echo(f"note: {line}", err=True)
     if as_json:
         content = {
             "output": str(plan.output),
@@ -240,12 +250,12 @@ def _print_result(result: ExportResult, *, as_json: bool) -> None:
             "precision": plan.precision.name,
             "target": plan.target.name,
             "graphs": [graph.file for graph in plan.graphs],
-            "bytes": folder.nbytes,
+            "bytes": folder.total_bytes,
             "seconds": {stage: round(value, 3) for stage, value in result.seconds.items()},
         }
         click.echo(json.dumps(content, indent=2))
         return
     stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in result.seconds.items())
-    click.echo(f"wrote {plan.output}: {format_bytes(folder.nbytes)} ({stages})")
+    click.echo(f"wrote {plan.output}: {format_bytes(folder.total_bytes)} ({stages})")
     prompt = "def fibonacci(n):" if plan.facts.variant == "tiny" else "Your prompt"
     click.echo(f'next: gemma-run {plan.output} "{prompt}"')

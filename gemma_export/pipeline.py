@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import importlib.metadata
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from gemma_export import __version__
 from gemma_export.artifact import GraphFile, WrittenFolder, check_disk, claim_output, data_file, write_folder
-from gemma_export.artifact.manifest import build_manifest
-from gemma_export.checkpoint import hash_files
+from gemma_export.artifact.manifest import build_manifest, hashed_source
+from gemma_export.checkpoint import GENERATOR_VERSION, HashedFile, hash_files
 from gemma_export.planning import ExportPlan, ExportRequest, consumer_files, plan_export
 from gemma_export.progress import NullProgress, Progress
 from gemma_export.targets.onnxruntime_releases import first_release
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from gemma_runtime.manifest import FileEntry, Manifest, Source
 
-__all__ = ["ExportRequest", "ExportResult", "export"]
+__all__ = ["ExportRequest", "ExportResult", "build_semantic_graph", "export", "lower_graphs"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,23 +34,32 @@ class ExportResult:
 
     plan: ExportPlan
     folder: WrittenFolder
+    # what an earlier, interrupted export had left, a line each
+    recovered: tuple[str, ...]
     # seconds of each stage, in order
     seconds: Mapping[str, float]
 
 
-def export(request: ExportRequest, progress: Progress | None = None) -> ExportResult:
+def export(
+    request: ExportRequest,
+    progress: Progress | None = None,
+    *,
+    on_plan: Callable[[ExportPlan], None] | None = None,
+) -> ExportResult:
     """Exports a checkpoint to a folder; the folder appears whole or not at all.
 
     Args:
         request: what to export, how and where to.
         progress: told of bytes written.
+        on_plan: told the plan before anything slow begins.
 
     Raises:
         GemmaExportError: any subclass; nothing is left behind.
     """
-    progress = progress or NullProgress()
     clock = _Clock()
     plan = plan_export(request)
+    if on_plan is not None:
+        on_plan(plan)
     with claim_output(plan.output, force=request.force) as claim:
         check_disk(plan.output, plan.nbytes)
         clock.lap("plan")
@@ -58,25 +67,25 @@ def export(request: ExportRequest, progress: Progress | None = None) -> ExportRe
         clock.lap("trace")
         graphs = lower_graphs(plan, model)
         clock.lap("lower")
-        with concurrent.futures.ThreadPoolExecutor(max_workers=1) as background:
-            # hashing reads each shard from end to end, ahead of the writer's smaller reads
-            hashes = background.submit(hash_files, plan.checkpoint.files)
+        with _hashing(plan) as hashed:
             folder = write_folder(
-                claim,
+                plan.output,
                 graphs=graphs,
                 data_file=data_file(plan.precision.suffix),
                 extra_files=consumer_files(plan.facts),
-                manifest=lambda files: build_manifest(...),
-                progress=progress,
+                manifest=lambda files: _manifest(plan, graphs, files, hashed.result()),
+                force=request.force,
+                progress=progress or NullProgress(),
             )
         clock.lap("write")
-    return ExportResult(plan=plan, folder=folder, seconds=clock.laps)
+    return ExportResult(plan=plan, folder=folder, recovered=claim.recovered, seconds=clock.laps)
 
 
 def build_semantic_graph(plan: ExportPlan) -> ir.Model:
     """Traces the decoder and binds its lazy weights."""
     from gemma_export.tracing import bind_weights, trace_decoder
 
+    assert plan.checkpoint.source is not None
     model = trace_decoder(plan.family, plan.spec)
     bind_weights(model, plan.family, plan.spec, plan.checkpoint.source)
     return model
@@ -93,6 +102,60 @@ def lower_graphs(plan: ExportPlan, model: ir.Model) -> list[GraphFile]:
         plan.target.check(twin, plan.spec, plan.precision.activation_dtype)
         graphs.append(GraphFile(role=planned.role, file=planned.file, logits=planned.logits, model=twin))
     return graphs
+
+
+@contextmanager
+def _hashing(plan: ExportPlan) -> Iterator[concurrent.futures.Future[tuple[HashedFile, ...]]]:
+    """Hashes the source files on a thread: it reads ahead of the writer, which then finds the pages cached."""
+    stop = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as background:
+        try:
+            yield background.submit(hash_files, plan.checkpoint.files, stop)
+        except BaseException:
+            stop.set()
+            raise
+
+
+def _manifest(
+    plan: ExportPlan, graphs: Sequence[GraphFile], files: Sequence[FileEntry], hashed: Sequence[HashedFile]
+) -> Manifest:
+    return build_manifest(
+        graphs=graphs,
+        files=files,
+        data_file=data_file(plan.precision.suffix),
+        spec=plan.spec,
+        states=plan.family.cache_states(plan.spec),
+        variant=plan.variant.name if plan.variant is not None else None,
+        source=_source(plan, hashed),
+        target=plan.target.name,
+        opset=plan.target.opset,
+        cache_layout=plan.target.cache_layout,
+        providers=plan.facts.providers,
+        min_onnxruntime=max((first_release(graph.model) for graph in graphs), key=_release),
+        precision=plan.precision.name,
+        activation_dtype=plan.precision.activation_dtype,
+        weight_dtype=plan.precision.weight_dtype,
+        options={},
+    )
+
+
+def _source(plan: ExportPlan, hashed: Sequence[HashedFile]) -> Source:
+    checkpoint = plan.checkpoint
+    synthetic = checkpoint.seed is not None
+    kind = "synthetic" if synthetic else "builtin" if checkpoint.builtin else "local"
+    return hashed_source(
+        kind=kind,
+        repository=plan.facts.repository,
+        revision=None,
+        name=None if checkpoint.builtin else checkpoint.name,
+        seed=checkpoint.seed,
+        generator_version=GENERATOR_VERSION if synthetic else None,
+        files=[(file.name, file.size, file.sha256) for file in hashed],
+    )
+
+
+def _release(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
 
 
 class _Clock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -336,3 +337,23 @@ def plan_json(plan: ExportPlan) -> str:
         "kinds": {file.path: file_kind(file.path) for file in plan.files},
     }
     return json.dumps(content, indent=2)
+
+
+def variant_rows() -> list[dict[str, Any]]:
+    """The table of variants: name, parameters, size in float16, kind of prompt, licence page."""
+    rows = []
+    for variant in VARIANTS.values():
+        family = FAMILIES[variant.family]
+        spec, _ = family.parse_config(_released_config(variant))
+        parameters = sum(math.prod(shape) for shape in family.tensor_shapes(spec).values())
+        rows.append(
+            {
+                "variant": variant.name,
+                "parameters": parameters,
+                "fp16_bytes": 2 * parameters,
+                "prompt": variant.prompt,
+                "repository": variant.repository,
+                "license_url": variant.license_url,
+            }
+        )
+    return rows

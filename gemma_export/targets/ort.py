@@ -83,12 +83,11 @@ def _check_kernels(model: ir.Model, activation_dtype: str) -> None:
 
 
 def _main_dtype(node: ir.Node) -> str:
-    """The data type that selects a node's kernel: the first typed input's, else the first output's."""
+    """The element type that selects a node's kernel: the first typed input's, else the first output's."""
     for value in (*node.inputs, *node.outputs):
         if value is not None and value.dtype is not None:
-            return value.dtype.name.lower().replace("float", "float32") if value.dtype.name == "FLOAT" else (
-                value.dtype.name.lower()
-            )
+            name = value.dtype.name.lower()
+            return "float32" if name == "float" else name
     raise PassError(f"target ort: {node.name} has no typed input or output", hint="Report this with --debug.")
 
 

@@ -1,0 +1,134 @@
+"""What an export knows, as the folder's manifest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gemma_runtime.manifest import (
+    FileEntry,
+    Generator,
+    Graph,
+    Manifest,
+    Precision,
+    Source,
+    SourceFile,
+    State,
+)
+
+from gemma_export import __version__
+from gemma_export.artifact.writer import GraphFile
+from gemma_export.config import CacheState, DecoderSpec
+
+__all__ = ["build_manifest"]
+
+# packages whose release decides the bytes of the graphs and weights; absent ones are left out
+_PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
+
+
+def build_manifest(
+    *,
+    graphs: Sequence[GraphFile],
+    files: Sequence[FileEntry],
+    data_file: str,
+    spec: DecoderSpec,
+    states: Sequence[CacheState],
+    variant: str | None,
+    source: Source,
+    target: str,
+    opset: int,
+    cache_layout: str,
+    providers: tuple[str, ...],
+    min_onnxruntime: str,
+    precision: str,
+    activation_dtype: str,
+    weight_dtype: str,
+    options: Mapping[str, Any],
+) -> Manifest:
+    """The manifest of a folder.
+
+    Args:
+        graphs: what was written.
+        files: every file but the manifest.
+        data_file: path of the shared weights.
+        spec: the architecture, with the exported context length.
+        states: decoder state, layer by layer.
+        variant: name of the released checkpoint, if it is one.
+        source: where the weights came from.
+        target, opset, cache_layout, providers: of the deployment target.
+        min_onnxruntime: the first release that loads every graph.
+        precision, activation_dtype, weight_dtype, options: of the number format.
+    """
+    state = tuple(_state(entry, activation_dtype) for entry in states)
+    return Manifest(
+        variant=variant,
+        family=spec.family,
+        source=source,
+        target=target,
+        precision=Precision(
+            name=precision, activation_dtype=activation_dtype, weight_dtype=weight_dtype, options=options
+        ),
+        providers=providers,
+        min_onnxruntime=min_onnxruntime,
+        cache_layout=cache_layout,
+        context_length=spec.max_position_embeddings,
+        vocab_size=spec.vocab_size,
+        graphs=tuple(
+            Graph(
+                file=graph.file,
+                role=graph.role,
+                logits=graph.logits,
+                opset=opset,
+                inputs=("input_ids", "attention_mask"),
+                data_files=(data_file,),
+                state=state,
+            )
+            for graph in graphs
+        ),
+        files=tuple(files),
+        generator=Generator(version=__version__, packages=_versions()),
+    )
+
+
+def hashed_source(
+    *,
+    kind: str,
+    repository: str | None,
+    revision: str | None,
+    name: str | None,
+    seed: int | None,
+    generator_version: int | None,
+    files: Sequence[tuple[str, int, str]],
+) -> Source:
+    """Where weights came from; `files` are (base name, size in bytes, SHA-256)."""
+    return Source(
+        kind=kind,
+        repository=repository,
+        revision=revision,
+        name=name,
+        seed=seed,
+        generator_version=generator_version,
+        files=tuple(SourceFile(name=file, size=size, sha256=sha256) for file, size, sha256 in sorted(files)),
+    )
+
+
+def _state(state: CacheState, dtype: str) -> State:
+    return State(
+        layer=state.layer,
+        kind=state.kind,
+        past=state.past_names,
+        present=state.present_names,
+        shape=("batch_size", state.num_heads, "past_sequence_length", state.head_dim),
+        dtype=dtype,
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,90 @@
+"""Which operators and element types the providers of the `ort` target run: the allow-list of final graphs.
+
+Source: https://github.com/microsoft/onnxruntime/blob/main/docs/OperatorKernels.md at commit
+001d12d2623fd411ce0f83d05abb5e82304a3389; a test compares the CPU's part with the kernels of the installed release.
+"""
+
+from __future__ import annotations
+
+__all__ = ["supported"]
+
+_CONTRIB = "com.microsoft"
+
+# Index arithmetic. Every session has the CPU provider too, and onnxruntime keeps shape arithmetic there by itself, so
+# these run whatever the provider of the floating-point nodes is.
+_INTEGERS = frozenset({"int64", "int32", "bool"})
+_INDEX_OPS = frozenset(
+    {
+        "Add",
+        "ArgMax",
+        "Cast",
+        "Concat",
+        "Equal",
+        "Gather",
+        "GatherElements",
+        "Max",
+        "Min",
+        "Mod",
+        "Neg",
+        "Range",
+        "ReduceSum",
+        "Reshape",
+        "Shape",
+        "Slice",
+        "Squeeze",
+        "Sub",
+        "Unsqueeze",
+    }
+)
+
+_BOTH = frozenset({"float32", "float16"})
+# (domain, operator) -> floating-point types with a kernel of the provider itself
+_FLOAT_KERNELS: dict[str, dict[tuple[str, str], frozenset[str]]] = {
+    "cpu": {
+        ("", "Add"): frozenset({"float32"}),
+        ("", "Gather"): _BOTH,
+        ("", "GatherND"): _BOTH,
+        ("", "Gelu"): frozenset({"float32"}),
+        ("", "Gemm"): frozenset({"float32"}),
+        ("", "MatMul"): frozenset({"float32"}),
+        ("", "Mul"): frozenset({"float32"}),
+        ("", "Reshape"): _BOTH,
+        ("", "Shape"): _BOTH,
+        ("", "SimplifiedLayerNormalization"): _BOTH,
+        (_CONTRIB, "GroupQueryAttention"): _BOTH,
+        (_CONTRIB, "SkipSimplifiedLayerNormalization"): _BOTH,
+    },
+    "cuda": {
+        ("", "Add"): _BOTH,
+        ("", "Gather"): _BOTH,
+        ("", "GatherND"): _BOTH,
+        ("", "Gelu"): _BOTH,
+        ("", "Gemm"): _BOTH,
+        ("", "MatMul"): _BOTH,
+        ("", "Mul"): _BOTH,
+        ("", "Reshape"): _BOTH,
+        ("", "Shape"): _BOTH,
+        ("", "SimplifiedLayerNormalization"): _BOTH,
+        # no float32: this is why an fp32 graph does not list CUDA
+        (_CONTRIB, "GroupQueryAttention"): frozenset({"float16"}),
+        (_CONTRIB, "SkipSimplifiedLayerNormalization"): _BOTH,
+    },
+}
+# A float16 node without a float16 kernel runs in float32 between two casts that onnxruntime inserts; only its CPU
+# provider does that. Source: https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/core/optimizer/insert_cast_transformer.cc
+_WIDENED = {"cpu": {"float16": "float32"}}
+
+
+def supported(provider: str, domain: str, op_type: str, dtype: str) -> bool:
+    """Whether a session on `provider` runs a node.
+
+    Args:
+        provider: "cpu" or "cuda".
+        domain: "" for the standard operators.
+        op_type: the operator.
+        dtype: the ONNX name of the element type that selects the kernel: "float32", "float16", "int64", ...
+    """
+    if dtype in _INTEGERS:
+        return domain == "" and op_type in _INDEX_OPS
+    kernels = _FLOAT_KERNELS[provider].get((domain, op_type), frozenset())
+    return dtype in kernels or _WIDENED.get(provider, {}).get(dtype) in kernels
