@@ -23,7 +23,7 @@ __all__ = ["main"]
 
 _INTERRUPTED = 130
 # packages of the `export` extra, by import name
-_EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "filelock", "platformdirs", "psutil")
+_EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platformdirs")
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,9 +42,7 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "fi
 @click.option("--fp32", "fp32", is_flag=True, help="float32 weights and activations (default): CPU.")
 @click.option("--fp16", "fp16", is_flag=True, help="float16 weights and activations: CPU and CUDA.")
 @click.option("--target", default="ort", show_default=True, metavar="NAME", help="What the graph is for: ort.")
-@click.option(
-    "--logits", default="last", show_default=True, metavar="last|all|N", help="Positions that get logits."
-)
+@click.option("--logits", default="last", show_default=True, metavar="last|all|N", help="Positions that get logits.")
 @click.option("--context", "context_length", type=int, metavar="N", help="Tokens of context. Default: the model's own.")
 @click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Default: ./gemma-VARIANT-PRECISION.")
 @click.option("--force", is_flag=True, help="Replace an existing export once the new one is complete.")
@@ -53,7 +51,7 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "fi
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(__version__, prog_name="gemma-export")
 @click.pass_context
-def cli(context: click.Context, **options: Any) -> None:
+def cli(context: click.Context, /, **options: Any) -> None:
     """Turn a Gemma checkpoint into an ONNX folder that onnxruntime runs.
 
     \b
@@ -126,8 +124,10 @@ def verify(options: dict[str, Any], directory: Path, as_json: bool) -> None:
         return
     for name in report.extra_files:
         click.echo(f"note: {name} is not part of the export", err=True)
-    click.echo(f"{directory}: {len(report.manifest.files)} files, {report.total_bytes:,} bytes, all as the manifest says")
-    click.echo(f"next: gemma-run {directory} \"Your prompt\"")
+    click.echo(
+        f"{directory}: {len(report.manifest.files)} files, {report.total_bytes:,} bytes, all as the manifest says"
+    )
+    click.echo(f'next: gemma-run {directory} "Your prompt"')
 
 
 def main() -> None:
@@ -141,7 +141,9 @@ def main() -> None:
     except click.ClickException as error:
         code = _report(error, error.format_message(), "See gemma-export --help.", 2, debug=debug)
     except (KeyboardInterrupt, click.Abort) as error:
-        code = _report(error, "interrupted; nothing is left behind", "Run the command again.", _INTERRUPTED, debug=debug)
+        code = _report(
+            error, "interrupted; nothing is left behind", "Run the command again.", _INTERRUPTED, debug=debug
+        )
     except BrokenPipeError:
         # the reader of stdout went away: not our failure, and nothing can be printed any more
         sys.stderr.close()
@@ -149,7 +151,7 @@ def main() -> None:
     except MemoryError as error:
         out = ResourceExhaustedError("out of memory", hint="`gemma-export --dry-run` says how much an export needs.")
         code = _report(error, out.message, out.hint, out.exit_code, debug=debug)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  a bug of ours must still end in a message
         hint = "This is a bug of gemma-export: run again with --debug and report the traceback."
         code = _report(error, f"internal error: {type(error).__name__}: {error}", hint, 1, debug=debug)
     sys.exit(code or 0)
@@ -196,7 +198,9 @@ def _refuse_export_options(context: click.Context) -> None:
     for name in context.params:
         source = context.get_parameter_source(name)
         if name not in shared and source is not None and source.name == "COMMANDLINE":
-            option = "--" + name.replace("synthetic_seed", "synthetic_weights").replace("context_length", "context").replace("_", "-")
+            option = "--" + name.replace("synthetic_seed", "synthetic_weights").replace(
+                "context_length", "context"
+            ).replace("_", "-")
             raise UsageError(
                 f"{option} belongs to an export, not to `{context.invoked_subcommand}`", hint="See gemma-export --help."
             )

@@ -6,6 +6,7 @@ Torch-free, so that `--help`, `variants` and `--dry-run` stay instant.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 __all__ = ["CacheState", "DecoderSpec"]
 
@@ -53,7 +54,7 @@ class DecoderSpec:
 
         Source: https://github.com/google/gemma_pytorch/blob/main/gemma/model.py (GemmaAttention.scaling).
         """
-        return float(self.head_dim) ** -0.5
+        return 1 / math.sqrt(self.head_dim)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from gemma_export.targets.onnxruntime_releases import first_release
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
     from gemma_runtime.manifest import FileEntry, Manifest, Source
 
 __all__ = ["ExportRequest", "ExportResult", "build_semantic_graph", "export", "lower_graphs"]

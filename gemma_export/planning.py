@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gemma_export.artifact import DataPlan, data_file, file_kind, graph_file, plan_data
 from gemma_export.checkpoint import Checkpoint, builtin_checkpoint, check_tensors, open_checkpoint, synthetic_checkpoint
@@ -63,9 +63,10 @@ class PlannedGraph:
     keep: int
 
     @property
-    def logits(self) -> str | int:
+    def logits(self) -> Literal["last", "all"] | int:
         """The manifest's word for `keep`."""
-        return {0: "all", 1: "last"}.get(self.keep, self.keep)
+        words: dict[int, Literal["last", "all"]] = {0: "all", 1: "last"}
+        return words.get(self.keep, self.keep)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,8 +123,9 @@ def plan_export(request: ExportRequest) -> ExportPlan:
         _check_agreement(variant, family, native)
     spec = _with_context(native, request.context, warnings)
     tensors = family.tensor_shapes(spec)
-    if checkpoint.source is None:
-        checkpoint = synthetic_checkpoint(checkpoint, tensors, seed=request.synthetic_seed or 0)
+    if request.synthetic_seed is not None:
+        checkpoint = synthetic_checkpoint(checkpoint, tensors, seed=request.synthetic_seed)
+    assert checkpoint.source is not None
     check_tensors(checkpoint.source, tensors)
     graphs = _graphs(precision.suffix, _positions(request.logits))
     stored = target.stored_tensors(tensors, spec)
@@ -277,7 +279,7 @@ def _facts(
     else:
         source = f"the local checkpoint {checkpoint.name}"
     return FolderFacts(
-        title=f"gemma-{variant.name}" if variant is not None else checkpoint.name,
+        title=f"gemma-{variant.name}" if variant is not None else checkpoint.name or "gemma",
         variant=variant.name if variant is not None else None,
         repository=variant.repository if variant is not None and request.synthetic_seed is None else None,
         source=source,

@@ -7,7 +7,7 @@ tensor, in its final element type (151 MB for the largest projection of a 7B in 
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -92,7 +92,7 @@ class Constant(Weight):
     def chunks(self) -> Iterator[torch.Tensor]:
         """See Weight."""
         row_bytes = self.constant[0].nbytes
-        yield from self.constant.split(max(1, _CHUNK_BYTES // row_bytes))
+        yield from torch.split(self.constant, max(1, _CHUNK_BYTES // row_bytes))
 
     def __str__(self) -> str:
         return self.name
@@ -200,7 +200,7 @@ class _Writable(Protocol):
     def write(self, data: memoryview, /) -> int: ...
 
 
-class WeightTensor(ir.TensorProtocol):
+class WeightTensor:
     """A lazy expression as an initializer's value; it writes itself in chunks.
 
     Args:
@@ -211,19 +211,12 @@ class WeightTensor(ir.TensorProtocol):
     def __init__(self, weight: Weight, name: str | None) -> None:
         self.weight = weight
         self.name = name
+        self.shape: ir.ShapeProtocol = ir.Shape(weight.shape)
+        self.dtype = _ONNX[weight.dtype]
+        self.raw: Any = weight
         self.doc_string: str | None = None
-        self.metadata_props: dict[str, str] = {}
-        self.meta: dict[str, Any] = {}
-
-    @property
-    def shape(self) -> ir.Shape:
-        """Dimensions."""
-        return ir.Shape(self.weight.shape)
-
-    @property
-    def dtype(self) -> ir.DataType:
-        """ONNX element type."""
-        return _ONNX[self.weight.dtype]
+        self.metadata_props: MutableMapping[str, str] = {}
+        self.meta: MutableMapping[str, Any] = {}
 
     @property
     def size(self) -> int:
@@ -235,15 +228,10 @@ class WeightTensor(ir.TensorProtocol):
         """Size in bytes."""
         return self.size * self.weight.dtype.itemsize
 
-    @property
-    def raw(self) -> Weight:
-        """The expression."""
-        return self.weight
-
     def tofile(self, file: _Writable) -> None:
         """Streams the bytes, little-endian, memory bounded by the expression's chunks."""
         for chunk in self.weight.chunks():
-            file.write(memoryview(chunk.reshape(-1).view(torch.uint8).numpy()))
+            file.write(chunk.reshape(-1).view(torch.uint8).numpy().data)
 
     def tobytes(self) -> bytes:
         """The bytes, all at once."""

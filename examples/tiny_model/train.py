@@ -172,7 +172,9 @@ def train(arguments: argparse.Namespace) -> None:
             save(model, arguments.output)
             saved = time.monotonic()
     rounded = save(model, arguments.output)
-    curve.append({"step": step, "tokens": step * BATCH * SEQUENCE, "held_out_bfloat16": held_out_loss(rounded, held_out, 10**9)})
+    curve.append(
+        {"step": step, "tokens": step * BATCH * SEQUENCE, "held_out_bfloat16": held_out_loss(rounded, held_out, 10**9)}
+    )
     (arguments.output.parent / "loss_curve.json").write_text(json.dumps(curve))
     print(json.dumps(curve[-1]))
 

@@ -1,6 +1,6 @@
 """Trains a SentencePiece tokenizer with Gemma's layout of special tokens and converts it to tokenizer.json.
 
-    python train_tokenizer.py --data build/tiny_model --output build/tiny_model
+python train_tokenizer.py --data build/tiny_model --output build/tiny_model
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 VOCAB_SIZE = 3072
 SPACE = "\u2581"

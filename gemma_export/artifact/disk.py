@@ -62,7 +62,8 @@ def write_error(error: OSError, path: Path, needed_bytes: int) -> GemmaExportErr
         )
     if error.errno in _FORBIDDEN:
         return OutputError(
-            f"writing {path}: {reason}", hint="Choose a directory you may write to with --output, or correct its rights."
+            f"writing {path}: {reason}",
+            hint="Choose a directory you may write to with --output, or correct its rights.",
         )
     if error.errno == errno.EIO:
         return OutputError(

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import onnx
-from gemma_runtime.manifest import Graph, Manifest, State
 from google.protobuf.message import DecodeError
 
 from gemma_export.errors import FolderError
+from gemma_runtime.manifest import Graph, Manifest, State
 
 __all__ = ["check_graph"]
 
@@ -26,7 +26,7 @@ _MAX_DIM = 2**31 - 1
 _KEYS = frozenset({"location", "offset", "length"})
 _HINT = "The folder was altered or damaged: export it again."
 _T = onnx.TensorProto
-_BITS = {
+_BITS: dict[int, int] = {
     _T.INT4: 4,
     _T.UINT4: 4,
     _T.BOOL: 8,
@@ -118,7 +118,10 @@ def _attribute_tensors(attribute: onnx.AttributeProto) -> Iterator[tuple[onnx.Te
         yield attribute.t, False
     for tensor in attribute.tensors:
         yield tensor, False
-    for sparse in [*attribute.sparse_tensors, *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else [])]:
+    for sparse in [
+        *attribute.sparse_tensors,
+        *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
+    ]:
         yield sparse.values, False
         yield sparse.indices, False
     if attribute.HasField("g"):
@@ -138,7 +141,8 @@ def _check_external(file: str, tensor: onnx.TensorProto, initializer: bool, data
     location = entries["location"]
     if location not in data:
         raise FolderError(
-            f"{where}: expected a location in the manifest ({', '.join(data) or 'none'}), found {location!r}", hint=_HINT
+            f"{where}: expected a location in the manifest ({', '.join(data) or 'none'}), found {location!r}",
+            hint=_HINT,
         )
     offset, length = _count(where, "offset", entries["offset"]), _count(where, "length", entries["length"])
     needed = _nbytes(where, tensor)
@@ -162,7 +166,8 @@ def _check_inline(file: str, tensor: onnx.TensorProto) -> None:
         elements = _elements(where, tensor)
         if elements > tensor.ByteSize() * 2:
             raise FolderError(
-                f"{where}: dims {list(tensor.dims)} need {elements} elements, found {tensor.ByteSize()} bytes", hint=_HINT
+                f"{where}: dims {list(tensor.dims)} need {elements} elements, found {tensor.ByteSize()} bytes",
+                hint=_HINT,
             )
         return
     needed = _nbytes(where, tensor)
@@ -176,7 +181,7 @@ def _elements(where: str, tensor: onnx.TensorProto) -> int:
     for dim in tensor.dims:
         if not 0 <= dim <= _MAX_DIM:
             raise FolderError(f"{where}: expected dims between 0 and {_MAX_DIM}, found {list(tensor.dims)}", hint=_HINT)
-    return math.prod(tensor.dims)
+    return math.prod(int(dim) for dim in tensor.dims)
 
 
 def _nbytes(where: str, tensor: onnx.TensorProto) -> int:

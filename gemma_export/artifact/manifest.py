@@ -6,6 +6,9 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gemma_export import __version__
+from gemma_export.artifact.writer import GraphFile
+from gemma_export.config import CacheState, DecoderSpec
 from gemma_runtime.manifest import (
     FileEntry,
     Generator,
@@ -16,10 +19,6 @@ from gemma_runtime.manifest import (
     SourceFile,
     State,
 )
-
-from gemma_export import __version__
-from gemma_export.artifact.writer import GraphFile
-from gemma_export.config import CacheState, DecoderSpec
 
 __all__ = ["build_manifest"]
 

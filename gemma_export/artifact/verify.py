@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma_runtime.errors import ManifestError
-from gemma_runtime.manifest import Manifest, read_manifest, verify_hashes, verify_structure
-
 from gemma_export.artifact.graph_check import check_graph
 from gemma_export.artifact.layout import MANIFEST_FILE
 from gemma_export.errors import FolderError
 from gemma_export.progress import NullProgress, Progress
+from gemma_runtime.errors import ManifestError
+from gemma_runtime.manifest import Manifest, read_manifest, verify_hashes, verify_structure
 
 __all__ = ["VerifyReport", "verify_folder"]
 

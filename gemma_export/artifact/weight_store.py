@@ -74,7 +74,8 @@ class WeightStore:
             elif tensor.dtype != ir.DataType.STRING:
                 value.const_value = _inline(value, tensor)
         proto: onnx.ModelProto = ir.serde.serialize_model(copy)
-        return proto.SerializeToString(deterministic=True)
+        content: bytes = proto.SerializeToString(deterministic=True)
+        return content
 
 
 def write_tensor(tensor: ir.TensorProtocol, file: ByteSink) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import onnx_ir as ir
-from gemma_runtime.manifest import FileEntry, Manifest
 
 from gemma_export.artifact.disk import check_disk, explained, sync_directory
 from gemma_export.artifact.hashing_file import HashingFile
@@ -19,6 +18,7 @@ from gemma_export.artifact.verify import verify_folder
 from gemma_export.artifact.weight_store import WeightStore, write_tensor
 from gemma_export.errors import InternalError, MissingResourceError
 from gemma_export.progress import NullProgress, Progress
+from gemma_runtime.manifest import FileEntry, Manifest
 
 __all__ = ["GraphFile", "WrittenFolder", "write_folder"]
 
@@ -84,9 +84,8 @@ def write_folder(
     with claim_output(output, force=force) as claim:
         store = WeightStore([graph.model for graph in graphs])
         location = PurePosixPath(data_file).name
-        contents: dict[str, bytes | Path] = {
-            graph.file: store.serialize(graph.model, location) for graph in graphs
-        } | dict(extra_files)
+        contents: dict[str, bytes | Path] = {graph.file: store.serialize(graph.model, location) for graph in graphs}
+        contents |= extra_files
         total = store.plan.size + sum(_size(name, content) for name, content in contents.items())
         check_disk(claim.output, total + _RESERVE_BYTES)
         with staged(claim.output) as staging:

@@ -34,7 +34,7 @@ def hash_files(files: Sequence[Path], stop: threading.Event | None = None) -> tu
     Raises:
         CheckpointError: a file cannot be read.
     """
-    hashed = []
+    hashed: list[HashedFile] = []
     buffer = memoryview(bytearray(_CHUNK_BYTES))
     for path in files:
         digest, size = hashlib.sha256(), 0

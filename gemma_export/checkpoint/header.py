@@ -68,7 +68,9 @@ def read_header(path: Path) -> dict[str, HeaderEntry]:
                 raise _error(path, f"its header claims {length} bytes, the file has {size}")
             text = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}", hint="Check the file's rights.") from error
+        raise CheckpointError(
+            f"{path.name} cannot be read: {error.strerror}", hint="Check the file's rights."
+        ) from error
     return _entries(path, _parse(path, text), 8 + length, size)
 
 
@@ -121,8 +123,11 @@ def _entry(path: Path, name: str, fields: Any) -> tuple[StoredTensor, int, int]:
         raise _error(path, f"{where} has the impossible data_offsets {str(fields['data_offsets'])[:80]}")
     ours, width = _DTYPES[dtype]
     if math.prod(shape) * width != offsets[1] - offsets[0]:
-        raise _error(path, f"{where} of shape {list(shape)} needs {math.prod(shape) * width} bytes, its offsets say "
-                     f"{offsets[1] - offsets[0]}")
+        raise _error(
+            path,
+            f"{where} of shape {list(shape)} needs {math.prod(shape) * width} bytes, its offsets say "
+            f"{offsets[1] - offsets[0]}",
+        )
     return StoredTensor(ours, shape), offsets[0], offsets[1]
 
 

@@ -28,7 +28,9 @@ def read_json(path: Path) -> dict[str, Any]:
             )
         text = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}", hint="Check the file's rights.") from error
+        raise CheckpointError(
+            f"{path.name} cannot be read: {error.strerror}", hint="Check the file's rights."
+        ) from error
     try:
         content = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:

@@ -79,8 +79,8 @@ class ConfigReader:
             if value is None or any(type(value) is type(allowed) and value == allowed for allowed in values):
                 continue
             raise ConfigError(
-                f"config.json: {key} is {value!r}: it changes the model's mathematics and is not implemented here",
-                hint="This checkpoint needs a feature this version lacks; exporting it anyway would give wrong numbers.",
+                f"config.json: {key} is {value!r}: it changes the mathematics and is not implemented",
+                hint="This checkpoint needs a feature that this version lacks; ignoring it would give wrong numbers.",
             )
 
     def ignore(self, *keys: str) -> None:

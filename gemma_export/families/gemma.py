@@ -192,9 +192,7 @@ def _build(spec: DecoderSpec) -> Decoder:
         epsilon=spec.rms_norm_eps,
         tie_word_embeddings=spec.tie_word_embeddings,
         layer=layer,
-        rotary=rotary_tables(
-            positions=spec.max_position_embeddings, head_dim=spec.head_dim, theta=spec.rope_theta
-        ),
+        rotary=rotary_tables(positions=spec.max_position_embeddings, head_dim=spec.head_dim, theta=spec.rope_theta),
     )
 
 

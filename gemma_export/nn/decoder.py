@@ -127,7 +127,8 @@ class Decoder(torch.nn.Module):
         """The cache before the first token: [batch_size, kv_heads, 0, head_dim] per layer."""
         cache = []
         for layer in self.model.layers:
-            attention = layer.self_attn
+            attention = layer.get_submodule("self_attn")
+            assert isinstance(attention, GroupedQueryAttention)
             head_dim = attention.k_proj.weight.shape[0] // attention.kv_num_heads
             empty = attention.k_proj.weight.new_empty(batch_size, attention.kv_num_heads, 0, head_dim)
             cache.append((empty, empty.clone()))

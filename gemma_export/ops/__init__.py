@@ -28,6 +28,5 @@ __all__ = [
 ]
 
 SEMANTIC_OPS: dict[str, SemanticOp] = {
-    op.name: op
-    for op in (SCALED_EMBEDDING, RMS_NORM, LINEAR, ATTENTION, GEGLU, RESIDUAL_ADD, LAST_TOKENS)
+    op.name: op for op in (SCALED_EMBEDDING, RMS_NORM, LINEAR, ATTENTION, GEGLU, RESIDUAL_ADD, LAST_TOKENS)
 }

@@ -20,13 +20,13 @@ __all__ = ["ATTENTION", "attention", "rotate"]
 
 
 @script(OPSET, default_opset=op)
-def Attention(  # type: ignore[no-untyped-def]  # noqa: N802
-    query_BSM,  # noqa: N803
-    key_BSM,  # noqa: N803
-    value_BSM,  # noqa: N803
+def Attention(  # type: ignore[no-untyped-def]
+    query_BSM,
+    key_BSM,
+    value_BSM,
     past_key,
     past_value,
-    mask_BT,  # noqa: N803
+    mask_BT,
     cos_cache,
     sin_cache,
     num_heads: int,
@@ -40,9 +40,7 @@ def Attention(  # type: ignore[no-untyped-def]  # noqa: N802
     one = op.Constant(value_ints=[1])
     far = op.Constant(value_ints=[9223372036854775807])
     # a token's position is the number of real tokens before it
-    position_BT = op.Max(
-        op.Sub(op.CumSum(mask_BT, op.Constant(value_int=1)), one), op.Constant(value_ints=[0])
-    )
+    position_BT = op.Max(op.Sub(op.CumSum(mask_BT, op.Constant(value_int=1)), one), op.Constant(value_ints=[0]))
     position_BS = op.Slice(position_BT, op.Neg(sequence), far, one)
 
     query = op.RotaryEmbedding(query_BSM, cos_cache, sin_cache, position_BS, num_heads=num_heads)
@@ -138,12 +136,12 @@ def attention(
         return output, present_key, present_value
 
     batch, sequence, _ = query.shape
-    position_BT = (attention_mask.cumsum(1) - 1).clamp(min=0)  # noqa: N806
-    position_BS = position_BT[:, -sequence:]  # noqa: N806
+    position_BT = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    position_BS = position_BT[:, -sequence:]
     cos, sin = cos_cache[position_BS], sin_cache[position_BS]
-    query_BNSD = rotate(query.view(batch, sequence, num_heads, -1).transpose(1, 2), cos, sin)  # noqa: N806
-    key_BKSD = rotate(key.view(batch, sequence, kv_num_heads, -1).transpose(1, 2), cos, sin)  # noqa: N806
-    value_BKSD = value.view(batch, sequence, kv_num_heads, -1).transpose(1, 2)  # noqa: N806
+    query_BNSD = rotate(query.view(batch, sequence, num_heads, -1).transpose(1, 2), cos, sin)
+    key_BKSD = rotate(key.view(batch, sequence, kv_num_heads, -1).transpose(1, 2), cos, sin)
+    value_BKSD = value.view(batch, sequence, kv_num_heads, -1).transpose(1, 2)
     present_key = torch.cat((past_key, key_BKSD), dim=2)
     present_value = torch.cat((past_value, value_BKSD), dim=2)
 
@@ -151,8 +149,8 @@ def attention(
     scores = query_BNSD @ present_key.repeat_interleave(groups, 1).transpose(2, 3) * scale
     if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)
-    column_T = torch.arange(attention_mask.shape[1])  # noqa: N806
-    row_S1 = column_T[-sequence:, None]  # noqa: N806
+    column_T = torch.arange(attention_mask.shape[1])
+    row_S1 = column_T[-sequence:, None]
     visible = (column_T <= row_S1) & attention_mask[:, None].bool()
     if window > 0:
         visible = visible & (position_BS[:, :, None] - position_BT[:, None] < window)

@@ -16,7 +16,7 @@ __all__ = ["GEGLU", "geglu"]
 
 
 @script(OPSET, default_opset=op)
-def GeGLU(gate, up):  # type: ignore[no-untyped-def]  # noqa: N802
+def GeGLU(gate, up):  # type: ignore[no-untyped-def]
     return op.Mul(op.Gelu(gate, approximate="tanh"), up)
 
 

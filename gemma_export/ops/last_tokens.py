@@ -17,7 +17,7 @@ __all__ = ["LAST_TOKENS", "last_tokens"]
 
 
 @script(OPSET, default_opset=op)
-def LastTokens(hidden_BSH, mask_BT, keep: int):  # type: ignore[no-untyped-def]  # noqa: N802, N803
+def LastTokens(hidden_BSH, mask_BT, keep: int):  # type: ignore[no-untyped-def]
     one = op.Constant(value_ints=[1])
     sequence = op.Shape(hidden_BSH, start=1, end=2)
     wanted = op.Reshape(op.Constant(value_int=keep), one)

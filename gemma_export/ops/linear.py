@@ -1,6 +1,7 @@
 """A projection without bias whose weight keeps the checkpoint's layout.
 
-One node instead of Transpose and MatMul: precisions choose the stored layout (transposed, block-quantised), not the trace.
+One node instead of Transpose and MatMul: precisions choose the stored layout (transposed, block-quantised),
+not the trace.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ __all__ = ["LINEAR", "linear"]
 
 
 @script(OPSET, default_opset=op)
-def Linear(x, weight):  # type: ignore[no-untyped-def]  # noqa: N802
+def Linear(x, weight):  # type: ignore[no-untyped-def]
     return op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
 
 

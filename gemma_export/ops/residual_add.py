@@ -18,7 +18,7 @@ POINT = "gemma.residual_point"
 
 
 @script(OPSET, default_opset=op)
-def ResidualAdd(stream, branch):  # type: ignore[no-untyped-def]  # noqa: N802
+def ResidualAdd(stream, branch):  # type: ignore[no-untyped-def]
     return op.Add(stream, branch)
 
 

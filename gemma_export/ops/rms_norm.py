@@ -15,7 +15,7 @@ __all__ = ["RMS_NORM", "rms_norm"]
 
 
 @script(OPSET, default_opset=op)
-def RMSNorm(x, weight, epsilon: float = 1e-6):  # type: ignore[no-untyped-def]  # noqa: N802
+def RMSNorm(x, weight, epsilon: float = 1e-6):  # type: ignore[no-untyped-def]
     x_f32 = op.Cast(x, to=FLOAT.dtype)
     # the gain is 1 + w, and the sum is taken in float32: in bfloat16 it is off by up to 0.39 % per channel
     one = op.Constant(value_float=1.0)

@@ -16,7 +16,7 @@ __all__ = ["SCALED_EMBEDDING", "scaled_embedding"]
 
 
 @script(OPSET, default_opset=op)
-def ScaledEmbedding(input_ids, table, scale: float):  # type: ignore[no-untyped-def]  # noqa: N802
+def ScaledEmbedding(input_ids, table, scale: float):  # type: ignore[no-untyped-def]
     rows = op.Gather(table, input_ids, axis=0)
     return op.Mul(rows, op.CastLike(op.Constant(value_float=scale), rows))
 

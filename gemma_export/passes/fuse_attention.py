@@ -83,10 +83,18 @@ def _fuse(graph: ir.Graph, node: ir.Node, lengths: ir.Value) -> None:
     fused = ir.node(
         "GroupQueryAttention",
         inputs=[
-            packed.outputs[0], None, None, past_key, past_value,
-            value_named(graph, SEQLENS_K), value_named(graph, TOTAL), cos, sin,
-            *[None] * (_QUERY_SEQLENS - 9), lengths,
-        ],  # fmt: skip
+            packed.outputs[0],
+            None,
+            None,
+            past_key,
+            past_value,
+            value_named(graph, SEQLENS_K),
+            value_named(graph, TOTAL),
+            cos,
+            sin,
+            *[None] * (_QUERY_SEQLENS - 9),
+            lengths,
+        ],
         attributes={
             "num_heads": int(attributes["num_heads"]),
             "kv_num_heads": int(attributes["kv_num_heads"]),

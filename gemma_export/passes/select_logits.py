@@ -59,7 +59,8 @@ class SelectLogits(ir.passes.InPlacePass):
         require_none(model, "LastTokens", _NAME)
 
     def _positions(self) -> int | str:
-        return {0: "sequence_length", 1: 1}.get(self.keep, "logits_length")
+        symbols: dict[int, int | str] = {0: "sequence_length", 1: 1}
+        return symbols.get(self.keep, "logits_length")
 
     def _lower(self, graph: ir.Graph, node: ir.Node) -> None:
         tape = ir.tape.Tape()

@@ -32,6 +32,4 @@ class Target:
     # that the given providers run in the given activation dtype
     check: Callable[[ir.Model, DecoderSpec, str], None]
     # (checkpoint tensors and shapes, specification) -> (name, shape) of every tensor of the data file, in its order
-    stored_tensors: Callable[
-        [Mapping[str, tuple[int, ...]], DecoderSpec], tuple[tuple[str, tuple[int, ...]], ...]
-    ]
+    stored_tensors: Callable[[Mapping[str, tuple[int, ...]], DecoderSpec], tuple[tuple[str, tuple[int, ...]], ...]]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import onnx_ir as ir
 import torch
 
-from gemma_export.tensors import TensorSource
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import TracingError
 from gemma_export.families import Family
 from gemma_export.nn import rotary_tables
+from gemma_export.tensors import TensorSource
 from gemma_export.weights import Cast, Constant, Stored, Weight, WeightTensor
 
 __all__ = ["bind_weights"]

@@ -58,7 +58,7 @@ def trace_decoder(family: Family, spec: DecoderSpec) -> ir.Model:
             try:
                 exported = torch.export.export(step, arguments, dynamic_shapes=dynamic, strict=False)
                 # every operator is a semantic node already; decomposing would trace all of it a second time
-                exported.run_decompositions = lambda *_, **__: exported  # type: ignore[method-assign]
+                exported.run_decompositions = lambda *_, **__: exported
                 program = torch.onnx.export(
                     exported,
                     dynamo=True,

@@ -47,13 +47,17 @@ def reference_model(config: dict[str, object], seed: int = 0) -> transformers.Ge
     rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
     model = transformers.GemmaForCausalLM(transformers.GemmaConfig(**arguments, rope_parameters=rope))
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * (0.25 if parameter.ndim == 2 else 0.3))
     return model.eval()
 
 
 def write_checkpoint(
-    model: transformers.GemmaForCausalLM, directory: Path, config: dict[str, object], tokenizer_from: Path, **options: object
+    model: transformers.GemmaForCausalLM,
+    directory: Path,
+    config: dict[str, object],
+    tokenizer_from: Path,
+    **options: object,
 ) -> Path:
     """Saves a checkpoint whose config.json is exactly `config`, with tokenizer files from another checkpoint."""
     model.save_pretrained(directory, **options)

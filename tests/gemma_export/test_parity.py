@@ -16,6 +16,7 @@ from decoders import (
     reference_model,
     write_checkpoint,
 )
+
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
 from gemma_export.pipeline import ExportRequest, export
 

@@ -21,7 +21,9 @@ _INTERRUPTED = 130
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("prompt", metavar="PROMPT")
 @click.option("--max-new-tokens", type=int, default=128, show_default=True, metavar="N", help="Stop after N tokens.")
-@click.option("--temperature", type=float, metavar="T", help="0 is greedy (default); 1 samples as the model was trained.")
+@click.option(
+    "--temperature", type=float, metavar="T", help="0 is greedy (default); 1 samples as the model was trained."
+)
 @click.option("--top-k", type=int, metavar="K", help="Sample from the K most likely tokens.")
 @click.option("--top-p", type=float, metavar="P", help="Sample from the fewest tokens that hold P of the probability.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="Of sampling.")
@@ -103,7 +105,7 @@ def main() -> None:
         code = 0
     except MemoryError as error:
         code = _report(error, "out of memory", "Close programs, or export a smaller precision.", 5, debug=debug)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  a bug of ours must still end in a message
         hint = "This is a bug of gemma-run: run again with --debug and report the traceback."
         code = _report(error, f"internal error: {type(error).__name__}: {error}", hint, 1, debug=debug)
     sys.exit(code or 0)

@@ -116,14 +116,18 @@ class TextGenerator:
 
     def _encode(self, prompt: str, max_new_tokens: int, *, chat: bool) -> list[int]:
         if max_new_tokens < 1:
-            raise PromptError(f"max-new-tokens must be 1 or above, found {max_new_tokens}", hint="See gemma-run --help.")
+            raise PromptError(
+                f"max-new-tokens must be 1 or above, found {max_new_tokens}", hint="See gemma-run --help."
+            )
         if not prompt:
             raise PromptError("the prompt is empty", hint="Give a text to continue.")
         try:
             # a lone surrogate (from a shell argument that is not UTF-8) has no tokens
             prompt.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise PromptError(f"the prompt is not valid UTF-8 at character {error.start}", hint="Re-encode it.") from error
+            raise PromptError(
+                f"the prompt is not valid UTF-8 at character {error.start}", hint="Re-encode it."
+            ) from error
         ids = self.tokenizer.encode(chat_prompt(self.tokenizer, prompt) if chat else prompt)
         limit = self.manifest.context_length
         if len(ids) > limit:
@@ -182,7 +186,7 @@ def _check_finite(logits: np.ndarray[Any, np.dtype[np.float32]], position: int) 
     # argmax of NaN is silently token 0
     if not np.isfinite(logits).all():
         raise ModelOutputError(
-            f"the model gave {int((~np.isfinite(logits)).sum())} logits that are NaN or infinite at new token {position}",
+            f"{int((~np.isfinite(logits)).sum())} logits are NaN or infinite at new token {position}",
             hint="float16 overflowed: export this model with --fp32, and report the prompt.",
         )
 

@@ -31,7 +31,9 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "0 or above", self.temperature)
+        _require(
+            math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "0 or above", self.temperature
+        )
         _require(self.top_k is None or self.top_k >= 1, "top-k", "1 or above", self.top_k)
         _require(self.top_p is None or 0 < self.top_p <= 1, "top-p", "above 0 and up to 1", self.top_p)
         _require(self.seed >= 0, "seed", "0 or above", self.seed)

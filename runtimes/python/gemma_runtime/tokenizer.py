@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,7 +115,10 @@ def load_tokenizer(directory: Path, library: str | None = None) -> Tokenizer:
         MissingPackageError: the library for the file is not installed.
         ManifestError: the file is broken.
     """
-    choices = {"tokenizers": ("tokenizer.json", _Tokenizers), "sentencepiece": ("tokenizer.model", _SentencePiece)}
+    choices: dict[str, tuple[str, Callable[[Path], _Library]]] = {
+        "tokenizers": ("tokenizer.json", _Tokenizers),
+        "sentencepiece": ("tokenizer.model", _SentencePiece),
+    }
     for name, (file, load) in choices.items():
         path = Path(directory) / file
         if library in (None, name) and path.is_file():

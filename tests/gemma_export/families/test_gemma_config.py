@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from gemma_export.errors import ConfigError
 from gemma_export.families import FAMILIES, family_of
 
@@ -135,7 +136,7 @@ def test_refusals_say_which_key(changes: dict[str, Any], match: str) -> None:
 
 
 def test_unsupported_architecture() -> None:
-    with pytest.raises(ConfigError, match="'llama'.*gemma"):
+    with pytest.raises(ConfigError, match=r"'llama'.*gemma"):
         family_of({"model_type": "llama"})
     with pytest.raises(ConfigError, match="None"):
         family_of({})

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import tolerances
 import torch
+
 from gemma_export import ops
 from gemma_export.nn import rotary_tables
 from gemma_export.ops import DOMAIN, SEMANTIC_OPS
@@ -83,7 +84,8 @@ def test_linear() -> None:
 def test_residual_add() -> None:
     stream, branch = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
     assert_equal(
-        run_body("ResidualAdd", (stream, branch), {})[0], ops.residual_add(stream, branch, point="layers.0.attn_residual")
+        run_body("ResidualAdd", (stream, branch), {})[0],
+        ops.residual_add(stream, branch, point="layers.0.attn_residual"),
     )
 
 
