@@ -135,7 +135,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     debug = "--debug" in sys.argv
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="gemma-export", standalone_mode=False)
     except GemmaExportError as error:
         code = _report(error, error.message, error.hint, error.exit_code, debug=debug)
     except click.ClickException as error:

@@ -52,6 +52,14 @@ def reference_model(config: dict[str, object], seed: int = 0) -> transformers.Ge
     return model.eval()
 
 
+def builtin_reference() -> transformers.GemmaForCausalLM:
+    """The reference implementation with the built-in weights, in float32."""
+    from gemma_export.checkpoint import BUILTIN_DIRECTORY
+
+    model = transformers.GemmaForCausalLM.from_pretrained(BUILTIN_DIRECTORY, dtype=torch.float32)
+    return model.eval()
+
+
 def write_checkpoint(
     model: transformers.GemmaForCausalLM,
     directory: Path,
@@ -129,20 +137,10 @@ def reference_logits(model: transformers.GemmaForCausalLM, ids: np.ndarray) -> n
     return model(input_ids=torch.from_numpy(ids)).logits.numpy()
 
 
-@torch.no_grad()
-def reference_greedy(model: transformers.GemmaForCausalLM, ids: np.ndarray, count: int) -> list[int]:
-    """Greedy tokens by full recomputation: nothing of the reference's cache is trusted."""
-    tokens: list[int] = []
-    sequence = torch.from_numpy(ids)
-    for _ in range(count):
-        token = model(input_ids=sequence).logits[0, -1].argmax()
-        tokens.append(int(token))
-        sequence = torch.cat((sequence, token.view(1, 1)), dim=1)
-    return tokens
+def reference_choices(model: transformers.GemmaForCausalLM, prompt: np.ndarray, tokens: list[int]) -> list[int]:
+    """What the reference chooses greedily after the prompt and after each of the tokens but the last.
 
-
-def mean_kl(reference: np.ndarray, test: np.ndarray) -> float:
-    """Mean KL(reference || test) in nats over all positions, float64."""
-    first = torch.log_softmax(torch.from_numpy(reference).double(), -1)
-    second = torch.log_softmax(torch.from_numpy(test).double(), -1)
-    return float((first.exp() * (first - second)).sum(-1).mean())
+    If these are the tokens, the reference's own greedy generation is the tokens too, without its cache.
+    """
+    sequence = np.concatenate((prompt, [tokens[:-1]]), axis=1)
+    return reference_logits(model, sequence)[0, prompt.shape[1] - 1 :].argmax(-1).tolist()

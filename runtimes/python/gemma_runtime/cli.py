@@ -91,7 +91,7 @@ def main() -> None:
         # a console that cannot show a character shows a mark instead of stopping the text
         getattr(stream, "reconfigure", lambda **_: None)(errors="replace")
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="gemma-run", standalone_mode=False)
     except GemmaRuntimeError as error:
         code = _report(error, error.message, error.hint, error.exit_code, debug=debug)
     except click.ClickException as error:

@@ -64,11 +64,6 @@ class TextGenerator:
         self.tokenizer = load_tokenizer(directory)
         self.stop_ids = _stop_ids(directory, self.manifest.vocab_size, self.tokenizer.find(END_OF_TURN))
         graph = self.manifest.graph("main")
-        if graph.logits != "last":
-            raise ManifestError(
-                f"{graph.file} gives logits for {graph.logits} positions, generation needs the last one only",
-                hint="Export without --logits: the folder then also holds a graph with all positions.",
-            )
         self._session = DecoderSession(directory, self.manifest, graph, provider=provider, threads=threads)
 
     def generate(

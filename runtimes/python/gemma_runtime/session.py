@@ -20,6 +20,7 @@ __all__ = ["PROVIDERS", "DecoderSession"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "directml": "DmlExecutionProvider"}
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "directml": "dml"}
 _NUMPY = {"float32": np.float32, "float16": np.float16}
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml")
 _INSTALL = {
     "cpu": 'pip install "gemma-export[cpu]"',
     "cuda": 'pip uninstall onnxruntime, then pip install "gemma-export[cuda]"',
@@ -61,6 +62,13 @@ class DecoderSession:
     def reset(self, capacity: int) -> None:
         """Starts a new sequence of at most `capacity` tokens."""
         binding = self._session.io_binding()
+        # first, so that it is the binding's output 0
+        if self._graph.logits == "last":
+            logits = np.zeros((1, 1, self._vocab_size), self._dtype)
+            binding.bind_ortvalue_output("logits", self._onnxruntime.OrtValue.ortvalue_from_numpy(logits, "cpu", 0))
+        else:
+            # as many positions as a step has: onnxruntime allocates them
+            binding.bind_output("logits", "cpu")
         for state in self._graph.state:
             shape = [{"batch_size": 1}.get(str(dim), dim if isinstance(dim, int) else capacity) for dim in state.shape]
             for past, present in zip(state.past, state.present, strict=True):
@@ -70,9 +78,6 @@ class DecoderSession:
                 )
                 binding.bind_ortvalue_input(past, buffer)
                 binding.bind_ortvalue_output(present, buffer)
-        logits = np.zeros((1, 1, self._vocab_size), self._dtype)
-        self._logits = self._onnxruntime.OrtValue.ortvalue_from_numpy(logits, "cpu", 0)
-        binding.bind_ortvalue_output("logits", self._logits)
         self._binding = binding
         self._position, self._capacity = 0, capacity
         self._mask = np.ones((1, capacity), np.int64)
@@ -90,9 +95,11 @@ class DecoderSession:
         assert total <= self._capacity
         self._binding.bind_cpu_input("input_ids", np.asarray([ids], np.int64))
         self._binding.bind_cpu_input("attention_mask", np.ascontiguousarray(self._mask[:, :total]))
+        if self._graph.logits != "last":
+            self._binding.bind_output("logits", "cpu")
         self._session.run_with_iobinding(self._binding)
         self._position = total
-        logits: npt.NDArray[np.float32] = self._logits.numpy()[0, 0].astype(np.float32)
+        logits: npt.NDArray[np.float32] = self._binding.get_outputs()[0].numpy()[0, -1].astype(np.float32)
         return logits
 
 
@@ -122,7 +129,7 @@ def _check_provider(onnxruntime: Any, manifest: Manifest, provider: str) -> None
         raise ProviderError(
             f"the installed onnxruntime {onnxruntime.__version__} has no {provider} provider, found "
             f"{', '.join(onnxruntime.get_available_providers())}",
-            hint=_INSTALL[provider],
+            hint=_installation_hint(provider),
         )
 
 
@@ -158,10 +165,12 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in numbers[0].split(".")) if numbers else ()
 
 
-def onnxruntime_packages() -> list[str]:
-    """Installed distributions that own the import name onnxruntime; more than one break each other."""
-    names = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml")
-    return [name for name in names if _installed(name)]
+def _installation_hint(provider: str) -> str:
+    """How to get a provider; packages that own the same import name break each other silently."""
+    found = [name for name in _PACKAGES if _installed(name)]
+    if len(found) > 1:
+        return f"{' and '.join(found)} are installed together and break each other: pip uninstall both, then one extra."
+    return _INSTALL[provider]
 
 
 def _installed(name: str) -> bool:

@@ -32,7 +32,8 @@ def run_body(
             onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), [None] * a.ndim)
             for n, a in zip(names, arrays, strict=True)
         ],
-        [onnx.helper.make_tensor_value_info(n, float_type, None) for n in outputs],
+        # every operator's outputs have the rank of its first input, the cache has four dimensions
+        [onnx.helper.make_tensor_value_info(n, float_type, [None] * (4 if n != "y0" else 3)) for n in outputs],
     )
     opsets = [onnx.helper.make_opsetid("", 23), onnx.helper.make_opsetid(DOMAIN, 1)]
     function = SEMANTIC_OPS[name].function.to_function_proto()

@@ -1,0 +1,41 @@
+"""Settings of all tests: offline, quiet, a cache directory of their own."""
+
+from __future__ import annotations
+
+import os
+
+# before anything imports onnxruntime or transformers
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import warnings
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["GEMMA_EXPORT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model, exported once."""
+    return _export_tiny(tmp_path_factory.mktemp("tiny"), "fp32")
+
+
+@pytest.fixture(scope="session")
+def tiny_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model in float16, exported once."""
+    return _export_tiny(tmp_path_factory.mktemp("tiny"), "fp16")
+
+
+def _export_tiny(root: Path, precision: str) -> Path:
+    from gemma_export.pipeline import ExportRequest, export
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return export(ExportRequest(variant="tiny", precision=precision, output=root / precision)).folder.directory

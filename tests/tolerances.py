@@ -1,0 +1,16 @@
+"""Every numeric tolerance of the tests, each with its reason."""
+
+from __future__ import annotations
+
+# |logit difference| / standard deviation of the logits, float32 on both sides: summation order differs between torch
+# and onnxruntime (about 1e-6 a layer); a wrong scale, mask or epsilon is 1e-2 and more.
+FP32_LOGITS = 1e-4
+# Mean KL in nats for the same comparison: quadratic in the difference above.
+FP32_MEAN_KL = 1e-8
+# One operator in float32, absolute, inputs of order 1 to 5: a few units in the last place of a sum of about 100 terms.
+ONE_OPERATOR = 2e-5
+# Mean KL in nats of float16 against float32 on the tiny model: 11 bits of mantissa through four layers measure about
+# 2e-6; a bfloat16 or wrongly scaled path is 1e-3 and more.
+FP16_MEAN_KL = 5e-5
+# The same for the most likely token: ties within float16's rounding change sides.
+FP16_TOP1 = 0.99
