@@ -136,6 +136,26 @@ def serialize(model: ir.Model) -> bytes:
     return ir.serde.serialize_model(whole).SerializeToString(deterministic=True)
 
 
+def apply(model: ir.Model, *rewrites: ir.passes.PassBase) -> ir.Model:
+    """Runs passes in order, in place."""
+    for rewrite in rewrites:
+        assert rewrite(model).modified, rewrite
+    return model
+
+
+def assert_unchanged(model: ir.Model, rewrite: ir.passes.PassBase) -> None:
+    """The pass finds nothing to do, says so, and leaves every byte as it is."""
+    before = serialize(model)
+    assert not rewrite(model).modified
+    assert serialize(model) == before
+
+
+def tap(model: ir.Model, *names: str) -> ir.Model:
+    """Makes values of the graph outputs, in place."""
+    model.graph.outputs.extend(value(model, name) for name in names)
+    return model
+
+
 class Unoptimised(Graph):
     """A graph on onnxruntime exactly as it is written: no graph optimisation."""
 
@@ -185,12 +205,13 @@ def batch(padding: str) -> tuple[np.ndarray, np.ndarray]:
     return ids, mask
 
 
-def run_outputs(model: ir.Model, padding: str, names: Sequence[str]) -> list[np.ndarray]:
-    """The named outputs of a padded prefill."""
+def run_outputs(model: ir.Model, names: Sequence[str], ids: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
+    """The named outputs of one step over a cache of zeros; the mask is longer than the ids by the cache's length."""
     graph = Unoptimised(model)
-    ids, mask = batch(padding)
-    past = dict(zip(graph.past_names, graph.empty_cache(len(ids)), strict=True))
-    return graph.session.run(list(names), {"input_ids": ids, "attention_mask": mask, **past})
+    _, heads, _, head_dim = graph.state_shape
+    zeros = np.zeros((len(ids), heads, mask.shape[1] - ids.shape[1], head_dim), graph.dtype)
+    feeds = {"input_ids": ids.astype(np.int64), "attention_mask": mask.astype(np.int64)}
+    return graph.session.run(list(names), feeds | dict.fromkeys(graph.past_names, zeros))
 
 
 def deviation(found: np.ndarray, expected: np.ndarray) -> float:
