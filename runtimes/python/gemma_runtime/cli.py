@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -70,18 +71,29 @@ def cli(
         max_new_tokens=max_new_tokens,
         sampling=sampling,
         chat=chat,
-        on_text=None if as_json else lambda part: click.echo(part, nl=False),
+        on_text=None if as_json else lambda part: _print(part, newline=False),
     )
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
+        _print(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
         return
-    click.echo()
+    _print("")
     click.echo(
         f"{result.prompt_tokens} prompt tokens at {result.prefill_tokens_per_second:.0f} tokens/s, "
         f"{len(result.token_ids)} new tokens at {result.decode_tokens_per_second:.1f} tokens/s "
         f"({result.finish_reason})",
         err=True,
     )
+
+
+class _ReaderGone(Exception):
+    """Nobody reads stdout any more: not our failure. click would turn a BrokenPipeError into exit code 1."""
+
+
+def _print(text: str, *, newline: bool = True) -> None:
+    try:
+        click.echo(text, nl=newline)
+    except BrokenPipeError as error:
+        raise _ReaderGone from error
 
 
 def main() -> None:
@@ -99,9 +111,9 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort) as error:
         click.echo(err=True)
         code = _report(error, "interrupted", "Run the command again.", _INTERRUPTED, debug=debug)
-    except BrokenPipeError:
-        # the reader of stdout went away: not our failure, and nothing can be printed any more
-        sys.stderr.close()
+    except _ReaderGone:
+        # Python flushes stdout once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except MemoryError as error:
         code = _report(error, "out of memory", "Close programs, or export a smaller precision.", 5, debug=debug)

@@ -193,7 +193,7 @@ def _stop_ids(directory: Path, vocab_size: int, end_of_turn: int | None) -> froz
         found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
     except (OSError, ValueError, AttributeError) as error:
         raise ManifestError(f"{path.name} cannot be read: {error}", hint="Export the folder again.") from error
-    ids = found if isinstance(found, list) else [found]
+    ids = found if isinstance(found, list) and found else [found]
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
             raise ManifestError(

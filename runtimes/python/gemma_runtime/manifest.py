@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
@@ -42,6 +43,7 @@ _CHUNK_BYTES = 1 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REVISION = re.compile(r"[0-9a-f]{40}")
 _RELEASE = re.compile(r"[0-9]{1,4}(\.[0-9]{1,4}){1,3}")
+_UNSAFE = re.compile(r"[\\\x00-\x1f\x7f]")
 _KINDS = ("graph", "data", "tokenizer", "config", "document")
 _SOURCES = ("builtin", "local", "hub", "synthetic")
 _LAYOUTS = ("compacted", "columns")
@@ -175,7 +177,7 @@ class Manifest:
     def to_json(self) -> str:
         """The text of gemma_export.json; the same manifest gives the same text."""
         content = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
-        return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
     @staticmethod
     def parse(text: str) -> Manifest:
@@ -185,7 +187,7 @@ class Manifest:
             ManifestError: names the key, what was expected and what was found.
         """
         try:
-            content = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+            content = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
         except (ValueError, RecursionError) as error:
             raise ManifestError(f"{MANIFEST_FILE} is not JSON: {error}", hint=_HINT) from error
         top = _Reader(content, "")
@@ -256,10 +258,10 @@ def verify_hashes(directory: Path, manifest: Manifest, advance: Callable[[int], 
 
 def _check_file(directory: Path, entry: FileEntry) -> None:
     path = directory / entry.path
-    # a link inside the folder could point anywhere, and what it points to can change
-    if any(part.is_symlink() for part in (path, *path.parents) if part != directory and directory in part.parents):
-        raise ManifestError(f"{entry.path} is a symbolic link, expected a regular file", hint=_HINT)
     try:
+        # a link inside the folder could point anywhere, and what it points to can change
+        if any(part.is_symlink() for part in (path, *path.parents) if part != directory and directory in part.parents):
+            raise ManifestError(f"{entry.path} is a symbolic link, expected a regular file", hint=_HINT)
         found = path.stat().st_size if path.is_file() else None
     except OSError as error:
         raise ManifestError(f"{entry.path} cannot be read: {error.strerror}", hint="Check its rights.") from error
@@ -295,6 +297,13 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is beyond a float")
+    return number
 
 
 class _Reader:
@@ -466,7 +475,8 @@ def _state(read: _Reader) -> State:
 def _file(read: _Reader) -> FileEntry:
     path = read.text("path")
     parts = path.split("/")
-    outside = "\\" in path or "\0" in path or bool(PureWindowsPath(path).drive)
+    # control characters: messages and terminals show paths as they are
+    outside = _UNSAFE.search(path) is not None or bool(PureWindowsPath(path).drive)
     if outside or any(part in ("", ".", "..") for part in parts):
         raise _error("files.path", "a path inside the folder", path)
     return FileEntry(
@@ -478,6 +488,8 @@ def _file(read: _Reader) -> FileEntry:
 
 
 def _check_references(manifest: Manifest) -> None:
+    if not manifest.providers:
+        raise _error("providers", "at least one provider", [])
     kinds = {entry.path: entry.kind for entry in manifest.files}
     folded = {path.casefold() for path in kinds}
     if len(folded) != len(manifest.files) or MANIFEST_FILE in folded:

@@ -128,8 +128,11 @@ def load_tokenizer(directory: Path, library: str | None = None) -> Tokenizer:
                 raise MissingPackageError(
                     f"{file} needs the package {name}: {error}", hint=f"pip install {name}"
                 ) from error
-            except Exception as error:
-                # both libraries raise bare Exception or RuntimeError for a broken file
+            except BaseException as error:
+                # both libraries raise bare Exception or RuntimeError for a broken file; a panic inside tokenizers
+                # (https://pyo3.rs/main/doc/pyo3/panic/struct.panicexception) is not even an Exception
+                if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                    raise
                 raise ManifestError(f"{file} cannot be read as a tokenizer: {error}", hint=_HINT) from error
     raise MissingTokenizerError(
         f"{directory}: no tokenizer: neither tokenizer.json nor tokenizer.model is there", hint=_HINT
@@ -141,6 +144,9 @@ class _Tokenizers:
         import tokenizers
 
         self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        # a file may ask for both, as saved from a training run: prompts are never cut or filled up silently
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         self.size = self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def ids(self, text: str) -> list[int]:
