@@ -144,10 +144,6 @@ def main() -> None:
         code = _report(
             error, "interrupted; nothing is left behind", "Run the command again.", _INTERRUPTED, debug=debug
         )
-    except BrokenPipeError:
-        # the reader of stdout went away: not our failure, and nothing can be printed any more
-        sys.stderr.close()
-        code = 0
     except MemoryError as error:
         out = ResourceExhaustedError("out of memory", hint="`gemma-export --dry-run` says how much an export needs.")
         code = _report(error, out.message, out.hint, out.exit_code, debug=debug)

@@ -100,6 +100,8 @@ def lower_graphs(plan: ExportPlan, model: ir.Model) -> list[GraphFile]:
     for planned in plan.graphs:
         twin = model.clone()
         plan.target.finish(twin, planned.keep)
+        if planned.compat:
+            plan.target.compat(twin)
         plan.target.check(twin, plan.spec, plan.precision.activation_dtype)
         graphs.append(GraphFile(role=planned.role, file=planned.file, logits=planned.logits, model=twin))
     return graphs
@@ -132,7 +134,7 @@ def _manifest(
         opset=plan.target.opset,
         cache_layout=plan.target.cache_layout,
         providers=plan.facts.providers,
-        min_onnxruntime=max((first_release(graph.model) for graph in graphs), key=_release),
+        min_onnxruntime={graph.role: first_release(graph.model) for graph in graphs},
         precision=plan.precision.name,
         activation_dtype=plan.precision.activation_dtype,
         weight_dtype=plan.precision.weight_dtype,
@@ -153,10 +155,6 @@ def _source(plan: ExportPlan, hashed: Sequence[HashedFile]) -> Source:
         generator_version=GENERATOR_VERSION if synthetic else None,
         files=[(file.name, file.size, file.sha256) for file in hashed],
     )
-
-
-def _release(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(".")))
 
 
 class _Clock:

@@ -57,10 +57,12 @@ class PlannedGraph:
 
     # path inside the folder
     file: str
-    # "main", "all", "last8": what tells twins apart
+    # "main", "all", "last8", "compat": what tells twins apart
     role: str
     # positions with logits; 0 means all
     keep: int
+    # without what only the newest onnxruntime releases know
+    compat: bool = False
 
     @property
     def logits(self) -> Literal["last", "all"] | int:
@@ -253,6 +255,7 @@ def _graphs(suffix: str, keep: int) -> tuple[PlannedGraph, ...]:
         PlannedGraph(file=graph_file(suffix), role="main", keep=keep),
         PlannedGraph(file=graph_file(suffix, "all"), role="all", keep=0),
         PlannedGraph(file=graph_file(suffix, last_few), role=last_few, keep=_LAST_FEW),
+        PlannedGraph(file=graph_file(suffix, "compat"), role="compat", keep=keep, compat=True),
     )
 
 

@@ -26,6 +26,9 @@ _CHUNK_BYTES = 1 << 20
 # that the block stays in the cache. Measured on 16384 x 2048 float16: 64 1.7, 128 2.0, 256 0.9 GB/s.
 _TRANSPOSE_BYTES = 256
 
+# kDLCPU: https://dmlc.github.io/dlpack/latest/c_api.html
+_DLPACK_CPU = 1
+
 _TORCH = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _ONNX = {
     torch.float32: ir.DataType.FLOAT,
@@ -245,10 +248,11 @@ class WeightTensor:
         return self.numpy() if dtype is None else self.numpy().astype(dtype)
 
     def __dlpack__(self, *, stream: Any = None) -> Any:
-        return self.numpy().__dlpack__(stream=stream)
+        # torch's: numpy exports neither read-only arrays nor bfloat16
+        return self.weight.tensor().__dlpack__(stream=stream)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return self.numpy().__dlpack_device__()
+        return (_DLPACK_CPU, 0)
 
     def __repr__(self) -> str:
         return f"WeightTensor({self.name}, {self.dtype.name}{list(self.weight.shape)})"

@@ -38,9 +38,10 @@ def check_disk(output: Path, needed_bytes: int) -> None:
 
 
 def nearest_existing(path: Path) -> Path:
-    """The path itself or the closest of its parents that exists."""
+    """The path itself or the closest of its parents that exists, as far as this user may look."""
     path = Path(os.path.abspath(path))
-    return next((place for place in (path, *path.parents) if place.exists()), Path(path.anchor))
+    # Path.exists raises where a parent may not be searched
+    return next((place for place in (path, *path.parents) if os.path.exists(place)), Path(path.anchor))
 
 
 def write_error(error: OSError, path: Path, needed_bytes: int) -> GemmaExportError:

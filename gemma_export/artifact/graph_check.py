@@ -8,6 +8,7 @@ hashes are checked elsewhere.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -136,7 +137,7 @@ def _check_external(file: str, tensor: onnx.TensorProto, initializer: bool, data
         raise FolderError(f"{where}: only initializers may lie in a data file, found a node's constant", hint=_HINT)
     entries = {entry.key: entry.value for entry in tensor.external_data}
     if len(entries) != len(tensor.external_data) or entries.keys() != _KEYS:
-        found = ", ".join(entry.key for entry in tensor.external_data)
+        found = ", ".join(repr(entry.key) for entry in tensor.external_data)
         raise FolderError(f"{where}: expected location, offset and length once each, found {found}", hint=_HINT)
     location = entries["location"]
     if location not in data:
@@ -217,8 +218,9 @@ def _check_interface(graph: Graph, model: onnx.ModelProto) -> None:
 
 def _check_names(file: str, what: str, expected: list[str], values: object) -> None:
     found = [value.name for value in values]  # type: ignore[attr-defined]
-    if sorted(found) != sorted(expected):
-        missing = sorted(set(expected) - set(found)) or sorted(set(found) - set(expected)) or found
+    # counted, not sorted: protobuf gives a name that is no UTF-8 as bytes, which have no order among texts
+    if Counter(found) != Counter(expected):
+        missing = sorted(set(expected) - set(found)) or [*sorted(set(found) - set(expected), key=repr), *found]
         raise FolderError(
             f"{file}: the graph's {what} differ from the manifest's: expected {len(expected)}, found {len(found)}; "
             f"first difference {missing[0]!r}",
@@ -237,7 +239,8 @@ def _check_state(file: str, state: State, value: onnx.ValueInfoProto, *, exact: 
     else:
         same = found == expected
     if not same or tensor.elem_type != _DTYPES.get(state.dtype):
-        name = onnx.TensorProto.DataType.Name(tensor.elem_type)
+        known = tensor.elem_type in _T.DataType.values()
+        name = _T.DataType.Name(tensor.elem_type) if known else f"element type {tensor.elem_type}"
         raise FolderError(
             f"{file}, {value.name}: expected {state.dtype} {expected}, found {name} {found}",
             hint=_HINT,

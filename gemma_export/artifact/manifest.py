@@ -39,7 +39,7 @@ def build_manifest(
     opset: int,
     cache_layout: str,
     providers: tuple[str, ...],
-    min_onnxruntime: str,
+    min_onnxruntime: Mapping[str, str],
     precision: str,
     activation_dtype: str,
     weight_dtype: str,
@@ -56,7 +56,7 @@ def build_manifest(
         variant: name of the released checkpoint, if it is one.
         source: where the weights came from.
         target, opset, cache_layout, providers: of the deployment target.
-        min_onnxruntime: the first release that loads every graph.
+        min_onnxruntime: for each role, the first release that loads its graph.
         precision, activation_dtype, weight_dtype, options: of the number format.
     """
     state = tuple(_state(entry, activation_dtype) for entry in states)
@@ -69,7 +69,7 @@ def build_manifest(
             name=precision, activation_dtype=activation_dtype, weight_dtype=weight_dtype, options=options
         ),
         providers=providers,
-        min_onnxruntime=min_onnxruntime,
+        min_onnxruntime=min(min_onnxruntime.values(), key=lambda text: tuple(map(int, text.split(".")))),
         cache_layout=cache_layout,
         context_length=spec.max_position_embeddings,
         vocab_size=spec.vocab_size,
@@ -79,6 +79,7 @@ def build_manifest(
                 role=graph.role,
                 logits=graph.logits,
                 opset=opset,
+                min_onnxruntime=min_onnxruntime[graph.role],
                 inputs=("input_ids", "attention_mask"),
                 data_files=(data_file,),
                 state=state,

@@ -169,8 +169,8 @@ def _check_replaceable(output: Path, force: bool) -> None:
             f"{output} exists", hint="Choose another folder with --output, or replace this one with --force."
         )
     with explained(output):
-        empty = not any(output.iterdir())
-    if not empty and not (output / MANIFEST_FILE).is_file():
+        replaceable = not any(output.iterdir()) or (output / MANIFEST_FILE).is_file()
+    if not replaceable:
         raise OutputError(
             f"{output} is not an exported folder: it has no {MANIFEST_FILE}",
             hint="--force replaces only folders that gemma-export wrote; remove this one yourself or choose another.",
@@ -178,7 +178,8 @@ def _check_replaceable(output: Path, force: bool) -> None:
 
 
 def _recover(output: Path) -> tuple[str, ...]:
-    if not output.parent.is_dir():
+    # Path.is_dir raises where a parent may not be searched; check_output says so in a user's words
+    if not os.path.isdir(output.parent):
         return ()
     left: dict[str, dict[str, Path]] = {}
     with explained(output.parent):

@@ -165,9 +165,12 @@ def _check_names(graphs: Sequence[GraphFile], data_file: str, extra_files: Mappi
     seen: dict[str, str] = {}
     for name in names:
         # two spellings of one name are one file on Windows and macOS
-        other = seen.setdefault(check_relative(name).casefold(), name)
-        if other is not name:
-            raise InternalError(f"two files of the folder are called {name} and {other}", hint="Report this bug.")
+        folded = check_relative(name).casefold()
+        if folded in seen:
+            raise InternalError(
+                f"two files of the folder are called {name} and {seen[folded]}", hint="Report this bug."
+            )
+        seen[folded] = name
     parent = PurePosixPath(data_file).parent
     apart = [graph.file for graph in graphs if PurePosixPath(graph.file).parent != parent]
     if apart or not graphs:

@@ -52,9 +52,10 @@ def _names_differ(missing: list[str], extra: list[str], count: int) -> Checkpoin
     parts = []
     if missing:
         near = difflib.get_close_matches(missing[0], extra, n=1, cutoff=0.6)
-        parts.append(f"{len(missing)} of {count} missing, first {missing[0]}" + (f" (found {near[0]})" if near else ""))
+        found = f" (found {near[0]!r})" if near else ""
+        parts.append(f"{len(missing)} of {count} missing, first {missing[0]}{found}")
     if extra:
-        parts.append(f"{len(extra)} unexpected, first {extra[0][:120]}")
+        parts.append(f"{len(extra)} unexpected, first {extra[0][:120]!r}")
     adapter = any("lora_" in name for name in extra)
     return CheckpointError(
         f"the checkpoint's tensors are not those of config.json: {'; '.join(parts)}",

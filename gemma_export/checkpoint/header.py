@@ -6,6 +6,7 @@ keys, holes between tensors and trailing bytes are refused too.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import math
@@ -88,8 +89,9 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)[:80]!r} twice")
+        # counted once: a hostile header has a million keys
+        ((name, _),) = collections.Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"key {name[:80]!r} twice")
     return content
 
 

@@ -86,7 +86,7 @@ def weight_files(directory: Path) -> tuple[tuple[Path, ...], dict[str, str] | No
     if (directory / _INDEX).is_file():
         index = _read_index(directory / _INDEX)
         shards = tuple(directory / name for name in sorted(set(index.values())))
-        missing = [shard.name for shard in shards if not shard.is_file()]
+        missing = [shard.name for shard in shards if not _is_file(shard)]
         if missing:
             raise CheckpointError(
                 f"{directory.name}: {len(missing)} of {len(shards)} shards are missing, first {missing[0]}",
@@ -98,14 +98,22 @@ def weight_files(directory: Path) -> tuple[tuple[Path, ...], dict[str, str] | No
     raise _no_weights(directory)
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        # a name longer than any file's
+        return False
+
+
 def _read_index(path: Path) -> dict[str, str]:
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path.name} has no weight_map", hint="Fetch the index again.")
     for name, shard in weight_map.items():
         # a shard is a file beside the index: nothing that leads elsewhere
-        plain = isinstance(shard, str) and shard.endswith(".safetensors") and not set(shard) & set("/\\:\0")
-        if not plain:
+        text = isinstance(shard, str) and shard.isprintable() and shard.endswith(".safetensors")
+        if not text or set(shard) & set("/\\:"):
             raise CheckpointError(
                 f"{path.name} puts tensor {name[:80]!r} into {str(shard)[:80]!r}, expected the name of a .safetensors "
                 "file beside it",

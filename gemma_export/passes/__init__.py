@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gemma_export.passes.align_rows import AlignRows
+from gemma_export.passes.drop_query_lengths import DropQueryLengths
 from gemma_export.passes.fuse_attention import FuseGroupQueryAttention
 from gemma_export.passes.fuse_norms import FuseNorms
 from gemma_export.passes.lower_embedding import LowerEmbedding
@@ -12,6 +13,7 @@ from gemma_export.passes.select_logits import SelectLogits
 
 __all__ = [
     "AlignRows",
+    "DropQueryLengths",
     "FuseGroupQueryAttention",
     "FuseNorms",
     "LowerEmbedding",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from gemma_export.errors import PassError
 from gemma_export.passes.semantic_nodes import insert_before, int64_constant, nodes_of, refuse, value_named
 
 __all__ = ["FIRST", "QUERY_LENGTHS", "SEQLENS_K", "SEQUENCE", "TOTAL", "AlignRows"]
@@ -41,11 +42,17 @@ class AlignRows(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Inserts the prelude; raises PassError if the embedding does not read `input_ids`."""
+        """Inserts the prelude; raises PassError unless there is one embedding and it reads `input_ids`."""
         graph = model.graph
         if any(value.name == SEQLENS_K for node in graph for value in node.outputs):
             return ir.passes.PassResult(model, modified=False)
-        (embedding,) = nodes_of(model, "ScaledEmbedding")
+        embeddings = nodes_of(model, "ScaledEmbedding")
+        if len(embeddings) != 1:
+            raise PassError(
+                f"AlignRows: expected one ScaledEmbedding, found {len(embeddings)}",
+                hint="A pass ran out of order. Report this with --debug.",
+            )
+        embedding = embeddings[0]
         ids = embedding.inputs[0]
         if ids is None or ids.name != "input_ids":
             raise refuse(embedding, "AlignRows", f"its ids are {ids.name if ids else None}, expected input_ids")

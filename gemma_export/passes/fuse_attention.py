@@ -21,11 +21,11 @@ from gemma_export.passes.semantic_nodes import (
 )
 from gemma_export.weights import Concat
 
-__all__ = ["FuseGroupQueryAttention"]
+__all__ = ["QUERY_SEQLENS", "FuseGroupQueryAttention"]
 
 _NAME = "FuseGroupQueryAttention"
 # zero-based input positions of GroupQueryAttention; query_seqlens is the last of 17
-_QUERY_SEQLENS = 16
+QUERY_SEQLENS = 16
 
 
 class FuseGroupQueryAttention(ir.passes.InPlacePass):
@@ -92,7 +92,7 @@ def _fuse(graph: ir.Graph, node: ir.Node, lengths: ir.Value) -> None:
             value_named(graph, TOTAL),
             cos,
             sin,
-            *[None] * (_QUERY_SEQLENS - 9),
+            *[None] * (QUERY_SEQLENS - 9),
             lengths,
         ],
         attributes={

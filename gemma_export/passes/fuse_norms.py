@@ -43,7 +43,8 @@ class FuseNorms(ir.passes.InPlacePass):
         for node in nodes_of(model, "ResidualAdd"):
             plain = ir.node("Add", inputs=list(node.inputs), name=node.name)
             replace(model.graph, node, [plain], plain.outputs)
-        drop_unused_initializers(model.graph)
+        if norms:
+            drop_unused_initializers(model.graph)
         return ir.passes.PassResult(model, modified=bool(norms or adds))
 
     def ensures(self, model: ir.Model) -> None:
@@ -88,6 +89,8 @@ def _fuse_skip(graph: ir.Graph, node: ir.Node, add: ir.Node, gain: ir.Value, eps
         outputs=[normed, ir.Value(name=""), ir.Value(name=""), summed],
         name=str(node.name).replace(".RMSNorm", ".SkipSimplifiedLayerNormalization"),
     )
-    replace(graph, node, [fused], [normed])
+    # where the sum was: others may read it before the norm does
+    graph.insert_before(add, [fused])
+    replace(graph, node, [], [normed])
     ir.convenience.replace_all_uses_with(total, summed, replace_graph_outputs=True)
     graph.remove(add, safe=True)

@@ -46,7 +46,8 @@ class LowerLinear(ir.passes.InPlacePass):
                 _lower_head(model.graph, node)
             else:
                 _lower(model.graph, node)
-        drop_unused_initializers(model.graph)
+        if nodes:
+            drop_unused_initializers(model.graph)
         return ir.passes.PassResult(model, modified=bool(nodes))
 
     def ensures(self, model: ir.Model) -> None:

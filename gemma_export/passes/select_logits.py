@@ -12,6 +12,7 @@ from gemma_export.passes.semantic_nodes import (
     int64_constant,
     nodes_of,
     output_like,
+    refuse,
     replace,
     require_none,
     value_named,
@@ -45,13 +46,15 @@ class SelectLogits(ir.passes.InPlacePass):
         """Rewrites the LastTokens node and declares the logits' shape."""
         nodes = nodes_of(model, "LastTokens")
         for node in nodes:
-            attributes_of(node, {"keep": 0}, _NAME)
+            keep = attributes_of(node, {"keep": 0}, _NAME)["keep"]
+            if keep not in (0, self.keep):
+                raise refuse(node, _NAME, f"keep is {keep}, expected 0 (all) or {self.keep}")
             self._lower(model.graph, node)
         if nodes:
             logits = next(value for value in model.graph.outputs if value.name == "logits")
             assert logits.shape is not None
             logits.shape = ir.Shape(["batch_size", self._positions(), logits.shape[2]])
-        drop_unused_initializers(model.graph)
+            drop_unused_initializers(model.graph)
         return ir.passes.PassResult(model, modified=bool(nodes))
 
     def ensures(self, model: ir.Model) -> None:

@@ -24,18 +24,18 @@ _PROVIDERS = {"float32": ("cpu",), "float16": ("cpu", "cuda")}
 
 def _lower(model: ir.Model) -> None:
     """Every semantic node but LastTokens becomes a kernel of onnxruntime."""
-    import onnx_ir as ir
-
     from gemma_export import passes
 
-    ir.passes.Sequential(
+    # one by one: ir.passes.Sequential would hide a refusal's message and hint behind an error of its own
+    for rewrite in (
         passes.AlignRows(),
         passes.FuseGroupQueryAttention(),
         passes.FuseNorms(),
         passes.LowerGeGLU(),
         passes.LowerLinear(),
         passes.LowerEmbedding(),
-    )(model)
+    ):
+        rewrite(model)
 
 
 def _finish(model: ir.Model, keep: int) -> None:
@@ -46,6 +46,13 @@ def _finish(model: ir.Model, keep: int) -> None:
     model.functions.clear()
     model.graph.opset_imports.clear()
     model.graph.opset_imports.update({"": _OPSET, "com.microsoft": 1})
+
+
+def _compat(model: ir.Model) -> None:
+    """onnxruntime before 1.32 (and onnxruntime-gpu so far) has no query_seqlens: everything but batched chunks."""
+    from gemma_export import passes
+
+    passes.DropQueryLengths()(model)
 
 
 def _check(model: ir.Model, spec: DecoderSpec, activation_dtype: str) -> None:
@@ -118,6 +125,7 @@ ORT = Target(
     providers=_PROVIDERS,
     lower=_lower,
     finish=_finish,
+    compat=_compat,
     check=_check,
     stored_tensors=_stored_tensors,
 )

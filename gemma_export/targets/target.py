@@ -28,6 +28,8 @@ class Target:
     lower: Callable[[ir.Model], None]
     # chooses the positions that get logits (0 means all) and finishes one twin, in place
     finish: Callable[[ir.Model, int], None]
+    # takes from a finished twin, in place, what onnxruntime releases before the target's newest input lack
+    compat: Callable[[ir.Model], None]
     # raises unless the finished graph holds the fusions that the specification demands and only operators
     # that the given providers run in the given activation dtype
     check: Callable[[ir.Model, DecoderSpec, str], None]

@@ -85,7 +85,7 @@ def cli(
     )
 
 
-class _ReaderGone(Exception):
+class _ReaderGoneError(Exception):
     """Nobody reads stdout any more: not our failure. click would turn a BrokenPipeError into exit code 1."""
 
 
@@ -93,7 +93,7 @@ def _print(text: str, *, newline: bool = True) -> None:
     try:
         click.echo(text, nl=newline)
     except BrokenPipeError as error:
-        raise _ReaderGone from error
+        raise _ReaderGoneError from error
 
 
 def main() -> None:
@@ -111,7 +111,7 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort) as error:
         click.echo(err=True)
         code = _report(error, "interrupted", "Run the command again.", _INTERRUPTED, debug=debug)
-    except _ReaderGone:
+    except _ReaderGoneError:
         # Python flushes stdout once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

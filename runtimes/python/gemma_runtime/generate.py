@@ -63,8 +63,9 @@ class TextGenerator:
             verify_hashes(directory, self.manifest)
         self.tokenizer = load_tokenizer(directory)
         self.stop_ids = _stop_ids(directory, self.manifest.vocab_size, self.tokenizer.find(END_OF_TURN))
-        graph = self.manifest.graph("main")
-        self._session = DecoderSession(directory, self.manifest, graph, provider=provider, threads=threads)
+        self._session = DecoderSession(directory, self.manifest, provider=provider, threads=threads)
+        # the graph that runs: main, or its compat twin on an older onnxruntime
+        self.graph = self._session.graph
 
     def generate(
         self,

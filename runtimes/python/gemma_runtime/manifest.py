@@ -125,11 +125,13 @@ class Graph:
     """One graph of the folder."""
 
     file: str
-    # "main", or what a twin offers: "all", "last8", ...
+    # "main", or what a twin offers: "all", "last8", "compat" (main for older onnxruntime releases), ...
     role: str
     # positions that get logits
     logits: Literal["last", "all"] | int
     opset: int
+    # first onnxruntime release whose schemas know every operator, input and attribute used
+    min_onnxruntime: str
     # inputs besides the state
     inputs: tuple[str, ...]
     data_files: tuple[str, ...]
@@ -147,7 +149,7 @@ class Manifest:
     precision: Precision
     # execution providers that this precision runs on: cpu, cuda, directml
     providers: tuple[str, ...]
-    # first onnxruntime release that knows every operator and input used
+    # first onnxruntime release that can run the folder: the least of its graphs'
     min_onnxruntime: str
     # "compacted": row b of present holds its real tokens at [0, T_b); "columns": it keeps the mask's columns
     cache_layout: str
@@ -257,11 +259,13 @@ def verify_hashes(directory: Path, manifest: Manifest, advance: Callable[[int], 
 
 
 def _check_file(directory: Path, entry: FileEntry) -> None:
-    path = directory / entry.path
+    path = directory
     try:
-        # a link inside the folder could point anywhere, and what it points to can change
-        if any(part.is_symlink() for part in (path, *path.parents) if part != directory and directory in part.parents):
-            raise ManifestError(f"{entry.path} is a symbolic link, expected a regular file", hint=_HINT)
+        for part in entry.path.split("/"):
+            path /= part
+            # a link inside the folder could point anywhere, and what it points to can change
+            if path.is_symlink():
+                raise ManifestError(f"{entry.path} is a symbolic link, expected a regular file", hint=_HINT)
         found = path.stat().st_size if path.is_file() else None
     except OSError as error:
         raise ManifestError(f"{entry.path} cannot be read: {error.strerror}", hint="Check its rights.") from error
@@ -447,6 +451,7 @@ def _graph(read: _Reader) -> Graph:
         role=read.text("role"),
         logits=logits,
         opset=read.integer("opset", 1),
+        min_onnxruntime=read.text("min_onnxruntime", _RELEASE),
         inputs=read.texts("inputs"),
         data_files=read.texts("data_files"),
         state=read.objects("state", _state),

@@ -36,8 +36,7 @@ class DecoderSession:
 
     Args:
         directory: the exported folder, structure checked.
-        manifest: its manifest.
-        graph: which of its graphs.
+        manifest: its manifest; the main graph is taken, or its compat twin where onnxruntime is older.
         provider: "cpu", "cuda" or "directml".
         threads: of the CPU provider; None leaves the choice to onnxruntime.
 
@@ -46,14 +45,12 @@ class DecoderSession:
         MissingPackageError: no onnxruntime.
     """
 
-    def __init__(
-        self, directory: Path, manifest: Manifest, graph: Graph, *, provider: str, threads: int | None = None
-    ) -> None:
-        self._graph = graph
+    def __init__(self, directory: Path, manifest: Manifest, *, provider: str, threads: int | None = None) -> None:
         self._device = _DEVICES[provider]
         self._onnxruntime = _import_onnxruntime(provider)
         _check_provider(self._onnxruntime, manifest, provider)
-        self._session = _open(self._onnxruntime, directory, graph, provider, threads)
+        self.graph = _graph_for(manifest, _release(self._onnxruntime.__version__))
+        self._session = _open(self._onnxruntime, directory, self.graph, provider, threads)
         self._dtype = _NUMPY[manifest.precision.activation_dtype]
         self._vocab_size = manifest.vocab_size
         self._position = self._capacity = 0
@@ -63,13 +60,13 @@ class DecoderSession:
         """Starts a new sequence of at most `capacity` tokens."""
         binding = self._session.io_binding()
         # first, so that it is the binding's output 0
-        if self._graph.logits == "last":
+        if self.graph.logits == "last":
             logits = np.zeros((1, 1, self._vocab_size), self._dtype)
             binding.bind_ortvalue_output("logits", self._onnxruntime.OrtValue.ortvalue_from_numpy(logits, "cpu", 0))
         else:
             # as many positions as a step has: onnxruntime allocates them
             binding.bind_output("logits", "cpu")
-        for state in self._graph.state:
+        for state in self.graph.state:
             shape = [{"batch_size": 1}.get(str(dim), dim if isinstance(dim, int) else capacity) for dim in state.shape]
             for past, present in zip(state.past, state.present, strict=True):
                 # zeros: a kernel may read a whole block of a buffer, and 0 * NaN is NaN
@@ -95,7 +92,7 @@ class DecoderSession:
         assert total <= self._capacity
         self._binding.bind_cpu_input("input_ids", np.asarray([ids], np.int64))
         self._binding.bind_cpu_input("attention_mask", np.ascontiguousarray(self._mask[:, :total]))
-        if self._graph.logits != "last":
+        if self.graph.logits != "last":
             self._binding.bind_output("logits", "cpu")
         self._session.run_with_iobinding(self._binding)
         self._position = total
@@ -131,6 +128,18 @@ def _check_provider(onnxruntime: Any, manifest: Manifest, provider: str) -> None
             f"{', '.join(onnxruntime.get_available_providers())}",
             hint=_installation_hint(provider),
         )
+
+
+def _graph_for(manifest: Manifest, release: tuple[int, ...]) -> Graph:
+    """The main graph, or the twin that asks less of onnxruntime: one row at a time they compute the same."""
+    for graph in manifest.graphs:
+        if graph.role in ("main", "compat") and _release(graph.min_onnxruntime) <= release:
+            return graph
+    raise ProviderError(
+        f"no graph of this folder runs on onnxruntime {'.'.join(map(str, release))}; the main one needs "
+        f"{manifest.graph('main').min_onnxruntime}",
+        hint="pip install --upgrade the onnxruntime package that is installed.",
+    )
 
 
 def _open(onnxruntime: Any, directory: Path, graph: Graph, provider: str, threads: int | None) -> Any:
