@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -199,6 +200,17 @@ def _non_finite(name: str, wide: torch.Tensor, row: int, dtype: torch.dtype) -> 
     )
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One torch thread: a pool costs more than converting a megabyte, and the writer needs the other core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class _Writable(Protocol):
     def write(self, data: memoryview, /) -> int: ...
 
@@ -233,8 +245,9 @@ class WeightTensor:
 
     def tofile(self, file: _Writable) -> None:
         """Streams the bytes, little-endian, memory bounded by the expression's chunks."""
-        for chunk in self.weight.chunks():
-            file.write(chunk.reshape(-1).view(torch.uint8).numpy().data)
+        with _one_thread():
+            for chunk in self.weight.chunks():
+                file.write(chunk.reshape(-1).view(torch.uint8).numpy().data)
 
     def tobytes(self) -> bytes:
         """The bytes, all at once."""

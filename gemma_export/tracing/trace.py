@@ -70,8 +70,10 @@ def trace_decoder(family: Family, spec: DecoderSpec) -> ir.Model:
                     output_names=["logits", *(n for s in states for n in s.present_names)],
                 )
             except Exception as error:
+                # torch explains itself over many lines: the cause keeps them
+                reason = str(error).partition("\n")[0]
                 raise TracingError(
-                    f"torch {torch.__version__} could not capture the {spec.family} decoder: {error}",
+                    f"torch {torch.__version__} could not capture the {spec.family} decoder: {reason}",
                     hint="Run again with --debug and report the traceback; this is a bug of gemma-export.",
                 ) from error
     if program is None:
@@ -129,12 +131,16 @@ def _declare_interface(model: ir.Model, states: Sequence[CacheState]) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter prints progress and warns about its own internals; neither is for our users."""
+    """torch's exporter prints progress, warns about its own internals and dumps them; none is for our users."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,46 +38,23 @@ _PAST = ("past_key_values.0.key", "past_key_values.0.value")
 _PRESENT = ("present.0.key", "present.0.value")
 
 
-class LazyWeight:
-    """A tensor computed when it is written; `weight` is what makes two of them one range of the data file."""
+class LazyWeight(ir.LazyTensor):
+    """A tensor computed when it is written; two of them over one `weight` are one range of the data file."""
 
     def __init__(self, weight: Callable[[], np.ndarray], shape: Sequence[int]) -> None:
+        super().__init__(lambda: ir.tensor(weight().reshape(shape)), ir.DataType.FLOAT, ir.Shape(shape))
         self.weight = weight
-        self.dtype = ir.DataType.FLOAT
-        self.shape = ir.Shape(shape)
-        self.name: str | None = None
-        self.doc_string: str | None = None
-        self.metadata_props: dict[str, str] = {}
-        self.meta: dict[str, Any] = {}
-        self.raw = weight
-        self.size = int(np.prod(shape))
-        self.nbytes = 4 * self.size
-
-    def numpy(self) -> np.ndarray:
-        return self.weight().reshape(self.shape.numpy())
-
-    def __array__(self, dtype: Any = None) -> np.ndarray:
-        return self.numpy().astype(dtype)
-
-    def __dlpack__(self, **_: Any) -> Any:
-        raise NotImplementedError
-
-    def __dlpack_device__(self) -> Any:
-        raise NotImplementedError
-
-    def tobytes(self) -> bytes:
-        return self.numpy().tobytes()
 
 
-def tiny_weights(seed: int = 0) -> dict[str, ir.Tensor]:
-    """Named weights of the layer: two of more than 64 KiB, two of more than 1 KiB, one that stays inline."""
+def tiny_weights(seed: int = 0, *, vocab: int = VOCAB, hidden: int = HIDDEN) -> dict[str, ir.TensorProtocol]:
+    """Named weights of the layer: by default two of more than 64 KiB, two of more than 1 KiB, one that stays inline."""
     random = np.random.default_rng(seed)
     shapes = {
-        "key": (HIDDEN, HEADS * HEAD_DIM),
-        "embedding": (VOCAB, HIDDEN),
-        "scale": (HIDDEN,),
-        "value": (HIDDEN, HEADS * HEAD_DIM),
-        "head": (HIDDEN, VOCAB),
+        "key": (hidden, HEADS * HEAD_DIM),
+        "embedding": (vocab, hidden),
+        "scale": (hidden,),
+        "value": (hidden, HEADS * HEAD_DIM),
+        "head": (hidden, vocab),
     }
     return {name: ir.tensor(random.standard_normal(shape, np.float32), name=name) for name, shape in shapes.items()}
 
@@ -106,7 +85,7 @@ def tiny_model(weights: Mapping[str, ir.TensorProtocol], *, last: bool) -> ir.Mo
     positions = call("Gather", hidden, values["last_position"], axis=1) if last else hidden
     logits = call("MatMul", positions, values["head"])
     logits.name, logits.type = "logits", ir.TensorType(floats)
-    logits.shape = ir.Shape(["batch_size", 1 if last else "sequence_length", VOCAB])
+    logits.shape = ir.Shape(["batch_size", 1 if last else "sequence_length", weights["head"].shape[1]])
     for name, value in zip(_PRESENT, present, strict=True):
         value.name, value.type = name, ir.TensorType(floats)
         value.shape = ir.Shape(["batch_size", HEADS, "total_sequence_length", HEAD_DIM])
@@ -242,3 +221,24 @@ def contents(folder: Path) -> dict[str, str]:
 def hidden_siblings(output: Path) -> list[str]:
     """Names beside an output that a writer may have left."""
     return sorted(name for name in os.listdir(output.parent) if name.startswith("."))
+
+
+def start_child(code: str, *arguments: object, seed: int = 0) -> subprocess.Popen[str]:
+    """Starts Python code as a process of its own, which can import this module; standard streams are pipes."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONHASHSEED": str(seed)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=environment,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def run_child(code: str, *arguments: object, seed: int = 0, expected_exit: int = 0) -> str:
+    """Runs Python code to its end; its standard output."""
+    with start_child(code, *arguments, seed=seed) as child:
+        output, errors = child.communicate(timeout=120)
+    assert child.returncode == expected_exit, errors
+    return output

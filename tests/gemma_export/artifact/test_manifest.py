@@ -1,0 +1,143 @@
+"""What an export knows, as the manifest says it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import onnx_ir as ir
+import pytest
+
+from gemma_export import __version__
+from gemma_export.artifact import manifest as module
+from gemma_export.artifact.manifest import build_manifest, hashed_source
+from gemma_export.artifact.writer import GraphFile
+from gemma_export.config import CacheState, DecoderSpec
+from gemma_runtime.manifest import FileEntry, Generator, Graph, Manifest, Precision, SourceFile, State
+
+# every number differs, so that none can stand for another
+SPEC = DecoderSpec(
+    family="gemma",
+    vocab_size=11,
+    hidden_size=12,
+    intermediate_size=13,
+    num_hidden_layers=2,
+    num_attention_heads=15,
+    num_key_value_heads=3,
+    head_dim=17,
+    rms_norm_eps=1e-6,
+    rope_theta=10000.0,
+    max_position_embeddings=18,
+    tie_word_embeddings=True,
+    bos_token_id=2,
+    eos_token_ids=(1,),
+    pad_token_id=0,
+)
+SOURCE = hashed_source(
+    kind="hub",
+    repository="google/gemma-2b",
+    revision="0" * 40,
+    name=None,
+    seed=None,
+    generator_version=None,
+    files=[("b.safetensors", 7, "b" * 64), ("a.safetensors", 9, "a" * 64)],
+)
+FILES = [
+    FileEntry(path="onnx/model_fp16.onnx", size=1, sha256="1" * 64, kind="graph"),
+    FileEntry(path="onnx/model_fp16.onnx_data", size=2, sha256="2" * 64, kind="data"),
+    FileEntry(path="onnx/model_fp16_all.onnx", size=3, sha256="3" * 64, kind="graph"),
+]
+
+
+def build() -> Manifest:
+    model = ir.Model(ir.Graph([], [], nodes=[], name="empty"), ir_version=10)
+    return build_manifest(
+        graphs=[
+            GraphFile(role="main", file="onnx/model_fp16.onnx", logits="last", model=model),
+            GraphFile(role="last8", file="onnx/model_fp16_all.onnx", logits=8, model=model),
+        ],
+        files=FILES,
+        data_file="onnx/model_fp16.onnx_data",
+        spec=SPEC,
+        states=[
+            CacheState(
+                kind="attention",
+                layer=layer,
+                past_names=(f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"),
+                present_names=(f"present.{layer}.key", f"present.{layer}.value"),
+                num_heads=3,
+                head_dim=17,
+            )
+            for layer in range(2)
+        ],
+        variant="2b",
+        source=SOURCE,
+        target="ort",
+        opset=21,
+        cache_layout="compacted",
+        providers=("cpu", "cuda"),
+        min_onnxruntime="1.24",
+        precision="fp16",
+        activation_dtype="float16",
+        weight_dtype="bfloat16",
+        options={"headroom": 2},
+    )
+
+
+def test_every_field() -> None:
+    states = tuple(
+        State(
+            layer=layer,
+            kind="attention",
+            past=(f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"),
+            present=(f"present.{layer}.key", f"present.{layer}.value"),
+            shape=("batch_size", 3, "past_sequence_length", 17),
+            # of the cache: what the graph computes in
+            dtype="float16",
+        )
+        for layer in range(2)
+    )
+    common = {
+        "opset": 21,
+        "inputs": ("input_ids", "attention_mask"),
+        "data_files": ("onnx/model_fp16.onnx_data",),
+        "state": states,
+    }
+    found = build()
+    assert found == Manifest(
+        variant="2b",
+        family="gemma",
+        source=SOURCE,
+        target="ort",
+        precision=Precision(name="fp16", activation_dtype="float16", weight_dtype="bfloat16", options={"headroom": 2}),
+        providers=("cpu", "cuda"),
+        min_onnxruntime="1.24",
+        cache_layout="compacted",
+        context_length=18,
+        vocab_size=11,
+        graphs=(
+            Graph(file="onnx/model_fp16.onnx", role="main", logits="last", **common),  # type: ignore[arg-type]
+            Graph(file="onnx/model_fp16_all.onnx", role="last8", logits=8, **common),  # type: ignore[arg-type]
+        ),
+        files=tuple(FILES),
+        generator=found.generator,
+    )
+
+
+def test_the_runtime_reads_it_back() -> None:
+    assert Manifest.parse(build().to_json()) == build()
+
+
+def test_source_files_are_sorted() -> None:
+    assert SOURCE.files == (
+        SourceFile(name="a.safetensors", size=9, sha256="a" * 64),
+        SourceFile(name="b.safetensors", size=7, sha256="b" * 64),
+    )
+
+
+def test_versions_of_what_decides_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = build().generator
+    assert found.version == __version__
+    assert found.packages["onnx"] == importlib.metadata.version("onnx")
+    assert {"numpy", "onnx", "onnx-ir", "torch"} <= found.packages.keys()
+    monkeypatch.setattr(module, "_PACKAGES", ("onnx", "no-such-package-anywhere"))
+    assert build().generator == Generator(version=__version__, packages={"onnx": found.packages["onnx"]})

@@ -1,0 +1,91 @@
+"""The allow-list of kernels against the kernels of the installed onnxruntime."""
+
+from __future__ import annotations
+
+import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import get_all_opkernel_def
+
+from gemma_export.targets import TARGETS
+from gemma_export.targets.ort_support import _FLOAT_KERNELS, _INDEX_OPS, _WIDENED, supported
+
+_TENSORS = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "int64": "tensor(int64)",
+    "int32": "tensor(int32)",
+    "bool": "tensor(bool)",
+}
+_CPU_FLOATS = sorted(
+    (domain, op_type, dtype) for (domain, op_type), dtypes in _FLOAT_KERNELS["cpu"].items() for dtype in dtypes
+)
+# parameters that carry something else than the tensor of the kernel's own type: indices, statistics, a cache's scales
+_OTHER = frozenset({"Tind", "tind", "indices", "T_KV_SCALE", "T_CACHE", "M", "U", "T1", "shape", "axes"})
+
+
+def _installed(domain: str, op_type: str, dtype: str) -> bool:
+    """Whether the installed CPU provider has a kernel of a type, in the opset that the target writes."""
+    opset = TARGETS["ort"].opset if domain == "" else 1
+    for kernel in get_all_opkernel_def():
+        if (kernel.domain, kernel.op_name, kernel.provider) != (domain, op_type, "CPUExecutionProvider"):
+            continue
+        first, last = kernel.version_range
+        main = [types for name, types in kernel.type_constraints.items() if name not in _OTHER]
+        if first <= opset <= last and any(_TENSORS[dtype] in types for types in main):
+            return True
+    return False
+
+
+@pytest.mark.parametrize(("domain", "op_type", "dtype"), _CPU_FLOATS)
+def test_every_float_entry_is_a_kernel(domain: str, op_type: str, dtype: str) -> None:
+    assert _installed(domain, op_type, dtype)
+
+
+@pytest.mark.parametrize(("domain", "op_type"), sorted(_FLOAT_KERNELS["cpu"]))
+def test_every_float16_node_runs_at_least_widened(domain: str, op_type: str) -> None:
+    assert supported("cpu", domain, op_type, "float16")
+    assert _installed(domain, op_type, "float16") or _installed(domain, op_type, _WIDENED["cpu"]["float16"])
+
+
+@pytest.mark.parametrize("op_type", sorted(_INDEX_OPS))
+def test_every_index_operator_has_an_integer_kernel(op_type: str) -> None:
+    assert supported("cpu", "", op_type, "int64")
+    assert _installed("", op_type, "int64")
+
+
+def test_the_comparison_above_can_fail() -> None:
+    assert not _installed("", "MatMul", "float16")
+    assert not _installed("", "Erf", "int64")
+    assert not _installed("com.microsoft", "MatMul", "float32")
+
+
+def test_cuda_attention_is_float16_only() -> None:
+    """Why an fp32 folder does not list CUDA."""
+    assert supported("cuda", "com.microsoft", "GroupQueryAttention", "float16")
+    assert not supported("cuda", "com.microsoft", "GroupQueryAttention", "float32")
+    assert TARGETS["ort"].providers == {"float32": ("cpu",), "float16": ("cpu", "cuda")}
+
+
+def test_only_the_cpu_widens() -> None:
+    assert set(_WIDENED) == {"cpu"}
+    # both providers know the same operators: a graph is one structure
+    assert set(_FLOAT_KERNELS["cpu"]) == set(_FLOAT_KERNELS["cuda"])
+    assert all("float16" in dtypes for dtypes in _FLOAT_KERNELS["cuda"].values())
+
+
+@pytest.mark.parametrize(
+    ("domain", "op_type", "dtype"),
+    [
+        ("", "Erf", "float32"),
+        ("gemma", "RMSNorm", "float32"),
+        ("com.microsoft", "MatMul", "float32"),
+        ("", "GroupQueryAttention", "float32"),
+        ("", "MatMul", "bfloat16"),
+        ("", "MatMul", "float64"),
+        ("", "MatMul", "int64"),
+        ("gemma", "Add", "int64"),
+        ("", "NonZero", "int64"),
+    ],
+)
+def test_everything_else_is_refused(domain: str, op_type: str, dtype: str) -> None:
+    assert not supported("cpu", domain, op_type, dtype)
+    assert not supported("cuda", domain, op_type, dtype)

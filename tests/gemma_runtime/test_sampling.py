@@ -1,0 +1,256 @@
+"""Choosing the next token: who can be chosen, how often, and that nothing overflows."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from gemma_runtime.errors import PromptError
+from gemma_runtime.sampling import Sampling, choose
+
+Logits = npt.NDArray[np.float32]
+# no two equal; the most likely first, in the middle and last
+LOGITS: Logits = np.array([0.5, -1.0, 2.0, 0.0, 1.5, -3.0, 1.0, 0.25], np.float32)
+
+
+def logits(*values: float) -> Logits:
+    return np.array(values, np.float32)
+
+
+def softmax(values: Logits, temperature: float) -> npt.NDArray[np.float64]:
+    weights = [math.exp(float(value) / temperature) for value in values]
+    return np.array(weights) / sum(weights)
+
+
+def counts(values: Logits, sampling: Sampling, draws: int) -> npt.NDArray[np.int64]:
+    generator = sampling.generator()
+    return np.bincount([choose(values, sampling, generator) for _ in range(draws)], minlength=len(values))
+
+
+def chosen(values: Logits, **options: Any) -> set[int]:
+    """Tokens that 400 draws give; one of probability 0.05 is missing from them once in 10^9."""
+    return set(np.flatnonzero(counts(values, Sampling(**{"temperature": 1.0} | options), 400)).tolist())
+
+
+@dataclasses.dataclass
+class Fixed:
+    """A generator of one number."""
+
+    number: float
+
+    def random(self) -> float:
+        return self.number
+
+
+def at(values: Logits, number: float, **options: Any) -> int:
+    sampling = Sampling(**{"temperature": 1.0} | options)
+    return choose(values, sampling, Fixed(number))  # type: ignore[arg-type]
+
+
+LAST = math.nextafter(1.0, 0.0)
+
+
+@pytest.mark.parametrize("place", [0, 3, 7])
+def test_greedy_takes_the_largest(place: int) -> None:
+    values = np.roll(LOGITS, place - 2)
+    assert choose(values, Sampling(), Sampling().generator()) == place
+    # the other options have nothing to choose from
+    assert at(values, LAST, temperature=0.0, top_k=5, top_p=0.9) == place
+
+
+def test_greedy_ties_go_to_the_smaller_id() -> None:
+    assert at(logits(1, 3, 3, 2, 3), 0.5, temperature=0.0) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.9}])
+def test_one_draw_a_token_and_none_when_greedy(options: dict[str, Any]) -> None:
+    sampling = Sampling(temperature=1.0, seed=5, **options)
+    used, expected = sampling.generator(), sampling.generator()
+    for _ in range(3):
+        choose(LOGITS, sampling, used)
+        expected.random()
+    assert used.bit_generator.state == expected.bit_generator.state
+    choose(LOGITS, Sampling(**options), used)
+    assert used.bit_generator.state == expected.bit_generator.state
+
+
+def test_the_seed_decides() -> None:
+    def tokens(seed: int) -> list[int]:
+        sampling = Sampling(temperature=1.0, seed=seed)
+        generator = sampling.generator()
+        return [choose(LOGITS, sampling, generator) for _ in range(40)]
+
+    assert tokens(7) == tokens(7)
+    assert len({tuple(tokens(seed)) for seed in (0, 7, 8, 2**63)}) == 4
+    # the documented generator, and the first of its numbers that the cumulative probabilities exceed
+    edges = softmax(LOGITS, 1.0).cumsum()
+    draws = np.random.Generator(np.random.PCG64(7)).random(40)
+    assert tokens(7) == [int((edges > draw).argmax()) for draw in draws]
+
+
+# chi-squared of these degrees of freedom exceeds the limit once in a million; the seed is fixed
+LIMITS = {2: 27.6, 4: 33.4, 7: 40.5}
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [
+        ({}, range(8)),
+        ({"top_k": 8, "top_p": 1.0}, range(8)),
+        ({"top_k": 5}, [0, 2, 4, 6, 7]),
+        ({"top_k": 3}, [2, 4, 6]),
+    ],
+)
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_the_distribution_is_softmax_of_what_is_left(temperature: float, options: dict[str, Any], tokens: Any) -> None:
+    draws = 10_000
+    found = counts(LOGITS, Sampling(temperature=temperature, seed=1, **options), draws)
+    kept = list(tokens)
+    expected = draws * softmax(LOGITS[kept], temperature)
+    assert found[kept].sum() == draws
+    assert (((found[kept] - expected) ** 2) / expected).sum() < LIMITS[len(kept) - 1]
+
+
+def test_the_distribution_under_top_p_is_softmax_of_the_nucleus() -> None:
+    draws = 10_000
+    # 0.390, 0.237, 0.144: the third crosses 0.7
+    found = counts(LOGITS, Sampling(temperature=1.0, top_p=0.7, seed=1), draws)
+    kept = [2, 4, 6]
+    expected = draws * softmax(LOGITS[kept], 1.0)
+    assert found[kept].sum() == draws
+    assert (((found[kept] - expected) ** 2) / expected).sum() < LIMITS[2]
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"), [(1, {2}), (2, {2, 4}), (7, {0, 1, 2, 3, 4, 6, 7}), (8, set(range(8))), (9, set(range(8)))]
+)
+def test_top_k_keeps_the_k_most_likely(k: int, expected: set[int]) -> None:
+    # hot, so that each is drawn
+    assert chosen(LOGITS, top_k=k, temperature=100.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"), [(1, {1}), (2, {1, 4}), (3, {0, 1, 4}), (4, {0, 1, 2, 4}), (5, {0, 1, 2, 4, 5})]
+)
+def test_top_k_ties_go_to_the_smaller_ids(k: int, expected: set[int]) -> None:
+    assert chosen(logits(2, 3, 2, 1, 3, 2), top_k=k) == expected
+
+
+def test_top_k_of_equal_logits() -> None:
+    assert chosen(np.zeros(8, np.float32), top_k=3) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(("p", "count"), [(1e-300, 1), (0.25, 1), (0.26, 2), (0.5, 2), (0.51, 3), (0.75, 3), (1.0, 4)])
+def test_top_p_keeps_the_fewest_that_reach_p(p: float, count: int) -> None:
+    # four times exactly a quarter, ties by the smaller id
+    assert chosen(logits(1, 1, 1, 1), top_p=p) == set(range(count))
+
+
+@pytest.mark.parametrize("p", [5e-324, 1e-9, 0.39])
+def test_a_small_p_leaves_the_most_likely(p: float) -> None:
+    # its probability is 0.3901
+    assert chosen(LOGITS, top_p=p) == {2}
+
+
+def test_top_p_of_one_keeps_all() -> None:
+    # ten equal probabilities sum to 0.9999999999999999
+    assert sum([0.1] * 10) < 1
+    assert chosen(np.zeros(10, np.float32), top_p=1.0) == set(range(10))
+    assert chosen(LOGITS, top_p=1.0, temperature=100.0) == set(range(8))
+
+
+def test_top_p_is_of_what_top_k_left() -> None:
+    # 0.622 and 0.378 of the best two, but 0.390 and 0.237 of all eight
+    assert chosen(LOGITS, top_k=2, top_p=0.6) == {2}
+    assert chosen(LOGITS, top_p=0.6) == {2, 4}
+
+
+def test_top_p_follows_the_temperature() -> None:
+    # cold, the best has 0.864; hot, the best four of eight almost equal ones have 0.5055
+    assert chosen(LOGITS, top_p=0.5, temperature=0.25) == {2}
+    assert chosen(LOGITS, top_p=0.5, temperature=100.0) == {0, 2, 4, 6}
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-30, 1e-3])
+@pytest.mark.parametrize("options", [{}, {"top_k": 4}, {"top_p": 0.99}, {"top_k": 4, "top_p": 1.0}])
+def test_a_tiny_temperature_is_greedy_and_overflows_nothing(temperature: float, options: dict[str, Any]) -> None:
+    largest = np.finfo(np.float32).max
+    for values in (LOGITS, 1e4 * LOGITS, logits(-largest, 0, largest, 1), logits(-3e38, -3e38, -2e38)):
+        # warnings are errors here
+        assert chosen(values, temperature=temperature, **options) == {2}
+
+
+def test_a_tiny_temperature_shares_between_equals() -> None:
+    assert chosen(logits(1, 5, 0, 5), temperature=1e-300) == {1, 3}
+
+
+@pytest.mark.parametrize("temperature", [1e10, 1e300])
+def test_a_huge_temperature_is_uniform(temperature: float) -> None:
+    found = counts(LOGITS, Sampling(temperature=temperature, seed=1), 8000)
+    assert (((found - 1000) ** 2) / 1000).sum() < LIMITS[7]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e4, 1e38])
+def test_logits_of_any_size(scale: float) -> None:
+    values = (LOGITS * scale).astype(np.float32)
+    assert chosen(values, temperature=scale) == chosen(LOGITS)
+
+
+def test_the_ends_of_the_draw() -> None:
+    # float64 gives the first and the last of these the probability 0
+    values = logits(-2000, 0, -2000, 1, -2000)
+    assert (at(values, 0.0), at(values, LAST)) == (1, 3)
+    assert (at(values, 0.0, top_p=1.0), at(values, LAST, top_p=1.0)) == (3, 1)
+    # id order: token 1 has the first 0.2689 of the draws
+    assert (at(values, 0.2689), at(values, 0.2690)) == (1, 3)
+
+
+def test_a_vocabulary_as_large_as_gemmas() -> None:
+    """A float32 sum of 256,000 probabilities is off by more than this nucleus' edge."""
+    values = np.zeros(256_000, np.float32)
+    assert at(values, LAST, top_p=0.5) == 127_999
+    assert at(values, LAST) == 255_999
+    assert at(values, 0.5) == 128_000
+
+
+def test_logits_are_left_alone() -> None:
+    values = LOGITS.copy()
+    values.flags.writeable = False
+    assert chosen(values, top_k=3, top_p=0.9)
+    assert isinstance(at(values, 0.5), int)
+    assert (values == LOGITS).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -0.1}, "temperature must be 0 or above, found -0.1"),
+        ({"temperature": math.nan}, "temperature must be 0 or above, found nan"),
+        ({"temperature": math.inf}, "temperature must be 0 or above, found inf"),
+        ({"top_k": 0}, "top-k must be 1 or above, found 0"),
+        ({"top_k": -5}, "top-k must be 1 or above, found -5"),
+        ({"top_p": 0.0}, "top-p must be above 0 and up to 1, found 0.0"),
+        ({"top_p": -0.5}, "top-p must be above 0 and up to 1, found -0.5"),
+        ({"top_p": 1.0001}, "top-p must be above 0 and up to 1, found 1.0001"),
+        ({"top_p": math.nan}, "top-p must be above 0 and up to 1, found nan"),
+        ({"seed": -1}, "seed must be 0 or above, found -1"),
+    ],
+)
+def test_impossible_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(PromptError) as caught:
+        Sampling(**options)
+    assert caught.value.message == message
+    assert caught.value.exit_code == 2
+    assert "--help" in caught.value.hint
+
+
+def test_the_edges_of_the_options_are_allowed() -> None:
+    sampling = Sampling(temperature=0.0, top_k=1, top_p=1.0, seed=0)
+    assert dataclasses.replace(sampling, top_k=None, top_p=None) == Sampling()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        sampling.seed = 1  # type: ignore[misc]
