@@ -17,7 +17,8 @@ from gemma_export.errors import GemmaExportError, MissingResourceError, Resource
 
 if TYPE_CHECKING:
     from gemma_export.pipeline import ExportResult
-    from gemma_export.planning import ExportPlan, ExportRequest
+    from gemma_export.planning import ExportPlan
+    from gemma_export.request import ExportRequest
 
 __all__ = ["main"]
 
@@ -84,7 +85,7 @@ def cli(context: click.Context, /, **options: Any) -> None:
 @click.pass_obj
 def variants(options: dict[str, Any], as_json: bool) -> None:
     """List the models that --variant knows, with sizes and licence pages."""
-    from gemma_export.planning import variant_rows
+    from gemma_export.request import variant_rows
 
     rows = variant_rows()
     if as_json or options["as_json"]:
@@ -165,7 +166,7 @@ def _report(error: BaseException, message: str, hint: str, code: int, *, debug: 
 
 
 def _request(options: dict[str, Any]) -> ExportRequest:
-    from gemma_export.planning import ExportRequest
+    from gemma_export.request import ExportRequest
 
     if options["fp32"] and options["fp16"]:
         raise UsageError("--fp32 and --fp16 exclude each other", hint="One folder holds one precision: run twice.")
@@ -257,5 +258,5 @@ def _print_result(result: ExportResult, *, as_json: bool) -> None:
         return
     stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in result.seconds.items())
     click.echo(f"wrote {plan.output}: {format_bytes(folder.total_bytes)} ({stages})")
-    prompt = "def fibonacci(n):" if plan.facts.variant == "tiny" else "Your prompt"
+    prompt = "def fibonacci(n):" if plan.facts.source_kind == "builtin" else "Your prompt"
     click.echo(f'next: gemma-run {plan.output} "{prompt}"')

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from gemma_export.artifact import GraphFile, WrittenFolder, check_disk, claim_output, data_file, write_folder
 from gemma_export.artifact.manifest import build_manifest, hashed_source
 from gemma_export.checkpoint import GENERATOR_VERSION, HashedFile, hash_files
-from gemma_export.planning import ExportPlan, ExportRequest, consumer_files, plan_export
+from gemma_export.planning import ExportPlan, consumer_files, plan_export
 from gemma_export.progress import NullProgress, Progress
+from gemma_export.request import ExportRequest
 from gemma_export.targets.onnxruntime_releases import first_release
 
 if TYPE_CHECKING:
@@ -144,15 +145,13 @@ def _manifest(
 
 def _source(plan: ExportPlan, hashed: Sequence[HashedFile]) -> Source:
     checkpoint = plan.checkpoint
-    synthetic = checkpoint.seed is not None
-    kind = "synthetic" if synthetic else "builtin" if checkpoint.builtin else "local"
     return hashed_source(
-        kind=kind,
+        kind=checkpoint.kind,
         repository=plan.facts.repository,
         revision=None,
         name=None if checkpoint.builtin else checkpoint.name,
         seed=checkpoint.seed,
-        generator_version=GENERATOR_VERSION if synthetic else None,
+        generator_version=GENERATOR_VERSION if checkpoint.kind == "synthetic" else None,
         files=[(file.name, file.size, file.sha256) for file in hashed],
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gemma_export.checkpoint.json_file import read_json
 from gemma_export.checkpoint.safetensors_source import SafetensorsSource, weight_files
@@ -47,6 +47,13 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
     # of synthetic weights
     seed: int | None = None
+
+    @property
+    def kind(self) -> Literal["synthetic", "builtin", "local"]:
+        """Where the weights come from, in the manifest's words."""
+        if self.seed is not None:
+            return "synthetic"
+        return "builtin" if self.builtin else "local"
 
     @property
     def has_tokenizer(self) -> bool:

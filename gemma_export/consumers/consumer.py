@@ -17,10 +17,10 @@ class FolderFacts:
     """What a consumer file may say about the export."""
 
     title: str
-    variant: str | None
     # Hub repository of the weights, if they come from one
     repository: str | None
-    # "the built-in model", "local checkpoint NAME", "synthetic weights, seed N"
+    # "builtin", "local" or "synthetic", and the same in words
+    source_kind: str
     source: str
     license_url: str
     spec: DecoderSpec

@@ -19,9 +19,9 @@ _SYNTHETIC_NOTICE = "The weights in this folder are random numbers. They come fr
 
 
 def _files(facts: FolderFacts) -> dict[str, bytes | Path]:
-    if facts.source.startswith("synthetic"):
+    if facts.source_kind == "synthetic":
         notice = _SYNTHETIC_NOTICE
-    elif facts.variant == "tiny":
+    elif facts.source_kind == "builtin":
         notice = _TINY_NOTICE
     else:
         notice = _GEMMA_NOTICE

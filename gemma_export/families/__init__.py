@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma_export.errors import ConfigError
+from gemma_export.families.config_reader import ConfigReader
 from gemma_export.families.family import Family
 from gemma_export.families.gemma import GEMMA
 
-__all__ = ["FAMILIES", "Family", "family_of"]
+__all__ = ["FAMILIES", "Family", "check_generation_config", "family_of"]
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (GEMMA,)}
 
@@ -32,3 +33,13 @@ def family_of(config: Mapping[str, Any]) -> Family:
         f"config.json: unsupported architecture: model_type is {model_type!r}, expected one of: {known}",
         hint="Export a checkpoint of a supported family; `gemma-export variants` lists them.",
     )
+
+
+def check_generation_config(config: Mapping[str, Any], *, vocab_size: int) -> None:
+    """Refuses stop ids that no logits have: generation would never end.
+
+    Raises:
+        ConfigError: generation_config.json's eos_token_id is not one or several ids of the vocabulary.
+    """
+    reader = ConfigReader(config, "generation_config.json")
+    reader.token_ids("eos_token_id", vocab_size=vocab_size, default=(0,))

@@ -10,7 +10,7 @@ from gemma_export.errors import ConfigError
 
 __all__ = ["ConfigReader"]
 
-_HINT = "Compare config.json with the one published for this model, or re-download the checkpoint."
+_HINT = "Compare the file with the one published for this model, or re-download the checkpoint."
 
 
 class ConfigReader:
@@ -18,10 +18,11 @@ class ConfigReader:
 
     Args:
         config: the parsed JSON object.
+        file: its name, for messages.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._config = config
+    def __init__(self, config: Mapping[str, Any], file: str = "config.json") -> None:
+        self._config, self._file = config, file
         self._read: set[str] = set()
 
     def integer(self, key: str, *, low: int, high: int, default: int | None = None) -> int:
@@ -79,7 +80,7 @@ class ConfigReader:
             if value is None or any(type(value) is type(allowed) and value == allowed for allowed in values):
                 continue
             raise ConfigError(
-                f"config.json: {key} is {value!r}: it changes the mathematics and is not implemented",
+                f"{self._file}: {key} is {value!r}: it changes the mathematics and is not implemented",
                 hint="This checkpoint needs a feature that this version lacks; ignoring it would give wrong numbers.",
             )
 
@@ -95,11 +96,10 @@ class ConfigReader:
         self._read.add(key)
         value = self._config.get(key, default)
         if value is None:
-            raise ConfigError(f"config.json: missing key {key!r}, which the architecture needs", hint=_HINT)
+            raise ConfigError(f"{self._file}: missing key {key!r}, which the architecture needs", hint=_HINT)
         return value
 
-    @staticmethod
-    def _error(key: str, expected: str, found: Any) -> ConfigError:
+    def _error(self, key: str, expected: str, found: Any) -> ConfigError:
         shown = repr(found)
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        return ConfigError(f"config.json: {key} must be {expected}, found {shown}", hint=_HINT)
+        return ConfigError(f"{self._file}: {key} must be {expected}, found {shown}", hint=_HINT)
