@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from programs import assert_error, gemma_export, gemma_run, start
 
+from gemma_export.checkpoint import BUILTIN_DIRECTORY
 from gemma_runtime import read_manifest
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -375,3 +376,27 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     result = gemma_export("--checkpoint", "nowhere", "--debug", cwd=tmp_path)
     assert result.returncode == 4
     assert "Traceback" in result.stderr
+
+
+def test_generation_config_is_checked(tmp_path: Path) -> None:
+    model = checkpoints.write(tmp_path / "model")
+    (model / "generation_config.json").write_text('{"eos_token_id": [1, 99999]}')
+    result = gemma_export("--checkpoint", "model", cwd=tmp_path)
+    assert_error(result, 3, "generation_config.json: eos_token_id", "3071", "99999")
+    (model / "generation_config.json").write_text('{"eos_token_id": [1, 7], "do_sample": true}')
+    assert gemma_export("--checkpoint", "model", cwd=tmp_path).returncode == 0
+    written = json.loads((tmp_path / "model-fp32/generation_config.json").read_text())
+    assert written == {"eos_token_id": [1, 7], "do_sample": True, "bos_token_id": 2, "pad_token_id": 0}
+
+
+def test_notice_follows_the_weights_not_the_name(tmp_path: Path) -> None:
+    """A checkpoint of the tiny model's shape is not the built-in model."""
+    shutil.copytree(BUILTIN_DIRECTORY, tmp_path / "mine")
+    options = {"builtin": (), "mine": ("--checkpoint", "mine"), "random": ("--synthetic-weights",)}
+    notices = {}
+    for name, more in options.items():
+        assert gemma_export("--variant", "tiny", *more, "--output", name + "-out", cwd=tmp_path).returncode == 0
+        notices[name] = (tmp_path / f"{name}-out/NOTICE").read_text()
+    assert "ai.google.dev/gemma/terms" in notices["mine"]
+    assert "Python Software Foundation" in notices["builtin"]
+    assert "random numbers" in notices["random"]
