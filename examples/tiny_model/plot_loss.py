@@ -21,9 +21,16 @@ def main() -> None:
     train = [(point["tokens"] / 1e6, point["train"]) for point in points if "train" in point]
     held_out = [(point["tokens"] / 1e6, point["held_out"]) for point in points if "held_out" in point]
     axes.plot(*zip(*train, strict=True), color="tab:gray", linewidth=0.8, label="train, one batch")
-    axes.plot(*zip(*held_out, strict=True), color="tab:blue", marker="o", label="held out")
+    axes.plot(*zip(*held_out, strict=True), color="tab:blue", marker="o", label="held out, 96 sequences")
     final = points[-1]
-    axes.plot(final["tokens"] / 1e6, final["held_out_bfloat16"], "*", color="tab:red", markersize=12, label="released")
+    axes.plot(
+        final["tokens"] / 1e6,
+        final["held_out_bfloat16"],
+        "*",
+        color="tab:red",
+        markersize=12,
+        label="released, all held-out text",
+    )
     axes.set(xlabel="million tokens", ylabel="loss, nats per token", ylim=(1, 6), title="Tiny Gemma on Python sources")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -164,6 +164,16 @@ def test_top_p_of_one_keeps_all() -> None:
     assert chosen(LOGITS, top_p=1.0, temperature=100.0) == set(range(8))
 
 
+def test_top_p_ties_go_to_the_smaller_ids() -> None:
+    # three levels in many places: an unstable sort mixes them
+    values = np.random.default_rng(0).integers(0, 3, 1000).astype(np.float32)
+    order = sorted(range(1000), key=lambda token: (-values[token], token))
+    edges = softmax(values[order], 1.0).cumsum()
+    nucleus = edges[: int((edges >= 0.9).argmax()) + 1]
+    for number in np.linspace(0, 0.999, 50):
+        assert at(values, float(number), top_p=0.9) == order[int((nucleus > number * nucleus[-1]).argmax())]
+
+
 def test_top_p_is_of_what_top_k_left() -> None:
     # 0.622 and 0.378 of the best two, but 0.390 and 0.237 of all eight
     assert chosen(LOGITS, top_k=2, top_p=0.6) == {2}

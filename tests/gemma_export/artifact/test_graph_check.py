@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from artifact.tiny_folder import ALL, DATA, MAIN, VOCAB, alter_graph, relist, write_tiny
+from artifact.tiny_folder import ALL, DATA, HIDDEN, MAIN, VOCAB, alter_graph, relist, write_tiny
 
 from gemma_export.artifact.graph_check import check_graph
 from gemma_export.artifact.verify import verify_folder
@@ -18,7 +18,7 @@ from gemma_runtime.manifest import MANIFEST_FILE, read_manifest
 
 T = onnx.TensorProto
 Alter = Callable[[onnx.ModelProto], object]
-LENGTH = 4 * VOCAB * 32
+LENGTH = 4 * VOCAB * HIDDEN
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_an_offset_beyond_the_end(folder: Path, offset: int) -> None:
 def test_a_length_that_contradicts_the_dims(folder: Path, length: int) -> None:
     alter_graph(folder, reference("length", str(length)))
     assert refused(folder) == (
-        f"{MAIN}, tensor 'embedding': expected {LENGTH} bytes for dims [{VOCAB}, 32], found length {length}"
+        f"{MAIN}, tensor 'embedding': expected {LENGTH} bytes for dims [{VOCAB}, {HIDDEN}], found length {length}"
     )
 
 
@@ -173,15 +173,15 @@ def set_dims(*dims: int, name: str = "embedding") -> Alter:
 @pytest.mark.parametrize(
     ("dims", "message"),
     [
-        ((VOCAB + 1, 32), f"expected {LENGTH + 128} bytes for dims [{VOCAB + 1}, 32], found length {LENGTH}"),
-        ((VOCAB, 31), "found length"),
+        ((VOCAB + 1, HIDDEN), f"expected {LENGTH + 124} bytes for dims [{VOCAB + 1}, {HIDDEN}], found length {LENGTH}"),
+        ((VOCAB, HIDDEN - 1), "found length"),
         ((), "expected 4 bytes for dims [], found length"),
-        ((0, 32), "expected 0 bytes"),
-        ((-1, 32), "expected dims between 0 and 2147483647, found [-1, 32]"),
-        ((-VOCAB, -32), "expected dims between 0 and"),
+        ((0, HIDDEN), "expected 0 bytes"),
+        ((-1, HIDDEN), f"expected dims between 0 and 2147483647, found [-1, {HIDDEN}]"),
+        ((-VOCAB, -HIDDEN), "expected dims between 0 and"),
         ((1 << 31, 0), "expected dims between 0 and"),
-        # 2^64 elements and then some: a product in 64 bits would be LENGTH again
-        ((VOCAB, 32, (1 << 31) - 1, (1 << 31) - 1, 1 << 30), "expected"),
+        # in 64 bits the product would be LENGTH again
+        ((1_980_339_940, 1_430_954, 8_137), "expected 92233720368547832480 bytes"),
     ],
 )
 def test_dims_that_do_not_match(folder: Path, dims: tuple[int, ...], message: str) -> None:
@@ -190,7 +190,7 @@ def test_dims_that_do_not_match(folder: Path, dims: tuple[int, ...], message: st
 
 
 def test_dims_and_length_that_agree_on_too_much(folder: Path) -> None:
-    alter_graph(folder, both(set_dims(VOCAB * 1000, 32), reference("length", str(LENGTH * 1000))))
+    alter_graph(folder, both(set_dims(VOCAB * 1000, HIDDEN), reference("length", str(LENGTH * 1000))))
     assert "expected bytes inside model.onnx_data" in refused(folder)
 
 
@@ -363,18 +363,20 @@ def test_a_branchs_initializers_are_checked(folder: Path, alter: Alter) -> None:
 # tensors inside the graph
 
 
-def test_bytes_inside_the_graph_match_the_dims(folder: Path) -> None:
-    alter_graph(folder, set_dims(33, name="scale"))
-    assert refused(folder) == f"{MAIN}, tensor 'scale': expected 132 bytes for dims [33], found 128"
+@pytest.mark.parametrize("count", [HIDDEN - 1, HIDDEN + 1])
+def test_bytes_inside_the_graph_match_the_dims(folder: Path, count: int) -> None:
+    alter_graph(folder, set_dims(count, name="scale"))
+    expected = f"expected {4 * count} bytes for dims [{count}], found {4 * HIDDEN}"
+    assert refused(folder) == f"{MAIN}, tensor 'scale': {expected}"
 
 
 def test_a_huge_tensor_inside_the_graph(folder: Path) -> None:
     alter_graph(folder, set_dims(1 << 30, 1 << 30, name="scale"))
-    assert "found 128" in refused(folder)
+    assert "found 124" in refused(folder)
 
 
 def typed(model: onnx.ModelProto) -> None:
-    tensor_of(model, "scale").CopyFrom(onnx.helper.make_tensor("scale", T.FLOAT, [32], [1.0] * 32))
+    tensor_of(model, "scale").CopyFrom(onnx.helper.make_tensor("scale", T.FLOAT, [HIDDEN], [1.0] * HIDDEN))
 
 
 def test_typed_values_inside_the_graph(folder: Path) -> None:
@@ -382,7 +384,7 @@ def test_typed_values_inside_the_graph(folder: Path) -> None:
     verify_folder(folder, hash_data=False)
     alter_graph(folder, both(typed, set_dims(1 << 30, name="scale")))
     assert f"dims [{1 << 30}] need {1 << 30} elements, found" in refused(folder)
-    alter_graph(folder, both(typed, set_dims(-32, name="scale")))
+    alter_graph(folder, both(typed, set_dims(-HIDDEN, name="scale")))
     assert "expected dims between 0 and" in refused(folder)
 
 

@@ -30,7 +30,7 @@ from gemma_runtime.manifest import (
 )
 
 # every number differs, so that no two dims can be mistaken for each other
-VOCAB, HIDDEN, HEADS, HEAD_DIM = 600, 32, 2, 5
+VOCAB, HIDDEN, HEADS, HEAD_DIM = 600, 31, 2, 5
 OPSET = 23
 MAIN, ALL, DATA = "onnx/model.onnx", "onnx/model_all.onnx", "onnx/model.onnx_data"
 EXTRA = {"config.json": b'{"model_type": "gemma"}\n', "notes/README.md": b"made by hand\n"}
@@ -139,6 +139,7 @@ def tiny_manifest(files: Sequence[FileEntry]) -> Manifest:
                 role=role,
                 logits=logits,  # type: ignore[arg-type]
                 opset=OPSET,
+                min_onnxruntime="1.23",
                 inputs=("input_ids", "attention_mask"),
                 data_files=(DATA,),
                 state=(state,),
