@@ -325,6 +325,8 @@ def test_kill_leaves_no_half_folder_and_the_next_run_reclaims(tmp_path: Path) ->
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_another_export_holds_the_output(tmp_path: Path) -> None:
     process = start_slow_export(tmp_path)
+    # held in the middle of its write for as long as it takes
+    process.send_signal(signal.SIGSTOP)
     try:
         assert_error(gemma_export("--variant", "tiny", "--output", "out", cwd=tmp_path), 7, "another export holds")
     finally:
