@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _INTERRUPTED = 130
+_OUT_OF_MEMORY = "out of memory"
+_MEMORY_HINT = "`gemma-export --dry-run` says how much an export needs: close programs, or use a larger machine."
 # packages of the `export` extra, by import name
 _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platformdirs")
 
@@ -138,24 +140,35 @@ def main() -> None:
     try:
         code = cli.main(prog_name="gemma-export", standalone_mode=False)
     except GemmaExportError as error:
-        code = _report(error, error.message, error.hint, error.exit_code, debug=debug)
+        out_of_memory = _is_out_of_memory(error)
+        told = ResourceExhaustedError(_OUT_OF_MEMORY, hint=_MEMORY_HINT) if out_of_memory else error
+        code = _report(error, told.message, told.hint, told.exit_code, debug=debug)
     except click.ClickException as error:
         code = _report(error, error.format_message(), "See gemma-export --help.", 2, debug=debug)
     except (KeyboardInterrupt, click.Abort) as error:
         code = _report(
             error, "interrupted; nothing is left behind", "Run the command again.", _INTERRUPTED, debug=debug
         )
-    except MemoryError as error:
-        out = ResourceExhaustedError("out of memory", hint="`gemma-export --dry-run` says how much an export needs.")
-        code = _report(error, out.message, out.hint, out.exit_code, debug=debug)
     except Exception as error:  # noqa: BLE001  a bug of ours must still end in a message
-        hint = "This is a bug of gemma-export: run again with --debug and report the traceback."
-        code = _report(error, f"internal error: {type(error).__name__}: {error}", hint, 1, debug=debug)
+        if _is_out_of_memory(error):
+            code = _report(error, _OUT_OF_MEMORY, _MEMORY_HINT, ResourceExhaustedError.exit_code, debug=debug)
+        else:
+            hint = "This is a bug of gemma-export: run again with --debug and report the traceback."
+            code = _report(error, f"internal error: {type(error).__name__}: {error}", hint, 1, debug=debug)
     sys.exit(code or 0)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says so; torch has no type of its own for it."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _report(error: BaseException, message: str, hint: str, code: int, *, debug: bool) -> int:

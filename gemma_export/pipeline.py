@@ -65,11 +65,11 @@ def export(
     with claim_output(plan.output, force=request.force) as claim:
         check_disk(plan.output, plan.nbytes)
         clock.lap("plan")
-        model = build_semantic_graph(plan)
-        clock.lap("trace")
-        graphs = lower_graphs(plan, model)
-        clock.lap("lower")
         with _hashing(plan) as hashed:
+            model = build_semantic_graph(plan)
+            clock.lap("trace")
+            graphs = lower_graphs(plan, model)
+            clock.lap("lower")
             folder = write_folder(
                 plan.output,
                 graphs=graphs,
@@ -79,7 +79,7 @@ def export(
                 force=request.force,
                 progress=progress or NullProgress(),
             )
-        clock.lap("write")
+            clock.lap("write")
     return ExportResult(plan=plan, folder=folder, recovered=claim.recovered, seconds=clock.laps)
 
 
@@ -110,7 +110,7 @@ def lower_graphs(plan: ExportPlan, model: ir.Model) -> list[GraphFile]:
 
 @contextmanager
 def _hashing(plan: ExportPlan) -> Iterator[concurrent.futures.Future[tuple[HashedFile, ...]]]:
-    """Hashes the source files on a thread: it reads ahead of the writer, which then finds the pages cached."""
+    """Hashes the source files on a thread while one core traces; the writer then finds their pages cached."""
     stop = threading.Event()
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as background:
         try:

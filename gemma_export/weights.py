@@ -21,8 +21,9 @@ from gemma_export.tensors import TensorSource
 
 __all__ = ["Cast", "Concat", "Constant", "Shift", "Stored", "Transpose", "Weight", "WeightTensor"]
 
-# fits a core's share of the cache together with its float32 copy
-_CHUNK_BYTES = 1 << 20
+# Fits a core's second-level cache together with its float32 and cast copies. Measured, bfloat16 to float16:
+# 64 KiB 0.96, 256 KiB 1.85, 1 MiB 1.66 GB/s.
+_CHUNK_BYTES = 256 << 10
 # Columns that one block of a transposition takes: wide enough that each row's piece fills cache lines, narrow enough
 # that the block stays in the cache. Measured on 16384 x 2048 float16: 64 1.7, 128 2.0, 256 0.9 GB/s.
 _TRANSPOSE_BYTES = 256
@@ -112,13 +113,18 @@ class Cast(Weight):
     def chunks(self) -> Iterator[torch.Tensor]:
         """See Weight."""
         row = 0
+        # two buffers for all chunks: the first is the largest, and fresh megabytes cost more than the conversion
+        buffers: tuple[torch.Tensor, torch.Tensor] | None = None
         for chunk in self.weight.chunks():
+            if buffers is None:
+                buffers = torch.empty_like(chunk, dtype=torch.float32), torch.empty_like(chunk, dtype=self.dtype)
+            wide, cast = buffers[0][: len(chunk)], buffers[1][: len(chunk)]
             # by way of float32: torch's direct bfloat16 -> float16 is three times slower, and both steps are exact
             # or round once
-            wide = chunk.float()
+            wide.copy_(chunk)
             if not _stays_finite(wide, self.dtype):
                 raise _non_finite(str(self.weight), wide, row, self.dtype)
-            yield wide.to(self.dtype)
+            yield wide if self.dtype == torch.float32 else cast.copy_(wide)
             row += len(chunk)
 
     def __str__(self) -> str:

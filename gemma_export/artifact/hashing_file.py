@@ -1,4 +1,4 @@
-"""A file that takes its SHA-256 while it is written, on a second thread."""
+"""A file that takes its SHA-256 while it is written, on threads of its own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from gemma_export.artifact.disk import explained, write_error
+from gemma_export.artifact.flusher import Flusher
 from gemma_export.progress import NullProgress, Progress
 
 __all__ = ["HashingFile"]
@@ -23,8 +24,8 @@ _BUFFERS = 8
 class HashingFile:
     """A new file for writing, whose digest is known without reading it again.
 
-    The caller's thread copies into a fixed set of buffers; a second thread hashes and writes them. Both hashlib and
-    the operating system's write release Python's lock, so producing and storing bytes run side by side.
+    The caller's thread copies into a fixed set of buffers; a second thread hashes them and hands them to a third,
+    which writes them. hashlib and the operating system's write release Python's lock, so the three run side by side.
     Use it as a context manager: a normal exit flushes it to the disk, an exception drops what is still in flight.
     It has `write` and deliberately no `fileno`: producers must not write behind its back.
 
@@ -46,14 +47,21 @@ class HashingFile:
         self._error: BaseException | None = None
         self._empty: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
         self._full: queue.SimpleQueue[tuple[bytearray, int] | None] = queue.SimpleQueue()
+        self._hashed: queue.SimpleQueue[tuple[bytearray, int] | None] = queue.SimpleQueue()
         for _ in range(_BUFFERS - 1):
             self._empty.put(bytearray(_BUFFER_BYTES))
         self._buffer = bytearray(_BUFFER_BYTES)
         self._filled = 0
         with explained(path, needed_bytes):
             self._file = open(path, "xb", buffering=0)  # noqa: SIM115  closed by _stop
-        self._thread = threading.Thread(target=self._drain, name="hash-and-write", daemon=True)
-        self._thread.start()
+        self._flusher = Flusher(self._file.fileno())
+        self._stored = 0
+        self._threads = [
+            threading.Thread(target=self._hash, name="hash", daemon=True),
+            threading.Thread(target=self._drain, name="write", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def sha256(self) -> str:
@@ -91,9 +99,11 @@ class HashingFile:
                 self._hand_over()
         finally:
             self._full.put(None)
-            self._thread.join()
-            # the thread is gone: the file is ours alone
+            for thread in self._threads:
+                thread.join()
+            # the threads are gone: the file is ours alone
             with self._file, explained(self.path, self._needed_bytes):
+                self._error = self._flusher.close() or self._error
                 if error is None and self._error is None:
                     os.fsync(self._file.fileno())
         if error is None:
@@ -109,8 +119,15 @@ class HashingFile:
         if self._error is not None:
             raise self._error
 
-    def _drain(self) -> None:
+    def _hash(self) -> None:
         while (entry := self._full.get()) is not None:
+            buffer, filled = entry
+            self._digest.update(memoryview(buffer)[:filled])
+            self._hashed.put(entry)
+        self._hashed.put(None)
+
+    def _drain(self) -> None:
+        while (entry := self._hashed.get()) is not None:
             buffer, filled = entry
             # after an error buffers only go round, so that the producer never waits for one
             if self._error is None:
@@ -121,8 +138,9 @@ class HashingFile:
             self._empty.put(buffer)
 
     def _store(self, chunk: memoryview) -> None:
-        self._digest.update(chunk)
         written = 0
         while written < len(chunk):
             written += self._file.write(chunk[written:])
+        self._stored += written
+        self._flusher.advance(self._stored)
         self._progress.advance(len(chunk))

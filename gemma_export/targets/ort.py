@@ -63,9 +63,8 @@ def _check(model: ir.Model, spec: DecoderSpec, activation_dtype: str) -> None:
         "SkipSimplifiedLayerNormalization": 2 * layers,
         "SimplifiedLayerNormalization": 1,
         "Gelu": layers,
-        # packed query-key-value, output, gate, up, down
-        "MatMul": 5 * layers,
-        "Gemm": 1,
+        # packed query-key-value, output, gate, up, down; the head
+        "FusedMatMul": 5 * layers + 1,
     }
     for op_type, count in expected.items():
         if found[op_type] != count:
@@ -101,10 +100,7 @@ def _main_dtype(node: ir.Node) -> str:
 def _stored_tensors(
     shapes: Mapping[str, tuple[int, ...]], spec: DecoderSpec
 ) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """The data file's tensors: projections packed, norms as gains, rotary tables added.
-
-    A transposed weight has as many bytes as the stored one, so shapes need not be swapped here.
-    """
+    """The data file's tensors: projections packed, norms as gains, rotary tables added."""
     stored: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
         if name.endswith((".k_proj.weight", ".v_proj.weight")):

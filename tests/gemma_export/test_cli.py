@@ -402,3 +402,23 @@ def test_notice_follows_the_weights_not_the_name(tmp_path: Path) -> None:
     assert "ai.google.dev/gemma/terms" in notices["mine"]
     assert "Python Software Foundation" in notices["builtin"]
     assert "random numbers" in notices["random"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="address space limits are Linux's")
+def test_out_of_memory(tmp_path: Path) -> None:
+    """The longest rotary tables do not fit the address space that is left after the imports."""
+    code = """
+        import resource, sys
+        import torch, torch.onnx, torch.export, onnxscript
+        from gemma_export.tracing import trace_decoder
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 60_000_000, resource.RLIM_INFINITY))
+        sys.argv = ["gemma-export", "--variant", "tiny", "--context", "131072", "--output", "out"]
+        from gemma_export.cli import main
+        main()
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert_error(result, 5, "out of memory", "--dry-run")
+    assert left_in(tmp_path) == []

@@ -1,8 +1,7 @@
-"""LowerLinear: MatMul over transposed weights, Gemm over the head's table as it is stored."""
+"""LowerLinear: FusedMatMul over weights as the checkpoint stores them."""
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 import pytest
 from graphs import (
@@ -28,36 +27,35 @@ _NODE = "model.layers.1.mlp.down_proj.Linear"
 _SPECS = pytest.mark.parametrize("spec", [SPEC, UNTIED], ids=["tied", "untied"])
 
 
-def test_every_projection_is_a_matmul_and_the_head_a_gemm() -> None:
+def _products(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph if node.op_type == "FusedMatMul"]
+
+
+def test_every_projection_and_the_head_is_one_node() -> None:
     model = apply(semantic_model(), LowerLinear())
-    # query, key, value, output, gate, up, down
-    assert count(model, "MatMul") == 7 * LAYERS
-    assert count(model, "Gemm") == 1
-    assert count(model, "Reshape") == 2
+    # query, key, value, output, gate, up, down; the head
+    assert count(model, "FusedMatMul", "com.microsoft") == 7 * LAYERS + 1
+    assert all(node.attributes["transB"].value == 1 for node in _products(model))
     assert count(model, "Linear", "gemma") == 0
 
 
-def test_weights_are_transposed() -> None:
+def test_weights_stay_as_they_are_stored() -> None:
     semantic = semantic_model()
-    stored = semantic.graph.initializers["model.layers.1.mlp.down_proj.weight"].const_value.numpy()
-    initializers = apply(semantic.clone(), LowerLinear()).graph.initializers
-    transposed = initializers["model.layers.1.mlp.down_proj.weight_transposed"]
-    assert transposed.shape == [SPEC.intermediate_size, SPEC.hidden_size]
-    np.testing.assert_array_equal(transposed.const_value.numpy(), stored.T)
-    assert "model.layers.1.mlp.down_proj.weight" not in initializers
+    before = {name: id(tensor.const_value) for name, tensor in semantic.graph.initializers.items()}
+    after = apply(semantic, LowerLinear()).graph.initializers
+    assert {name: id(tensor.const_value) for name, tensor in after.items()} == before
+    assert after["model.layers.1.mlp.down_proj.weight"].shape == [SPEC.hidden_size, SPEC.intermediate_size]
 
 
 def test_tied_head_reads_the_embedding_table_itself() -> None:
     model = apply(semantic_model(), LowerLinear())
     table = find(model, "model.embed_tokens.ScaledEmbedding").inputs[1]
-    (head,) = [node for node in model.graph if node.op_type == "Gemm"]
-    assert head.inputs[1] is table
-    assert head.attributes["transB"].value == 1
+    assert _products(model)[-1].inputs[1] is table
 
 
 def test_untied_head_reads_its_own_table() -> None:
     model = apply(semantic_model(UNTIED), LowerLinear())
-    (head,) = [node for node in model.graph if node.op_type == "Gemm"]
+    head = _products(model)[-1]
     assert head.inputs[1] is model.graph.initializers["lm_head.weight"]
     assert head.inputs[1].shape == [SPEC.vocab_size, SPEC.hidden_size]
 

@@ -79,8 +79,8 @@ def test_refuses_an_unknown_opset() -> None:
 
 def test_refuses_an_unknown_operator() -> None:
     model = _finished()
-    model.graph.append(ir.node("FusedMatMul", inputs=[], domain="com.microsoft", name="odd"))
-    with pytest.raises(PassError, match="no onnxruntime release is recorded for FusedMatMul"):
+    model.graph.append(ir.node("FusedGemm", inputs=[], domain="com.microsoft", name="odd"))
+    with pytest.raises(PassError, match="no onnxruntime release is recorded for FusedGemm"):
         first_release(model)
 
 

@@ -86,8 +86,7 @@ _COUNTS = {
     "SkipSimplifiedLayerNormalization": 2 * LAYERS,
     "SimplifiedLayerNormalization": 1,
     "Gelu": LAYERS,
-    "MatMul": 5 * LAYERS,
-    "Gemm": 1,
+    "FusedMatMul": 5 * LAYERS + 1,
 }
 
 
