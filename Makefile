@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 
 demo: $(STAMP)
 	$(BIN)/gemma-export --variant tiny --force
-	$(BIN)/gemma-run ./gemma-tiny-fp32 "def fibonacci(n):"
+	$(BIN)/gemma-run ./gemma-tiny-fp32 "def read_lines(path):"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -16,7 +16,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         folder = export(ExportRequest(variant="tiny", output=Path(root) / "tiny")).folder.directory
         generator = TextGenerator(folder)
-        print(generator.generate("def fibonacci(n):\n", max_new_tokens=64).text)
+        print(generator.generate("def read_lines(path):\n", max_new_tokens=64).text)
         # fill in the middle, as CodeGemma does it: the model writes what belongs between prefix and suffix
         prompt = "<|fim_prefix|>def add(a, b):\n    return <|fim_suffix|>\n<|fim_middle|>"
         print(generator.generate(prompt, max_new_tokens=16, sampling=Sampling(temperature=0.2, seed=1)).text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import sys
@@ -165,7 +166,9 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 def _is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error, or one that it came from, says so; torch has no type of its own for it."""
     while error is not None:
-        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return True
+        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -271,5 +274,5 @@ def _print_result(result: ExportResult, *, as_json: bool) -> None:
         return
     stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in result.seconds.items())
     click.echo(f"wrote {plan.output}: {format_bytes(folder.total_bytes)} ({stages})")
-    prompt = "def fibonacci(n):" if plan.facts.source_kind == "builtin" else "Your prompt"
+    prompt = "def read_lines(path):" if plan.facts.source_kind == "builtin" else "Your prompt"
     click.echo(f'next: gemma-run {plan.output} "{prompt}"')

@@ -54,7 +54,7 @@ def cli(
     """Generate text from a folder that gemma-export wrote. PROMPT "-" reads standard input.
 
     \b
-    gemma-run ./gemma-tiny-fp32 "def fibonacci(n):"
+    gemma-run ./gemma-tiny-fp32 "def read_lines(path):"
     gemma-run ./gemma-7b-it-fp16 --chat "Why is the sky blue?" --temperature 0.7
     """
     from gemma_runtime.generate import TextGenerator
