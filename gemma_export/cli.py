@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 import signal
+import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -131,7 +133,7 @@ def verify(options: dict[str, Any], directory: Path, as_json: bool) -> None:
     click.echo(
         f"{directory}: {len(report.manifest.files)} files, {report.total_bytes:,} bytes, all as the manifest says"
     )
-    click.echo(f'next: gemma-run {directory} "Your prompt"')
+    click.echo(f'next: gemma-run {_quoted(directory)} "Your prompt"')
 
 
 def main() -> None:
@@ -254,6 +256,11 @@ def _print_plan(plan: ExportPlan, *, as_json: bool) -> None:
     click.echo(f"memory: about {format_bytes(plan.peak_memory_bytes)} at most; nothing was written")
 
 
+def _quoted(path: Path) -> str:
+    """A path as the user's shell takes it."""
+    return subprocess.list2cmdline([str(path)]) if sys.platform == "win32" else shlex.quote(str(path))
+
+
 def _print_result(result: ExportResult, *, as_json: bool) -> None:
     from gemma_export.progress import format_bytes
 
@@ -275,4 +282,4 @@ def _print_result(result: ExportResult, *, as_json: bool) -> None:
     stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in result.seconds.items())
     click.echo(f"wrote {plan.output}: {format_bytes(folder.total_bytes)} ({stages})")
     prompt = "def read_lines(path):" if plan.facts.source_kind == "builtin" else "Your prompt"
-    click.echo(f'next: gemma-run {plan.output} "{prompt}"')
+    click.echo(f'next: gemma-run {_quoted(plan.output)} "{prompt}"')

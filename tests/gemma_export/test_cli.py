@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -196,12 +197,15 @@ def test_export_of_a_checkpoint(tmp_path: Path) -> None:
 
 def test_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
     checkpoints.write(tmp_path / "model")
-    for name in ("one", "two"):
-        assert gemma_export("--checkpoint", "model", "--output", name, cwd=tmp_path).returncode == 0
+    for name in ("one", "the second"):
+        result = gemma_export("--checkpoint", "model", "--output", name, cwd=tmp_path)
+        assert result.returncode == 0
+    # the next command to type is one that a shell takes
+    assert shlex.split(result.stdout.splitlines()[-1])[:3] == ["next:", "gemma-run", "the second"]
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
     assert len(files) > 8
     for file in files:
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "the second" / file).read_bytes(), file
 
 
 @pytest.mark.parametrize("options", ["--fp32", "--fp16 --context 100", "--fp32 --logits all"])
