@@ -87,6 +87,7 @@ def cli(context: click.Context, /, **options: Any) -> None:
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
 @click.pass_obj
 def variants(options: dict[str, Any], as_json: bool) -> None:
     """List the models that --variant knows, with sizes and licence pages."""
@@ -109,6 +110,7 @@ def variants(options: dict[str, Any], as_json: bool) -> None:
 @cli.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
 @click.pass_obj
 def verify(options: dict[str, Any], directory: Path, as_json: bool) -> None:
     """Check a folder by its manifest: structure, sizes, hashes. Loads no weights."""
@@ -194,6 +196,8 @@ def _request(options: dict[str, Any]) -> ExportRequest:
             f"--synthetic-weights takes a seed from 0 to 2^63 - 1, found {seed!r}",
             hint="Leave the seed out for seed 0.",
         )
+    if options["output"] is not None and not options["output"].name:
+        raise UsageError(f"--output {options['output']} names no folder", hint="Name a folder of its own.")
     return ExportRequest(
         variant=options["variant"],
         checkpoint=options["checkpoint"],
@@ -254,6 +258,7 @@ def _print_plan(plan: ExportPlan, *, as_json: bool) -> None:
         click.echo(f"  {'' if file.exact else '<= '}{file.nbytes:,}".rjust(22) + f"  {file.path}")
     click.echo(f"  {plan.nbytes:,}".rjust(22) + f"  in all ({format_bytes(plan.nbytes)})")
     click.echo(f"memory: about {format_bytes(plan.peak_memory_bytes)} at most; nothing was written")
+    click.echo("next: the same command without --dry-run")
 
 
 def _quoted(path: Path) -> str:
@@ -282,4 +287,7 @@ def _print_result(result: ExportResult, *, as_json: bool) -> None:
     stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in result.seconds.items())
     click.echo(f"wrote {plan.output}: {format_bytes(folder.total_bytes)} ({stages})")
     prompt = "def read_lines(path):" if plan.facts.source_kind == "builtin" else "Your prompt"
-    click.echo(f'next: gemma-run {_quoted(plan.output)} "{prompt}"')
+    if plan.checkpoint.has_tokenizer:
+        click.echo(f'next: gemma-run {_quoted(plan.output)} "{prompt}"')
+    else:
+        click.echo(f"next: gemma-export verify {_quoted(plan.output)} (gemma-run needs a tokenizer)")

@@ -112,7 +112,7 @@ def plan_export(request: ExportRequest) -> ExportPlan:
         precision=precision,
         checkpoint=resolved.checkpoint,
         tensors=tensors,
-        output=_output(request, resolved.variant),
+        output=_output(request, resolved.variant, resolved.checkpoint),
         graphs=graphs,
         data=data,
         facts=facts,
@@ -132,10 +132,10 @@ def _graphs(suffix: str, keep: int) -> tuple[PlannedGraph, ...]:
     )
 
 
-def _output(request: ExportRequest, variant: Variant | None) -> Path:
+def _output(request: ExportRequest, variant: Variant | None, checkpoint: Checkpoint) -> Path:
     if request.output is not None:
         return request.output
-    base = f"gemma-{variant.name}" if variant is not None else Path(request.checkpoint or ".").resolve().name
+    base = f"gemma-{variant.name}" if variant is not None else checkpoint.name or "gemma"
     target = "" if request.target == "ort" else f"-{request.target}"
     return Path(f"{base}-{request.precision}{target}")
 
@@ -150,7 +150,8 @@ def _facts(resolved: Resolved, graphs: Sequence[PlannedGraph]) -> FolderFacts:
     }
     return FolderFacts(
         title=f"gemma-{variant.name}" if variant is not None else checkpoint.name or "gemma",
-        repository=variant.repository if variant is not None and kind != "synthetic" else None,
+        # a local folder may hold any weights of the variant's shape
+        repository=None,
         source_kind=kind,
         source=sources[kind],
         license_url=variant.license_url if variant is not None else GEMMA_TERMS_URL,

@@ -193,6 +193,12 @@ def _check_agreement(variant: Variant, family: Family, spec: DecoderSpec) -> Non
 
 def _with_context(spec: DecoderSpec, context: int | None, warnings: list[str]) -> DecoderSpec:
     if context is None:
+        if spec.max_position_embeddings > _LONGEST_CONTEXT:
+            raise ConfigError(
+                f"config.json: max_position_embeddings is {spec.max_position_embeddings}, at most {_LONGEST_CONTEXT} "
+                "can be exported",
+                hint="Choose how many tokens you need with --context.",
+            )
         return spec
     if not 1 <= context <= _LONGEST_CONTEXT:
         raise UsageError(

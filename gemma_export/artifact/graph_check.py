@@ -74,6 +74,7 @@ def check_graph(folder: Path, manifest: Manifest, graph: Graph) -> int:
             _check_inline(graph.file, tensor)
     _check_opset(graph, model)
     _check_interface(graph, model)
+    _check_logits(manifest, graph, model)
     return external
 
 
@@ -214,6 +215,22 @@ def _check_interface(graph: Graph, model: onnx.ModelProto) -> None:
     for state in graph.state:
         for name in (*state.past, *state.present):
             _check_state(graph.file, state, values[name], exact=name in state.past)
+
+
+def _check_logits(manifest: Manifest, graph: Graph, model: onnx.ModelProto) -> None:
+    """Element type and columns of the logits, and the positions that the graph's role promises."""
+    logits = next(value for value in model.graph.output if value.name == "logits")
+    tensor = logits.type.tensor_type
+    dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in tensor.shape.dim]
+    expected = [_DTYPES.get(manifest.precision.activation_dtype), manifest.vocab_size]
+    found = [tensor.elem_type, dims[-1] if dims else None]
+    positions = dims[1] if len(dims) == 3 else None
+    if found != expected or (graph.logits == "last") != (positions == 1):
+        raise FolderError(
+            f"{graph.file}, logits: expected {graph.logits} positions of {manifest.vocab_size} "
+            f"{manifest.precision.activation_dtype}, found {dims} of element type {tensor.elem_type}",
+            hint=_HINT,
+        )
 
 
 def _check_names(file: str, what: str, expected: list[str], values: object) -> None:

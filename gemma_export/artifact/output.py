@@ -35,6 +35,8 @@ from gemma_export.errors import OutputError
 __all__ = ["Claim", "Staging", "check_output", "claim_output", "publish", "staged"]
 
 _SIBLING = re.compile(r"\.(?P<name>.+)\.(?P<kind>staging|replaced)-(?P<token>[0-9a-f]{8})")
+# what file managers leave everywhere
+_DESKTOP_FILES = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 # Windows refuses to rename a folder while a virus scanner or an indexer looks into it: they let go in a moment
 _RENAME_PATIENCE_SECONDS = 2.0
 
@@ -169,12 +171,26 @@ def _check_replaceable(output: Path, force: bool) -> None:
             f"{output} exists", hint="Choose another folder with --output, or replace this one with --force."
         )
     with explained(output):
-        replaceable = not any(output.iterdir()) or (output / MANIFEST_FILE).is_file()
-    if not replaceable:
-        raise OutputError(
-            f"{output} is not an exported folder: it has no {MANIFEST_FILE}",
-            hint="--force replaces only folders that gemma-export wrote; remove this one yourself or choose another.",
-        )
+        found = {path.relative_to(output).as_posix() for path in output.rglob("*") if not path.is_dir()}
+    if found:
+        _check_ours(output, found)
+
+
+def _check_ours(output: Path, found: set[str]) -> None:
+    """Refuses a folder that holds anything that an export did not write: replacing it would delete that."""
+    from gemma_runtime.errors import ManifestError
+    from gemma_runtime.manifest import read_manifest
+
+    hint = "--force replaces only folders that gemma-export wrote; move your files away, or choose another folder."
+    if MANIFEST_FILE not in found:
+        raise OutputError(f"{output} is not an exported folder: it has no {MANIFEST_FILE}", hint=hint)
+    try:
+        listed = {entry.path for entry in read_manifest(output).files} | {MANIFEST_FILE}
+    except ManifestError as error:
+        raise OutputError(f"{output} is not an exported folder: {error.message}", hint=hint) from error
+    foreign = sorted(name for name in found - listed if name.rpartition("/")[2] not in _DESKTOP_FILES)
+    if foreign:
+        raise OutputError(f"{output} holds {foreign[0]!r}, which no export wrote", hint=hint)
 
 
 def _recover(output: Path) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -97,11 +98,17 @@ def open_checkpoint(directory: Path, *, weights: bool = True) -> Checkpoint:
     return Checkpoint(
         config=config,
         source=source,
-        name=directory.resolve().name,
+        name=_display_name(directory),
         generation_config=read_json(generation) if generation.is_file() else None,
         tokenizer_files=tokenizer,
         files=tuple(files),
     )
+
+
+def _display_name(directory: Path) -> str:
+    """The base name that the user typed, as text that any file and terminal can show."""
+    name = os.path.basename(os.path.abspath(directory))
+    return "".join(char if char.isprintable() else "_" for char in name) or "checkpoint"
 
 
 def builtin_checkpoint(*, weights: bool = True) -> Checkpoint:

@@ -6,15 +6,14 @@ keys, holes between tensors and trailing bytes are refused too.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import json
 import math
 import struct
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gemma_export.checkpoint.json_file import unique_keys
 from gemma_export.errors import CheckpointError
 from gemma_export.tensors import StoredTensor
 
@@ -77,21 +76,12 @@ def read_header(path: Path) -> dict[str, HeaderEntry]:
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise _error(path, f"its header is not the JSON of a safetensors file ({error})") from error
     if not isinstance(content, dict):
         raise _error(path, "its header is not a JSON object")
     content.pop("__metadata__", None)
-    return content
-
-
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        # counted once: a hostile header has a million keys
-        ((name, _),) = collections.Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"key {name[:80]!r} twice")
     return content
 
 

@@ -13,8 +13,10 @@ def _files(facts: FolderFacts) -> dict[str, bytes | Path]:
     spec = facts.spec
     graphs = "\n".join(f"| `{path}` | {role} | {logits} |" for path, (role, logits) in sorted(facts.graphs.items()))
     header = ["---", "library_name: onnxruntime"]
+    if facts.source_kind == "local":
+        header.append("license: gemma")
     if facts.repository is not None:
-        header += ["license: gemma", f"base_model: {facts.repository}"]
+        header.append(f"base_model: {facts.repository}")
     card = f"""{chr(10).join(header)}
 tags: [onnx, gemma]
 ---

@@ -15,7 +15,10 @@ def _files(facts: FolderFacts) -> dict[str, bytes | Path]:
     spec = facts.spec
     # the rotary tables of the graph are as long as this says
     config = {**facts.config, "max_position_embeddings": spec.max_position_embeddings}
-    generation: dict[str, Any] = dict(facts.generation_config or {})
+    # the path of the machine that saved the checkpoint
+    config.pop("_name_or_path", None)
+    # a null is a key that is not there
+    generation = {key: value for key, value in (facts.generation_config or {}).items() if value is not None}
     generation.setdefault("bos_token_id", spec.bos_token_id)
     generation.setdefault("eos_token_id", list(spec.eos_token_ids))
     generation.setdefault("pad_token_id", spec.pad_token_id)
@@ -27,7 +30,7 @@ def _files(facts: FolderFacts) -> dict[str, bytes | Path]:
 
 
 def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 TRANSFORMERS_FILES = Consumer(name="transformers", files=_files)

@@ -94,7 +94,8 @@ class ConfigReader:
 
     def _value(self, key: str, default: Any) -> Any:
         self._read.add(key)
-        value = self._config.get(key, default)
+        value = self._config.get(key)
+        value = default if value is None else value
         if value is None:
             raise ConfigError(f"{self._file}: missing key {key!r}, which the architecture needs", hint=_HINT)
         return value

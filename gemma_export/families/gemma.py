@@ -29,7 +29,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1, 1.0),
     "quantization_config": (),
     "query_pre_attn_scalar": (),
-    "rope_scaling": (),
+    "rope_scaling": ({"rope_type": "default"}, {"type": "default"}),
     "sliding_window": (),
     "sliding_window_pattern": (),
     "use_bidirectional_attention": (False,),
@@ -82,9 +82,16 @@ def _parse_config(config: Mapping[str, Any]) -> tuple[DecoderSpec, tuple[str, ..
         tie_word_embeddings=read.boolean("tie_word_embeddings", default=True),
         bos_token_id=read.token_ids("bos_token_id", vocab_size=vocab_size, default=(2,))[0],
         eos_token_ids=read.token_ids("eos_token_id", vocab_size=vocab_size, default=(1,)),
-        pad_token_id=read.token_ids("pad_token_id", vocab_size=vocab_size, default=(0,))[0],
+        pad_token_id=_pad_token_id(read, vocab_size),
     )
     return spec, read.unread()
+
+
+def _pad_token_id(read: ConfigReader, vocab_size: int) -> int:
+    """Nothing in the graph uses it; some fine-tunes write -1 for none."""
+    if read.optional("pad_token_id") == -1:
+        return 0
+    return read.token_ids("pad_token_id", vocab_size=vocab_size, default=(0,))[0]
 
 
 def _check_activation(read: ConfigReader) -> None:

@@ -31,7 +31,6 @@ _INTERRUPTED = 130
 @click.option(
     "--provider", type=click.Choice(["cpu", "cuda", "directml"]), default="cpu", show_default=True, help="Where to run."
 )
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. Default: onnxruntime's choice.")
 @click.option("--chat", is_flag=True, help="Put the prompt into Gemma's chat turns.")
 @click.option("--verify", is_flag=True, help="Hash the weight data before loading it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing streamed.")
@@ -45,7 +44,6 @@ def cli(
     top_p: float | None,
     seed: int,
     provider: str,
-    threads: int | None,
     chat: bool,
     verify: bool,
     as_json: bool,
@@ -65,7 +63,7 @@ def cli(
         temperature = 0.0 if top_k is None and top_p is None else 1.0
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     text = sys.stdin.read() if prompt == "-" else prompt
-    generator = TextGenerator(directory, provider=provider, threads=threads, verify=verify)
+    generator = TextGenerator(directory, provider=provider, verify=verify)
     result = generator.generate(
         text,
         max_new_tokens=max_new_tokens,

@@ -46,24 +46,23 @@ class TextGenerator:
     Args:
         directory: what gemma-export wrote.
         provider: "cpu", "cuda" or "directml".
-        threads: of the CPU provider.
         verify: also read and hash the weight data before loading it.
 
     Raises:
         GemmaRuntimeError: any subclass.
     """
 
-    def __init__(
-        self, directory: Path | str, *, provider: str = "cpu", threads: int | None = None, verify: bool = False
-    ) -> None:
+    def __init__(self, directory: Path | str, *, provider: str = "cpu", verify: bool = False) -> None:
         directory = Path(directory)
         self.manifest: Manifest = read_manifest(directory)
         verify_structure(directory, self.manifest)
         if verify:
             verify_hashes(directory, self.manifest)
-        self.tokenizer = load_tokenizer(directory)
-        self.stop_ids = _stop_ids(directory, self.manifest.vocab_size, self.tokenizer.find(END_OF_TURN))
-        self._session = DecoderSession(directory, self.manifest, provider=provider, threads=threads)
+        # only what the manifest lists: a file that was put there later is covered by no hash
+        listed = frozenset(entry.path for entry in self.manifest.files)
+        self.tokenizer = load_tokenizer(directory, listed=listed)
+        self.stop_ids = _stop_ids(directory, listed, self.manifest.vocab_size, self.tokenizer.find(END_OF_TURN))
+        self._session = DecoderSession(directory, self.manifest, provider=provider)
         # the graph that runs: main, or its compat twin on an older onnxruntime
         self.graph = self._session.graph
 
@@ -187,9 +186,11 @@ def _check_finite(logits: np.ndarray[Any, np.dtype[np.float32]], position: int) 
         )
 
 
-def _stop_ids(directory: Path, vocab_size: int, end_of_turn: int | None) -> frozenset[int]:
+def _stop_ids(directory: Path, listed: frozenset[str], vocab_size: int, end_of_turn: int | None) -> frozenset[int]:
     """eos_token_id of generation_config.json (one or a list), and the end of a turn."""
     path = directory / "generation_config.json"
+    if path.name not in listed:
+        raise ManifestError(f"the manifest lists no {path.name}", hint="Export the folder again.")
     try:
         found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
     except (OSError, ValueError, AttributeError) as error:

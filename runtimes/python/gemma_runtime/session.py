@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gemma_runtime.errors import MissingPackageError, ProviderError
+from gemma_runtime.errors import ManifestError, MissingPackageError, ModelOutputError, ProviderError
 from gemma_runtime.manifest import Graph, Manifest
 
 __all__ = ["PROVIDERS", "DecoderSession"]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "directml": "DmlExecutionProvider"}
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "directml": "dml"}
+# onnxruntime's names of the element types
+_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 _NUMPY = {"float32": np.float32, "float16": np.float16}
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml")
 _INSTALL = {
@@ -38,19 +40,19 @@ class DecoderSession:
         directory: the exported folder, structure checked.
         manifest: its manifest; the main graph is taken, or its compat twin where onnxruntime is older.
         provider: "cpu", "cuda" or "directml".
-        threads: of the CPU provider; None leaves the choice to onnxruntime.
 
     Raises:
         ProviderError: the provider or the onnxruntime release cannot run this folder; never a silent fallback.
         MissingPackageError: no onnxruntime.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, *, provider: str, threads: int | None = None) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, *, provider: str) -> None:
         self._device = _DEVICES[provider]
         self._onnxruntime = _import_onnxruntime(provider)
         _check_provider(self._onnxruntime, manifest, provider)
         self.graph = _graph_for(manifest, _release(self._onnxruntime.__version__))
-        self._session = _open(self._onnxruntime, directory, self.graph, provider, threads)
+        self._session = _open(self._onnxruntime, directory, self.graph, provider)
+        _check_interface(self._session, self.graph, manifest)
         self._dtype = _NUMPY[manifest.precision.activation_dtype]
         self._vocab_size = manifest.vocab_size
         self._position = self._capacity = 0
@@ -94,7 +96,14 @@ class DecoderSession:
         self._binding.bind_cpu_input("attention_mask", np.ascontiguousarray(self._mask[:, :total]))
         if self.graph.logits != "last":
             self._binding.bind_output("logits", "cpu")
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            # onnxruntime's exceptions share no base class of their own
+            raise ModelOutputError(
+                f"onnxruntime could not run {self.graph.file}: {str(error).splitlines()[0]}",
+                hint="`gemma-export verify` checks the folder; with too little memory, shorten prompt and answer.",
+            ) from error
         self._position = total
         logits: npt.NDArray[np.float32] = self._binding.get_outputs()[0].numpy()[0, -1].astype(np.float32)
         return logits
@@ -142,12 +151,10 @@ def _graph_for(manifest: Manifest, release: tuple[int, ...]) -> Graph:
     )
 
 
-def _open(onnxruntime: Any, directory: Path, graph: Graph, provider: str, threads: int | None) -> Any:
+def _open(onnxruntime: Any, directory: Path, graph: Graph, provider: str) -> Any:
     options = onnxruntime.SessionOptions()
     # warnings of the graph optimiser are not for users; errors become exceptions
     options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
     if provider == "cuda":
         # finds the CUDA and cuDNN libraries that pip installed
         getattr(onnxruntime, "preload_dlls", lambda: None)()
@@ -167,6 +174,26 @@ def _open(onnxruntime: Any, directory: Path, graph: Graph, provider: str, thread
             hint="Check the driver and the CUDA and cuDNN libraries, or choose --provider cpu.",
         )
     return session
+
+
+def _check_interface(session: Any, graph: Graph, manifest: Manifest) -> None:
+    """Holds the loaded graph against the manifest: a kernel's complaint in the middle of a text helps nobody."""
+    expected = {name: (state.dtype, state.shape[1::2]) for state in graph.state for name in state.past}
+    found = {
+        value.name: (_TYPES.get(value.type, value.type), tuple(value.shape[1::2])) for value in session.get_inputs()
+    }
+    logits = next((value for value in session.get_outputs() if value.name == "logits"), None)
+    positions = None if logits is None else {1: "last", "sequence_length": "all"}.get(logits.shape[1], graph.logits)
+    wrong = [name for name, what in expected.items() if found.get(name) != what]
+    wrong += sorted(set(found) ^ {*graph.inputs, *expected})
+    told = None if logits is None else (_TYPES.get(logits.type), positions, logits.shape[-1])
+    if told != (manifest.precision.activation_dtype, graph.logits, manifest.vocab_size):
+        wrong.append("logits")
+    if wrong:
+        raise ManifestError(
+            f"{graph.file} is not the graph that the manifest describes: {wrong[0]} differs",
+            hint="The folder was altered: export it again.",
+        )
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +31,7 @@ _STEERING = (
     "<|fim_suffix|>",
     "<|file_separator|>",
 )
-_HINT = "Copy the tokenizer files of the original model into the folder, or export it again."
+_HINT = "Put the original model's tokenizer files beside the checkpoint and export it again."
 
 
 class _Library(Protocol):
@@ -103,12 +103,13 @@ class StreamDecoder:
         return self._decoder.decode(b"", final=True)
 
 
-def load_tokenizer(directory: Path, library: str | None = None) -> Tokenizer:
+def load_tokenizer(directory: Path, library: str | None = None, *, listed: Collection[str] | None = None) -> Tokenizer:
     """Loads tokenizer.json, or tokenizer.model where there is none.
 
     Args:
         directory: an exported folder or a checkpoint.
         library: "tokenizers" or "sentencepiece" to insist on one.
+        listed: names of the files that may be read; None allows all.
 
     Raises:
         MissingTokenizerError: the folder has neither file.
@@ -121,7 +122,7 @@ def load_tokenizer(directory: Path, library: str | None = None) -> Tokenizer:
     }
     for name, (file, load) in choices.items():
         path = Path(directory) / file
-        if library in (None, name) and path.is_file():
+        if library in (None, name) and (listed is None or file in listed) and path.is_file():
             try:
                 return Tokenizer(load(path))
             except ImportError as error:
