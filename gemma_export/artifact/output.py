@@ -171,8 +171,10 @@ def _check_replaceable(output: Path, force: bool) -> None:
             f"{output} exists", hint="Choose another folder with --output, or replace this one with --force."
         )
     with explained(output):
+        # first: rglob passes over what may not be looked into
+        empty = not any(output.iterdir())
         found = {path.relative_to(output).as_posix() for path in output.rglob("*") if not path.is_dir()}
-    if found:
+    if not empty:
         _check_ours(output, found)
 
 

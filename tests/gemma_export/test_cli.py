@@ -429,3 +429,37 @@ def test_out_of_memory(tmp_path: Path) -> None:
     )
     assert_error(result, 5, "out of memory", "--dry-run")
     assert left_in(tmp_path) == ["before", "wide"]
+
+
+def test_what_a_checkpoint_says_of_its_maker_stays_there(tmp_path: Path) -> None:
+    """Neither a path of the saving machine nor a null that no reader understands goes into the folder."""
+    model = checkpoints.write(tmp_path / "model", _name_or_path="/home/alice/secret")
+    (model / "generation_config.json").write_text('{"eos_token_id": null, "pad_token_id": null}')
+    assert gemma_export("--checkpoint", "model", cwd=tmp_path).returncode == 0
+    assert all(b"alice" not in path.read_bytes() for path in (tmp_path / "model-fp32").rglob("*") if path.is_file())
+    written = json.loads((tmp_path / "model-fp32/generation_config.json").read_text())
+    assert written == {"bos_token_id": 2, "eos_token_id": [1], "pad_token_id": 0}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="symbolic links and odd names are POSIX's")
+def test_a_checkpoint_is_called_what_the_user_called_it(tmp_path: Path) -> None:
+    checkpoints.write(tmp_path / "base")
+    (tmp_path / "mine").symlink_to("base")
+    os.rename(tmp_path / "base", os.fsencode(tmp_path) + b"/b\xffse")
+    (tmp_path / "mine").unlink()
+    os.symlink(b"b\xffse", os.fsencode(tmp_path) + b"/mine")
+    assert gemma_export("--checkpoint", "mine", cwd=tmp_path).returncode == 0
+    assert read_manifest(tmp_path / "mine-fp32").source.name == "mine"
+    assert gemma_export("--checkpoint", b"b\xffse".decode("utf-8", "surrogateescape"), cwd=tmp_path).returncode == 0
+    assert read_manifest(tmp_path / "b_se-fp32").source.name == "b_se"
+
+
+def test_context_beyond_what_can_be_computed(tmp_path: Path) -> None:
+    checkpoints.write(tmp_path / "model", max_position_embeddings=1 << 24)
+    assert_error(gemma_export("--checkpoint", "model", cwd=tmp_path), 3, "max_position_embeddings", "--context")
+    assert gemma_export("--checkpoint", "model", "--context", "64", "--dry-run", cwd=tmp_path).returncode == 0
+
+
+def test_debug_belongs_to_every_command(tmp_path: Path) -> None:
+    assert gemma_export("variants", "--debug").returncode == 0
+    assert "Traceback" in gemma_export("verify", "nowhere", "--debug", cwd=tmp_path).stderr

@@ -277,3 +277,34 @@ def test_the_compat_twin_asks_for_nothing_new(tiny_fp32: Path) -> None:
         )
     with pytest.raises(Exception, match="batch_size must be 1"):
         compat.step(ids, np.ones((2, 24)), compat.step(ids, np.ones((2, 12)))[1])
+
+
+def test_a_file_that_the_manifest_does_not_list_is_not_read(tiny_fp32: Path, tmp_path: Path) -> None:
+    folder = altered(tiny_fp32, tmp_path / "folder", {"tokenizer.json": None})
+    before = TextGenerator(folder).generate(PROMPT, max_new_tokens=4).token_ids
+    (folder / "tokenizer.json").write_text("{}")
+    assert TextGenerator(folder).generate(PROMPT, max_new_tokens=4).token_ids == before
+
+
+@pytest.mark.parametrize("change", ["vocab_size", "dtype", "roles", "state"])
+def test_a_manifest_of_another_graph(change: str, tiny_fp32: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(tiny_fp32, folder)
+    made = read_manifest(folder)
+    main, everything, *rest = made.graphs
+    changes: dict[str, dict[str, object]] = {
+        "vocab_size": {"vocab_size": 3000},
+        "dtype": {"precision": dataclasses.replace(made.precision, activation_dtype="bfloat16")},
+        "roles": {
+            "graphs": (
+                dataclasses.replace(main, file=everything.file),
+                dataclasses.replace(everything, file=main.file),
+                *rest,
+            )
+        },
+        "state": {"graphs": (dataclasses.replace(main, state=main.state[:2]), everything, *rest)},
+    }
+    rewrite_manifest(folder, **changes[change])
+    with pytest.raises(ManifestError, match=r"is not the graph that the manifest describes") as caught:
+        TextGenerator(folder)
+    assert caught.value.exit_code == 3

@@ -566,3 +566,19 @@ def test_a_graph_that_is_gone_by_then(folder: Path) -> None:
 def test_references_are_counted(folder: Path) -> None:
     manifest = read_manifest(folder)
     assert [check_graph(folder, manifest, graph) for graph in manifest.graphs] == [4, 4]
+
+
+@pytest.mark.parametrize("change", [{"vocab_size": 601}, {"vocab_size": 3}])
+def test_a_manifest_with_another_vocabulary(folder: Path, change: dict[str, int]) -> None:
+    manifest = dataclasses.replace(read_manifest(folder), **change)
+    (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+    assert refused(folder).startswith(f"{MAIN}, logits: expected last positions of {change['vocab_size']} float32")
+
+
+def test_a_manifest_with_the_graphs_exchanged(folder: Path) -> None:
+    made = read_manifest(folder)
+    first, second = made.graphs
+    swapped = (dataclasses.replace(first, file=second.file), dataclasses.replace(second, file=first.file))
+    text = dataclasses.replace(made, graphs=swapped).to_json()
+    (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
+    assert "logits: expected last positions" in refused(folder, ALL)

@@ -559,3 +559,19 @@ def test_an_old_folder_without_the_right_to_look_inside(place_of_a_user: Path, m
     with pytest.raises(OutputError, match="Permission denied") as raised:
         check_output(closed, True)
     assert str(closed) in raised.value.message
+
+
+def test_force_never_deletes_what_no_export_wrote(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    write_tiny(folder)
+    (folder / ".DS_Store").write_bytes(b"")
+    check_output(folder, True)
+    (folder / "checkpoint").mkdir()
+    (folder / "checkpoint/model.safetensors").write_bytes(b"precious")
+    with pytest.raises(OutputError, match=r"holds 'checkpoint/model\.safetensors', which no export wrote") as raised:
+        check_output(folder, True)
+    assert raised.value.exit_code == 7
+    (folder / "checkpoint/model.safetensors").unlink()
+    (folder / "gemma_export.json").write_text("")
+    with pytest.raises(OutputError, match=r"is not an exported folder: .* is not JSON"):
+        check_output(folder, True)

@@ -176,7 +176,8 @@ def test_writing_does_not_change_the_models(tmp_path: Path) -> None:
 def test_graphs_without_large_weights_need_no_data_file(tmp_path: Path) -> None:
     def manifest(files: Sequence[FileEntry]) -> Manifest:
         made = tiny_manifest(files)
-        return dataclasses.replace(made, graphs=(dataclasses.replace(made.graphs[0], data_files=()),))
+        main = dataclasses.replace(made.graphs[0], data_files=())
+        return dataclasses.replace(made, graphs=(main,), vocab_size=3)
 
     weights = tiny_weights(vocab=3, hidden=4)
     written = write_folder(

@@ -68,6 +68,15 @@ def test_nested_rotary_base() -> None:
     assert parse(rope_theta="absent", rope_parameters=nested)[0].rope_theta == 5000.0
 
 
+def test_a_default_rotary_scaling_is_none() -> None:
+    assert parse(rope_scaling={"rope_type": "default"})[0] == parse()[0]
+
+
+def test_null_is_absent_and_minus_one_is_no_padding() -> None:
+    assert parse(tie_word_embeddings=None)[0].tie_word_embeddings
+    assert parse(pad_token_id=-1)[0].pad_token_id == 0
+
+
 def test_list_of_stop_ids() -> None:
     assert parse(eos_token_id=[1, 107])[0].eos_token_ids == (1, 107)
 
