@@ -154,9 +154,16 @@ def main() -> None:
         code = _report(
             error, "interrupted; nothing is left behind", "Run the command again.", _INTERRUPTED, debug=debug
         )
+    except SystemExit:
+        # outside standalone mode click ends so in one case only: the reader of stdout went away, no failure of ours
+        code = 0
     except Exception as error:  # noqa: BLE001  a bug of ours must still end in a message
         if _is_out_of_memory(error):
             code = _report(error, _OUT_OF_MEMORY, _MEMORY_HINT, ResourceExhaustedError.exit_code, debug=debug)
+        elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            # the folder's own files have errors of their own: this is what was printed
+            hint = "Free some space where the output is redirected to."
+            code = _report(error, "stdout: no space left on device", hint, 5, debug=debug)
         else:
             hint = "This is a bug of gemma-export: run again with --debug and report the traceback."
             code = _report(error, f"internal error: {type(error).__name__}: {error}", hint, 1, debug=debug)

@@ -463,3 +463,17 @@ def test_context_beyond_what_can_be_computed(tmp_path: Path) -> None:
 def test_debug_belongs_to_every_command(tmp_path: Path) -> None:
     assert gemma_export("variants", "--debug").returncode == 0
     assert "Traceback" in gemma_export("verify", "nowhere", "--debug", cwd=tmp_path).stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_or_closed_stdout_is_no_bug() -> None:
+    command = [sys.executable, "-m", "gemma_export", "variants"]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 5
+    assert result.stderr.startswith("error: stdout: no space left on device\nhint: ")
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (0, "")

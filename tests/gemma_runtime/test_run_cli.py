@@ -117,3 +117,12 @@ def test_reader_that_goes_away(tiny_fp32: Path) -> None:
     assert "Traceback" not in process.stderr.read()
     process.stderr.close()
     assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_stdout_is_no_bug(tiny_fp32: Path) -> None:
+    command = [sys.executable, "-m", "gemma_runtime", str(tiny_fp32), PROMPT, "--max-new-tokens", "3"]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 5
+    assert "error: stdout: no space left on device\nhint: " in result.stderr

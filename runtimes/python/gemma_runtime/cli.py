@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import sys
@@ -116,6 +117,9 @@ def main() -> None:
     except MemoryError as error:
         code = _report(error, "out of memory", "Close programs, or export a smaller precision.", 5, debug=debug)
     except Exception as error:  # noqa: BLE001  a bug of ours must still end in a message
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            hint = "Free some space where the output is redirected to."
+            sys.exit(_report(error, "stdout: no space left on device", hint, 5, debug=debug))
         hint = "This is a bug of gemma-run: run again with --debug and report the traceback."
         code = _report(error, f"internal error: {type(error).__name__}: {error}", hint, 1, debug=debug)
     sys.exit(code or 0)
