@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _INTERRUPTED = 130
+# flags of the number formats; the first is the default
+_PRECISIONS = ("fp32", "fp16", "bf16")
 _OUT_OF_MEMORY = "out of memory"
 _MEMORY_HINT = "`gemma-export --dry-run` says how much an export needs: close programs, or use a larger machine."
 # packages of the `export` extra, by import name
@@ -47,7 +49,15 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
 )
 @click.option("--fp32", "fp32", is_flag=True, help="float32 weights and activations (default): CPU.")
 @click.option("--fp16", "fp16", is_flag=True, help="float16 weights and activations: CPU and CUDA.")
-@click.option("--target", default="ort", show_default=True, metavar="NAME", help="What the graph is for: ort.")
+@click.option("--bf16", "bf16", is_flag=True, help="bfloat16 weights and activations: CUDA.")
+@click.option(
+    "--target",
+    default="ort",
+    show_default=True,
+    metavar="NAME",
+    help="What the graph is for: ort (CPU, CUDA), portable (standard operators only) or directml.",
+)
+@click.option("--keep-functions", is_flag=True, help="With --target portable: keep Gemma's operators as functions.")
 @click.option("--logits", default="last", show_default=True, metavar="last|all|N", help="Positions that get logits.")
 @click.option("--context", "context_length", type=int, metavar="N", help="Tokens of context. Default: the model's own.")
 @click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Default: ./gemma-VARIANT-PRECISION.")
@@ -195,8 +205,12 @@ def _report(error: BaseException, message: str, hint: str, code: int, *, debug: 
 def _request(options: dict[str, Any]) -> ExportRequest:
     from gemma_export.request import ExportRequest
 
-    if options["fp32"] and options["fp16"]:
-        raise UsageError("--fp32 and --fp16 exclude each other", hint="One folder holds one precision: run twice.")
+    precisions = [name for name in _PRECISIONS if options[name]]
+    if len(precisions) > 1:
+        raise UsageError(
+            f"--{precisions[0]} and --{precisions[1]} exclude each other",
+            hint="One folder holds one precision: run twice.",
+        )
     seed = options["synthetic_seed"]
     if seed is not None and not (seed.isascii() and seed.isdigit() and int(seed) < 1 << 63):
         raise UsageError(
@@ -209,8 +223,9 @@ def _request(options: dict[str, Any]) -> ExportRequest:
         variant=options["variant"],
         checkpoint=options["checkpoint"],
         synthetic_seed=None if seed is None else int(seed),
-        precision="fp16" if options["fp16"] else "fp32",
+        precision=precisions[0] if precisions else _PRECISIONS[0],
         target=options["target"],
+        keep_functions=options["keep_functions"],
         logits=options["logits"],
         context=options["context_length"],
         output=options["output"],

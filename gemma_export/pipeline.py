@@ -102,6 +102,7 @@ def lower_graphs(plan: ExportPlan, model: ir.Model) -> list[GraphFile]:
         twin = model.clone()
         plan.target.finish(twin, planned.keep)
         if planned.compat:
+            assert plan.target.compat is not None
             plan.target.compat(twin)
         plan.target.check(twin, plan.spec, plan.precision.activation_dtype)
         graphs.append(GraphFile(role=planned.role, file=planned.file, logits=planned.logits, model=twin))
@@ -135,6 +136,7 @@ def _manifest(
         opset=plan.target.opset,
         cache_layout=plan.target.cache_layout,
         providers=plan.facts.providers,
+        chunks={graph.role: "single" if graph.compat else plan.target.chunks for graph in plan.graphs},
         min_onnxruntime={graph.role: first_release(graph.model) for graph in graphs},
         precision=plan.precision.name,
         activation_dtype=plan.precision.activation_dtype,

@@ -99,7 +99,7 @@ def plan_export(request: ExportRequest) -> ExportPlan:
     resolved = resolve(request)
     family, spec, target, precision = resolved.family, resolved.spec, resolved.target, resolved.precision
     tensors = family.tensor_shapes(spec)
-    graphs = _graphs(precision.suffix, resolved.keep)
+    graphs = _graphs(precision.suffix, resolved.keep, target)
     stored = target.stored_tensors(tensors, spec)
     data = plan_data((name, precision.stored_nbytes(shape)) for name, shape in stored)
     facts = _facts(resolved, graphs)
@@ -122,13 +122,14 @@ def plan_export(request: ExportRequest) -> ExportPlan:
     )
 
 
-def _graphs(suffix: str, keep: int) -> tuple[PlannedGraph, ...]:
+def _graphs(suffix: str, keep: int, target: Target) -> tuple[PlannedGraph, ...]:
     last_few = f"last{_LAST_FEW}"
+    compat = PlannedGraph(file=graph_file(suffix, "compat"), role="compat", keep=keep, compat=True)
     return (
         PlannedGraph(file=graph_file(suffix), role="main", keep=keep),
         PlannedGraph(file=graph_file(suffix, "all"), role="all", keep=0),
         PlannedGraph(file=graph_file(suffix, last_few), role=last_few, keep=_LAST_FEW),
-        PlannedGraph(file=graph_file(suffix, "compat"), role="compat", keep=keep, compat=True),
+        *((compat,) if target.compat is not None else ()),
     )
 
 

@@ -35,6 +35,8 @@ class ExportRequest:
     synthetic_seed: int | None = None
     precision: str = "fp32"
     target: str = "ort"
+    # keep the semantic operators as functions of the graph, where the target can
+    keep_functions: bool = False
     # "last", "all" or a number of positions
     logits: str = "last"
     # tokens that the rotary tables cover; None means the model's own
@@ -128,7 +130,20 @@ def _choose(request: ExportRequest) -> tuple[Target, Precision]:
             raise UsageError(
                 f"unknown {option} {name!r}, expected one of: {', '.join(registry)}", hint="See gemma-export --help."
             )
-    return TARGETS[request.target], PRECISIONS[request.precision]
+    target, precision = TARGETS[request.target], PRECISIONS[request.precision]
+    if request.keep_functions:
+        if target.with_functions is None:
+            raise UsageError(
+                f"--keep-functions does not apply to target {target.name}: its kernels replace the functions",
+                hint="Add --target portable, or leave --keep-functions out.",
+            )
+        target = target.with_functions
+    if precision.activation_dtype not in target.providers:
+        raise UsageError(
+            f"target {target.name} has no {precision.activation_dtype} kernels: --{precision.name} cannot run there",
+            hint=f"Choose a precision with {' or '.join(target.providers)} activations, or another --target.",
+        )
+    return target, precision
 
 
 def _variant(name: str | None) -> Variant | None:

@@ -14,3 +14,9 @@ ONE_OPERATOR = 2e-5
 FP16_MEAN_KL = 5e-5
 # The same for the most likely token: ties within float16's rounding change sides.
 FP16_TOP1 = 0.99
+# The same on random weights that are large on purpose: their logits have a standard deviation of tens, so one
+# rounding moves more probability than in a trained model.
+FP16_MEAN_KL_LARGE_WEIGHTS = 5e-3
+# Mean KL in nats of bfloat16 weights in float32 arithmetic against float32 on the tiny model, whose checkpoint is
+# bfloat16 already: only the norms' gains 1 + w, the embedding scale and the rotary tables are rounded to 8 bits.
+BF16_WEIGHTS_MEAN_KL = 1e-3

@@ -39,6 +39,7 @@ def build_manifest(
     opset: int,
     cache_layout: str,
     providers: tuple[str, ...],
+    chunks: Mapping[str, str],
     min_onnxruntime: Mapping[str, str],
     precision: str,
     activation_dtype: str,
@@ -56,6 +57,7 @@ def build_manifest(
         variant: name of the released checkpoint, if it is one.
         source: where the weights came from.
         target, opset, cache_layout, providers: of the deployment target.
+        chunks: for each role, which steps of several tokens with a cache its graph takes: batched, single or none.
         min_onnxruntime: for each role, the first release that loads its graph.
         precision, activation_dtype, weight_dtype, options: of the number format.
     """
@@ -79,6 +81,7 @@ def build_manifest(
                 role=graph.role,
                 logits=graph.logits,
                 opset=opset,
+                chunks=chunks[graph.role],
                 min_onnxruntime=min_onnxruntime[graph.role],
                 inputs=("input_ids", "attention_mask"),
                 data_files=(data_file,),

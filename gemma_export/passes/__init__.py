@@ -5,19 +5,32 @@ from __future__ import annotations
 from gemma_export.passes.align_rows import AlignRows
 from gemma_export.passes.drop_query_lengths import DropQueryLengths
 from gemma_export.passes.fuse_attention import FuseGroupQueryAttention
+from gemma_export.passes.fuse_attention_rotary_outside import FuseAttentionRotaryOutside
 from gemma_export.passes.fuse_norms import FuseNorms
+from gemma_export.passes.lower_attention import LowerAttention
 from gemma_export.passes.lower_embedding import LowerEmbedding
 from gemma_export.passes.lower_geglu import LowerGeGLU
 from gemma_export.passes.lower_linear import LowerLinear
+from gemma_export.passes.lower_linear_to_matmul import LowerLinearToMatMul
+from gemma_export.passes.lower_norms import LowerNorms
+from gemma_export.passes.select_columns import SelectColumns
 from gemma_export.passes.select_logits import SelectLogits
+from gemma_export.passes.semantic_nodes import declare_logits, logits_positions
 
 __all__ = [
     "AlignRows",
     "DropQueryLengths",
+    "FuseAttentionRotaryOutside",
     "FuseGroupQueryAttention",
     "FuseNorms",
+    "LowerAttention",
     "LowerEmbedding",
     "LowerGeGLU",
     "LowerLinear",
+    "LowerLinearToMatMul",
+    "LowerNorms",
+    "SelectColumns",
     "SelectLogits",
+    "declare_logits",
+    "logits_positions",
 ]

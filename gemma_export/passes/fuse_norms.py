@@ -8,15 +8,12 @@ from gemma_export.passes.semantic_nodes import (
     DOMAIN,
     attributes_of,
     drop_unused_initializers,
+    gain_value,
     nodes_of,
     output_like,
-    refuse,
     replace,
     require_none,
-    weight_of,
-    weight_value,
 )
-from gemma_export.weights import Shift
 
 __all__ = ["FuseNorms"]
 
@@ -55,13 +52,9 @@ class FuseNorms(ir.passes.InPlacePass):
 
 def _fuse(graph: ir.Graph, node: ir.Node) -> None:
     epsilon = float(attributes_of(node, {"epsilon": None}, _NAME)["epsilon"])
+    gain = gain_value(graph, node, _NAME)
     x = node.inputs[0]
-    if x is None or x.dtype is None or x.name is None:
-        raise refuse(node, _NAME, "its input has no type")
-    stored = node.inputs[1]
-    weight = weight_of(stored, node, _NAME)
-    assert stored is not None
-    gain = weight_value(graph, f"{str(stored.name).removesuffix('.weight')}.gain", Shift(weight, 1.0), x.dtype)
+    assert x is not None
     add = x.producer()
     if add is not None and (add.domain, add.op_type) == (DOMAIN, "ResidualAdd"):
         _fuse_skip(graph, node, add, gain, epsilon)

@@ -7,9 +7,11 @@ import onnx_ir as ir
 from gemma_export.passes.align_rows import FIRST, QUERY_LENGTHS, SEQUENCE
 from gemma_export.passes.semantic_nodes import (
     attributes_of,
+    declare_logits,
     drop_unused_initializers,
     insert_before,
     int64_constant,
+    logits_positions,
     nodes_of,
     output_like,
     refuse,
@@ -51,19 +53,13 @@ class SelectLogits(ir.passes.InPlacePass):
                 raise refuse(node, _NAME, f"keep is {keep}, expected 0 (all) or {self.keep}")
             self._lower(model.graph, node)
         if nodes:
-            logits = next(value for value in model.graph.outputs if value.name == "logits")
-            assert logits.shape is not None
-            logits.shape = ir.Shape(["batch_size", self._positions(), logits.shape[2]])
+            declare_logits(model, self.keep)
             drop_unused_initializers(model.graph)
         return ir.passes.PassResult(model, modified=bool(nodes))
 
     def ensures(self, model: ir.Model) -> None:
         """No LastTokens node is left."""
         require_none(model, "LastTokens", _NAME)
-
-    def _positions(self) -> int | str:
-        symbols: dict[int, int | str] = {0: "sequence_length", 1: 1}
-        return symbols.get(self.keep, "logits_length")
 
     def _lower(self, graph: ir.Graph, node: ir.Node) -> None:
         tape = ir.tape.Tape()
@@ -78,7 +74,7 @@ class SelectLogits(ir.passes.InPlacePass):
             {"batch_dims": 1},
             output=output_like(node.outputs[0]),
         )
-        selected.shape = ir.Shape(["batch_size", self._positions(), hidden.shape[2]])
+        selected.shape = ir.Shape(["batch_size", logits_positions(self.keep), hidden.shape[2]])
         insert_before(graph, node, tape, "logits_positions")
         replace(graph, node, [], [selected])
 

@@ -8,14 +8,17 @@ import numpy as np
 import onnx_ir as ir
 
 from gemma_export.errors import PassError
-from gemma_export.weights import Weight, WeightTensor
+from gemma_export.weights import Shift, Weight, WeightTensor
 
 __all__ = [
     "DOMAIN",
     "attributes_of",
+    "declare_logits",
     "drop_unused_initializers",
+    "gain_value",
     "insert_before",
     "int64_constant",
+    "logits_positions",
     "nodes_of",
     "output_like",
     "refuse",
@@ -30,6 +33,8 @@ __all__ = [
 DOMAIN = "gemma"
 
 Scalar = int | float | str
+
+_LOGICAL = frozenset({"And", "Equal", "Greater", "Less", "LessOrEqual", "Or"})
 
 
 def nodes_of(model: ir.Model, op_type: str, domain: str = DOMAIN) -> list[ir.Node]:
@@ -96,6 +101,16 @@ def weight_value(graph: ir.Graph, name: str, weight: Weight, dtype: ir.DataType)
     return value
 
 
+def gain_value(graph: ir.Graph, node: ir.Node, pass_name: str) -> ir.Value:
+    """The gain 1 + w of an RMSNorm node as an initializer; the sum is taken in float32 from the stored weight."""
+    x, stored = node.inputs
+    if x is None or x.dtype is None:
+        raise refuse(node, pass_name, "its input has no type")
+    weight = weight_of(stored, node, pass_name)
+    assert stored is not None
+    return weight_value(graph, f"{str(stored.name).removesuffix('.weight')}.gain", Shift(weight, 1.0), x.dtype)
+
+
 def int64_constant(graph: ir.Graph, name: str, values: int | Sequence[int]) -> ir.Value:
     """A small int64 initializer (a scalar for an int, a vector for a sequence), one per name."""
     if name in graph.initializers:
@@ -127,15 +142,25 @@ def replace(graph: ir.Graph, node: ir.Node, new_nodes: Sequence[ir.Node], output
 def insert_before(graph: ir.Graph, anchor: ir.Node, tape: ir.tape.Tape, prefix: str) -> None:
     """Inserts a tape's nodes before `anchor`, naming unnamed values and nodes `{prefix}.{operator}_{n}`.
 
-    Untyped values are the index arithmetic of the passes: int64, or bool where compared.
+    Untyped values are the index arithmetic of the passes: int64, or bool where compared or joined.
     """
     for number, node in enumerate(tape.nodes):
         node.name = node.name or f"{prefix}.{node.op_type}_{number}"
         for value in node.outputs:
             value.name = value.name or node.name
             if value.type is None:
-                value.type = ir.TensorType(ir.DataType.BOOL if node.op_type == "Equal" else ir.DataType.INT64)
+                value.type = ir.TensorType(_index_type(node))
     graph.insert_before(anchor, list(tape.nodes))
+
+
+def _index_type(node: ir.Node) -> ir.DataType:
+    if node.op_type in _LOGICAL:
+        return ir.DataType.BOOL
+    if node.op_type == "Cast":
+        return ir.DataType(node.attributes["to"].value)
+    # Unsqueeze of a mask is a mask
+    source = node.inputs[0].dtype if node.op_type == "Unsqueeze" and node.inputs[0] is not None else None
+    return source or ir.DataType.INT64
 
 
 def value_named(graph: ir.Graph, name: str) -> ir.Value:
@@ -148,6 +173,19 @@ def value_named(graph: ir.Graph, name: str) -> ir.Value:
         if value.name == name:
             return value
     raise PassError(f"no value called {name!r} in the graph", hint="A pass ran out of order. Report this with --debug.")
+
+
+def logits_positions(keep: int) -> int | str:
+    """The logits' second dimension for `keep` positions per row (0 means all): a number or the contract's symbol."""
+    symbols: dict[int, int | str] = {0: "sequence_length", 1: 1}
+    return symbols.get(keep, "logits_length")
+
+
+def declare_logits(model: ir.Model, keep: int) -> None:
+    """Declares the shape of the output `logits` for `keep` positions per row."""
+    logits = next(value for value in model.graph.outputs if value.name == "logits")
+    assert logits.shape is not None
+    logits.shape = ir.Shape(["batch_size", logits_positions(keep), logits.shape[2]])
 
 
 def drop_unused_initializers(graph: ir.Graph) -> None:

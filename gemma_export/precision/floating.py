@@ -1,4 +1,4 @@
-"""One floating-point type for a whole graph: fp32, fp16 (and bf16) are this with another name."""
+"""One floating-point type for a whole graph: fp32, fp16 and bf16 are this with another name."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from gemma_export.weights import Cast, Concat, Transpose, Weight, WeightTensor
 
 __all__ = ["convert_floats", "sink_cast"]
 
-_TORCH = {"float32": torch.float32, "float16": torch.float16}
-_ONNX = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
+_TORCH = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_ONNX = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 
 
 def convert_floats(model: ir.Model, dtype: str) -> None:
     """Gives every float32 value of a lowered graph another floating-point type, in place.
 
     Args:
-        model: a lowered graph: no function bodies, no explicit casts to float32.
-        dtype: "float32" or "float16".
+        model: a lowered graph: no explicit casts to float32. Function bodies stay: they take any type.
+        dtype: "float32", "float16" or "bfloat16".
 
     Raises:
         PassError: the graph holds a cast to float32, whose meaning this would change.

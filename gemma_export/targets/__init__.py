@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from gemma_export.targets.directml import DIRECTML
 from gemma_export.targets.ort import ORT
+from gemma_export.targets.portable import PORTABLE
 from gemma_export.targets.target import Target
 
 __all__ = ["TARGETS", "Target"]
 
-TARGETS: dict[str, Target] = {target.name: target for target in (ORT,)}
+TARGETS: dict[str, Target] = {target.name: target for target in (ORT, PORTABLE, DIRECTML)}

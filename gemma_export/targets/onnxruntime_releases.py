@@ -31,7 +31,9 @@ _INPUTS: dict[str, dict[int, Release]] = {
         16: (1, 28, 0),
         17: (1, 32, 0),
     },
+    "FastGelu": {1: (1, 20, 0)},
     "FusedMatMul": {2: (1, 20, 0)},
+    "RotaryEmbedding": {4: (1, 20, 0)},
     "SkipSimplifiedLayerNormalization": {4: (1, 20, 0)},
 }
 _ATTRIBUTES: dict[str, dict[str, Release]] = {
@@ -42,7 +44,9 @@ _ATTRIBUTES: dict[str, dict[str, Release]] = {
         "sliding_window_cache": (1, 29, 0),
         "causal": (1, 30, 0),
     },
+    "FastGelu": {},
     "FusedMatMul": {"transB": _OLDEST},
+    "RotaryEmbedding": {"interleaved": _OLDEST},
     "SkipSimplifiedLayerNormalization": {"epsilon": _OLDEST},
 }
 

@@ -5,12 +5,12 @@ Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import PassError
+from gemma_export.targets.checks import check_counts, main_dtype
 from gemma_export.targets.target import Target
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["ORT"]
 
 _OPSET = 21
-_PROVIDERS = {"float32": ("cpu",), "float16": ("cpu", "cuda")}
+# the CPU provider has no bfloat16 kernels, CUDA's attention no float32 one
+_PROVIDERS = {"float32": ("cpu",), "float16": ("cpu", "cuda"), "bfloat16": ("cuda",)}
 
 
 def _lower(model: ir.Model) -> None:
@@ -57,7 +58,6 @@ def _compat(model: ir.Model) -> None:
 
 def _check(model: ir.Model, spec: DecoderSpec, activation_dtype: str) -> None:
     layers = spec.num_hidden_layers
-    found = Counter(node.op_type for node in model.graph)
     expected = {
         "GroupQueryAttention": layers,
         "SkipSimplifiedLayerNormalization": 2 * layers,
@@ -66,12 +66,7 @@ def _check(model: ir.Model, spec: DecoderSpec, activation_dtype: str) -> None:
         # packed query-key-value, output, gate, up, down; the head
         "FusedMatMul": 5 * layers + 1,
     }
-    for op_type, count in expected.items():
-        if found[op_type] != count:
-            raise PassError(
-                f"target ort: expected {count} {op_type} nodes for {layers} layers, found {found[op_type]}",
-                hint="A required fusion did not happen. Report this with --debug.",
-            )
+    check_counts("ort", model, layers, expected)
     _check_kernels(model, activation_dtype)
 
 
@@ -79,22 +74,13 @@ def _check_kernels(model: ir.Model, activation_dtype: str) -> None:
     from gemma_export.targets.ort_support import supported
 
     for node in model.graph:
-        dtype = _main_dtype(node)
+        dtype = main_dtype("ort", node)
         for provider in _PROVIDERS[activation_dtype]:
             if not supported(provider, node.domain, node.op_type, dtype):
                 raise PassError(
                     f"target ort: the {provider} provider has no kernel for {node.op_type} ({dtype}) of {node.name}",
                     hint="The allow-list in targets/ort_support.py cites the kernels. Report this with --debug.",
                 )
-
-
-def _main_dtype(node: ir.Node) -> str:
-    """The element type that selects a node's kernel: the first typed input's, else the first output's."""
-    for value in (*node.inputs, *node.outputs):
-        if value is not None and value.dtype is not None:
-            name = value.dtype.name.lower()
-            return "float32" if name == "float" else name
-    raise PassError(f"target ort: {node.name} has no typed input or output", hint="Report this with --debug.")
 
 
 def _stored_tensors(
@@ -119,9 +105,11 @@ ORT = Target(
     opset=_OPSET,
     cache_layout="compacted",
     providers=_PROVIDERS,
+    chunks="batched",
     lower=_lower,
     finish=_finish,
     compat=_compat,
     check=_check,
     stored_tensors=_stored_tensors,
+    with_functions=None,
 )

@@ -35,6 +35,7 @@ _INDEX_OPS = frozenset(
 )
 
 _BOTH = frozenset({"float32", "float16"})
+_THREE = _BOTH | {"bfloat16"}
 # (domain, operator) -> floating-point types with a kernel of the provider itself
 _FLOAT_KERNELS: dict[str, dict[tuple[str, str], frozenset[str]]] = {
     "cpu": {
@@ -49,16 +50,16 @@ _FLOAT_KERNELS: dict[str, dict[tuple[str, str], frozenset[str]]] = {
         (_CONTRIB, "SkipSimplifiedLayerNormalization"): _BOTH,
     },
     "cuda": {
-        ("", "Add"): _BOTH,
-        ("", "Gather"): _BOTH,
-        ("", "GatherND"): _BOTH,
-        ("", "Gelu"): _BOTH,
-        ("", "Mul"): _BOTH,
-        ("", "SimplifiedLayerNormalization"): _BOTH,
-        (_CONTRIB, "FusedMatMul"): _BOTH,
+        ("", "Add"): _THREE,
+        ("", "Gather"): _THREE,
+        ("", "GatherND"): _THREE,
+        ("", "Gelu"): _THREE,
+        ("", "Mul"): _THREE,
+        ("", "SimplifiedLayerNormalization"): _THREE,
+        (_CONTRIB, "FusedMatMul"): _THREE,
         # no float32: this is why an fp32 graph does not list CUDA
-        (_CONTRIB, "GroupQueryAttention"): frozenset({"float16"}),
-        (_CONTRIB, "SkipSimplifiedLayerNormalization"): _BOTH,
+        (_CONTRIB, "GroupQueryAttention"): frozenset({"float16", "bfloat16"}),
+        (_CONTRIB, "SkipSimplifiedLayerNormalization"): _THREE,
     },
 }
 # A float16 node without a float16 kernel runs in float32 between two casts that onnxruntime inserts; only its CPU

@@ -24,14 +24,19 @@ class Target:
     cache_layout: str
     # activation dtype -> the execution providers that run it
     providers: Mapping[str, tuple[str, ...]]
+    # steps of several tokens with a cache: "batched", "single" row only, or "none"; one token is always possible
+    chunks: str
     # semantic graph -> the target's graph, in place, with LastTokens still semantic
     lower: Callable[[ir.Model], None]
     # chooses the positions that get logits (0 means all) and finishes one twin, in place
     finish: Callable[[ir.Model, int], None]
-    # takes from a finished twin, in place, what onnxruntime releases before the target's newest input lack
-    compat: Callable[[ir.Model], None]
+    # takes from a finished twin, in place, what onnxruntime releases before the target's newest input lack; None
+    # where there is no such input. What is left does single-row chunks
+    compat: Callable[[ir.Model], None] | None
     # raises unless the finished graph holds the fusions that the specification demands and only operators
     # that the given providers run in the given activation dtype
     check: Callable[[ir.Model, DecoderSpec, str], None]
     # (checkpoint tensors and shapes, specification) -> (name, shape) of every tensor of the data file, in its order
     stored_tensors: Callable[[Mapping[str, tuple[int, ...]], DecoderSpec], tuple[tuple[str, tuple[int, ...]], ...]]
+    # the same target with the semantic operators kept as functions, where there is one
+    with_functions: Target | None

@@ -66,6 +66,7 @@ def graph(file: str, role: str, logits: Any) -> Graph:
         role=role,
         logits=logits,
         opset=21,
+        chunks="batched",
         min_onnxruntime="1.20.1",
         inputs=("input_ids", "attention_mask"),
         data_files=("onnx/model.onnx_data",),
@@ -215,8 +216,8 @@ SHA = "0" * 64
 # one change each; both the schema and the parser refuse it
 REFUSED_BY_BOTH = [
     ("schema_version", 0),
-    ("schema_version", 2),
-    ("schema_version", "1"),
+    ("schema_version", 1),
+    ("schema_version", "2"),
     ("schema_version", True),
     ("variant", ""),
     ("variant", 2),
@@ -283,6 +284,8 @@ REFUSED_BY_BOTH = [
     ("graphs/0/logits", None),
     ("graphs/0/logits", ["last"]),
     ("graphs/0/opset", 0),
+    ("graphs/0/chunks", "some"),
+    ("graphs/0/chunks", None),
     ("graphs/0/min_onnxruntime", "1.x"),
     ("graphs/0/inputs", ["input_ids", 1]),
     ("graphs/0/data_files", ["../model.onnx_data"]),
@@ -348,7 +351,7 @@ def test_schema_and_parser_refuse(path: str, value: Any) -> None:
 # what a schema cannot say
 REFUSED_BY_PARSER = [
     ("context_length", 8192.0, "context_length: expected an integer from 1, found 8192.0"),
-    ("schema_version", 1.0, "schema_version: expected an integer from 0, found 1.0"),
+    ("schema_version", 2.0, "schema_version: expected an integer from 0, found 2.0"),
     ("graphs/0/logits", 8.0, "graphs.logits: expected last, all or a number of positions, found 8.0"),
     ("graphs/1/role", "main", "one graph of each role, main among them, found ['main', 'main']"),
     ("graphs/0/file", "onnx/other.onnx", "graph files that `files` lists, found 'onnx/other.onnx'"),
@@ -433,8 +436,8 @@ def test_schema_and_parser_agree_about_missing_and_unknown_keys() -> None:
         ("[]", "the document: expected an object, found []"),
         ("null", "the document: expected an object, found None"),
         ("{}", "schema_version is missing"),
-        ('{"schema_version": 2}', "schema_version is 2, expected 1"),
-        ('{"schema_version": 1}', "variant is missing"),
+        ('{"schema_version": 3}', "schema_version is 3, expected 2"),
+        ('{"schema_version": 2}', "variant is missing"),
     ],
 )
 def test_text_that_is_no_manifest(text: str, phrase: str) -> None:
@@ -457,7 +460,7 @@ def test_keys_twice_are_refused_at_every_level() -> None:
 
 def test_a_later_schema_says_what_to_do() -> None:
     with pytest.raises(ManifestError) as caught:
-        Manifest.parse(json.dumps(document() | {"schema_version": 2, "new": 1}))
+        Manifest.parse(json.dumps(document() | {"schema_version": 3, "new": 1}))
     assert "release of gemma-export" in caught.value.hint
 
 

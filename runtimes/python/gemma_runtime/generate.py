@@ -140,8 +140,9 @@ class TextGenerator:
         return ids
 
     def _prefill(self, ids: list[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        for start in range(0, len(ids), _PREFILL_TOKENS):
-            logits = self._session.step(ids[start : start + _PREFILL_TOKENS])
+        size = _PREFILL_TOKENS if self._session.chunked else len(ids)
+        for start in range(0, len(ids), size):
+            logits = self._session.step(ids[start : start + size])
         return logits
 
     def _decode(

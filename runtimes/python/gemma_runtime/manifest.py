@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 MANIFEST_FILE = "gemma_export.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # a 27B's manifest has about 100 kB; parsing must not be where a hostile folder spends the memory
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -47,6 +47,7 @@ _UNSAFE = re.compile(r"[\\\x00-\x1f\x7f]")
 _KINDS = ("graph", "data", "tokenizer", "config", "document")
 _SOURCES = ("builtin", "local", "hub", "synthetic")
 _LAYOUTS = ("compacted", "columns")
+_CHUNKS = ("batched", "single", "none")
 _HINT = "The folder was altered, damaged or not fully copied: copy or export it again."
 
 _T = TypeVar("_T")
@@ -130,6 +131,8 @@ class Graph:
     # positions that get logits
     logits: Literal["last", "all"] | int
     opset: int
+    # steps of several tokens with a cache: "batched", "single" row only, or "none"; one token is always possible
+    chunks: str
     # first onnxruntime release whose schemas know every operator, input and attribute used
     min_onnxruntime: str
     # inputs besides the state
@@ -451,6 +454,7 @@ def _graph(read: _Reader) -> Graph:
         role=read.text("role"),
         logits=logits,
         opset=read.integer("opset", 1),
+        chunks=read.text("chunks", among=_CHUNKS),
         min_onnxruntime=read.text("min_onnxruntime", _RELEASE),
         inputs=read.texts("inputs"),
         data_files=read.texts("data_files"),

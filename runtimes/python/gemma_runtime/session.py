@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gemma_runtime.element_types import ELEMENT_TYPES
 from gemma_runtime.errors import ManifestError, MissingPackageError, ModelOutputError, ProviderError
 from gemma_runtime.manifest import Graph, Manifest
+from gemma_runtime.state import Buffer, DecoderState, make_state
 
 __all__ = ["PROVIDERS", "DecoderSession"]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "directml": "DmlExecutionProvider"}
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "directml": "dml"}
 # onnxruntime's names of the element types
-_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
-_NUMPY = {"float32": np.float32, "float16": np.float16}
+_TYPES = {element.onnxruntime: element.name for element in ELEMENT_TYPES.values()}
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml")
 _INSTALL = {
     "cpu": 'pip install "gemma-export[cpu]"',
@@ -33,8 +34,8 @@ _INSTALL = {
 class DecoderSession:
     """Runs decoder steps of one row.
 
-    Every state tensor is one buffer of `capacity` positions, bound as past and as present: the kernel writes new
-    keys and values in place and nothing is copied between steps.
+    Where the kernels can, every state tensor is one buffer of full capacity, bound as past and as present: new keys
+    and values are written in place and nothing is copied between steps (gemma_runtime.state).
 
     Args:
         directory: the exported folder, structure checked.
@@ -53,31 +54,24 @@ class DecoderSession:
         self.graph = _graph_for(manifest, _release(self._onnxruntime.__version__))
         self._session = _open(self._onnxruntime, directory, self.graph, provider)
         _check_interface(self._session, self.graph, manifest)
-        self._dtype = _NUMPY[manifest.precision.activation_dtype]
+        self._element = ELEMENT_TYPES[manifest.precision.activation_dtype]
+        self._cache_layout = manifest.cache_layout
         self._vocab_size = manifest.vocab_size
+        self._state: DecoderState | None = None
         self._position = self._capacity = 0
         self._mask = np.ones((1, 0), np.int64)
 
     def reset(self, capacity: int) -> None:
         """Starts a new sequence of at most `capacity` tokens."""
-        binding = self._session.io_binding()
-        # first, so that it is the binding's output 0
-        if self.graph.logits == "last":
-            logits = np.zeros((1, 1, self._vocab_size), self._dtype)
-            binding.bind_ortvalue_output("logits", self._onnxruntime.OrtValue.ortvalue_from_numpy(logits, "cpu", 0))
-        else:
-            # as many positions as a step has: onnxruntime allocates them
-            binding.bind_output("logits", "cpu")
-        for state in self.graph.state:
-            shape = [{"batch_size": 1}.get(str(dim), dim if isinstance(dim, int) else capacity) for dim in state.shape]
-            for past, present in zip(state.past, state.present, strict=True):
-                # zeros: a kernel may read a whole block of a buffer, and 0 * NaN is NaN
-                buffer = self._onnxruntime.OrtValue.ortvalue_from_numpy(
-                    np.zeros(shape, _NUMPY[state.dtype]), self._device, 0
-                )
-                binding.bind_ortvalue_input(past, buffer)
-                binding.bind_ortvalue_output(present, buffer)
-        self._binding = binding
+        self._binding = self._session.io_binding()
+        self._logits: Buffer | None = None
+        self._state = make_state(
+            self._onnxruntime,
+            self.graph,
+            cache_layout=self._cache_layout,
+            capacity=capacity,
+            device=self._device,
+        )
         self._position, self._capacity = 0, capacity
         self._mask = np.ones((1, capacity), np.int64)
 
@@ -92,10 +86,17 @@ class DecoderSession:
         """
         total = self._position + len(ids)
         assert total <= self._capacity
+        assert self._state is not None
+        if len(ids) > 1 and self._position > 0 and not self.chunked:
+            raise ProviderError(
+                f"{self.graph.file} takes a prompt whole: its attention would read a step of {len(ids)} tokens as new",
+                hint="Give all tokens of a prompt in one step, or use a folder of --target ort.",
+            )
         self._binding.bind_cpu_input("input_ids", np.asarray([ids], np.int64))
         self._binding.bind_cpu_input("attention_mask", np.ascontiguousarray(self._mask[:, :total]))
-        if self.graph.logits != "last":
-            self._binding.bind_output("logits", "cpu")
+        # the logits first, so that they are the binding's output 0
+        logits = self._bind_logits(len(ids))
+        self._state.bind(self._binding)
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
@@ -104,9 +105,24 @@ class DecoderSession:
                 f"onnxruntime could not run {self.graph.file}: {str(error).splitlines()[0]}",
                 hint="`gemma-export verify` checks the folder; with too little memory, shorten prompt and answer.",
             ) from error
+        self._state.advance(self._binding)
         self._position = total
-        logits: npt.NDArray[np.float32] = self._binding.get_outputs()[0].numpy()[0, -1].astype(np.float32)
-        return logits
+        last: npt.NDArray[np.float32] = logits.float32()[0, -1]
+        return last
+
+    @property
+    def chunked(self) -> bool:
+        """Whether a prompt may go through in several steps."""
+        return self.graph.chunks != "none"
+
+    def _bind_logits(self, sequence: int) -> Buffer:
+        """A buffer for the logits of a step; it changes only where their number does."""
+        positions = {"last": 1, "all": sequence}.get(str(self.graph.logits)) or min(int(self.graph.logits), sequence)
+        if self._logits is None or self._logits.shape[1] != positions:
+            shape = (1, positions, self._vocab_size)
+            self._logits = Buffer(self._onnxruntime, shape, self._element, "cpu")
+            self._logits.bind_output(self._binding, "logits")
+        return self._logits
 
 
 def _import_onnxruntime(provider: str) -> Any:
@@ -121,9 +137,11 @@ def _import_onnxruntime(provider: str) -> Any:
 
 def _check_provider(onnxruntime: Any, manifest: Manifest, provider: str) -> None:
     if provider not in manifest.providers:
+        bfloat16 = manifest.precision.activation_dtype == "bfloat16" and provider == "cpu"
+        why = ": onnxruntime has no bfloat16 kernels there" if bfloat16 else ""
         raise ProviderError(
             f"this folder ({manifest.target}, {manifest.precision.name}) runs on {', '.join(manifest.providers)}, "
-            f"not on {provider}",
+            f"not on {provider}{why}",
             hint=f"Choose --provider {manifest.providers[0]}, or export with a precision that runs on {provider}.",
         )
     if _release(onnxruntime.__version__) < _release(manifest.min_onnxruntime):

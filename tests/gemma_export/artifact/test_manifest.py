@@ -75,6 +75,7 @@ def build() -> Manifest:
         opset=21,
         cache_layout="compacted",
         providers=("cpu", "cuda"),
+        chunks={"main": "batched", "last8": "single"},
         # by number, not by text
         min_onnxruntime={"main": "1.24", "last8": "1.9"},
         precision="fp16",
@@ -121,6 +122,7 @@ def test_every_field() -> None:
                 file="onnx/model_fp16.onnx",
                 role="main",
                 logits="last",
+                chunks="batched",
                 min_onnxruntime="1.24",
                 **common,  # type: ignore[arg-type]
             ),
@@ -128,6 +130,7 @@ def test_every_field() -> None:
                 file="onnx/model_fp16_all.onnx",
                 role="last8",
                 logits=8,
+                chunks="single",
                 min_onnxruntime="1.9",
                 **common,  # type: ignore[arg-type]
             ),

@@ -139,6 +139,7 @@ def tiny_manifest(files: Sequence[FileEntry]) -> Manifest:
                 role=role,
                 logits=logits,  # type: ignore[arg-type]
                 opset=OPSET,
+                chunks="batched",
                 min_onnxruntime="1.23",
                 inputs=("input_ids", "attention_mask"),
                 data_files=(DATA,),

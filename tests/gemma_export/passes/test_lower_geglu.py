@@ -55,6 +55,14 @@ def test_the_comparison_above_notices_gate_and_up_exchanged() -> None:
     assert deviation(found, expected) > 1000 * tolerances.FP32_LOGITS
 
 
+@pytest.mark.parametrize("padding", sorted(PADDINGS))
+def test_the_contrib_kernel_has_the_same_numbers(padding: str) -> None:
+    model = apply(semantic_model(), LowerGeGLU(contrib=True))
+    assert count(model, "FastGelu", "com.microsoft") == LAYERS
+    assert count(model, "Gelu") == count(model, "GeGLU", "gemma") == 0
+    assert_same(model, semantic_model(), padding)
+
+
 def test_second_run_changes_nothing() -> None:
     assert_unchanged(apply(semantic_model(), LowerGeGLU()), LowerGeGLU())
 

@@ -15,7 +15,6 @@ from graphs import (
     PADDINGS,
     SPEC,
     ArraySource,
-    Unoptimised,
     deviation,
     random_arrays,
     run_steps,
@@ -29,9 +28,12 @@ from gemma_export.precision import PRECISIONS
 from gemma_export.targets import TARGETS
 from gemma_export.tensors import TensorSource
 from gemma_export.weights import WeightTensor
+from gemma_validation import widen_bfloat16
 
 # float16 has 11 bits of mantissa: 5e-4 an operation, a few of them through two layers
 _FP16_LOGITS = 2e-2
+# bfloat16 has 8 bits, eight times coarser; only the weights are rounded here
+_BF16_LOGITS = 1e-1
 _DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
@@ -43,12 +45,16 @@ def _graph(precision: str, source: TensorSource | None = None) -> ir.Model:
     return model
 
 
-def test_fp16_leaves_no_float32_value() -> None:
-    model = _graph("fp16")
+_HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+
+
+@pytest.mark.parametrize("precision", sorted(_HALVES))
+def test_half_precision_leaves_no_float32_value(precision: str) -> None:
+    model = _graph(precision)
     values = [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]
     values += [output for node in model.graph for output in node.outputs if output.name]
     assert {tensor.dtype for tensor in values} == {
-        ir.DataType.FLOAT16,
+        _HALVES[precision],
         ir.DataType.INT64,
         ir.DataType.INT32,
         ir.DataType.BOOL,
@@ -57,8 +63,9 @@ def test_fp16_leaves_no_float32_value() -> None:
         assert tensor.const_value.dtype == tensor.dtype, tensor.name
 
 
-def test_fp16_leaves_no_float32_in_the_file() -> None:
-    proto = onnx.load_from_string(serialize(_graph("fp16")))
+@pytest.mark.parametrize("precision", sorted(_HALVES))
+def test_half_precision_leaves_no_float32_in_the_file(precision: str) -> None:
+    proto = onnx.load_from_string(serialize(_graph(precision)))
     infos = [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]
     assert len(infos) > 20 * LAYERS
     assert onnx.TensorProto.FLOAT not in {info.type.tensor_type.elem_type for info in infos}
@@ -83,13 +90,34 @@ def test_description_agrees_with_the_graph(precision: str) -> None:
     for tensor in weights:
         assert tensor.const_value.dtype.numpy() == np.dtype(described.weight_dtype)
         assert described.stored_nbytes(tuple(tensor.shape)) == tensor.const_value.nbytes
-    assert Unoptimised(model).dtype == np.dtype(described.activation_dtype)
+    past = model.graph.inputs[2]
+    assert past.dtype is not None
+    assert past.dtype.numpy() == np.dtype(described.activation_dtype)
 
 
 @pytest.mark.parametrize("padding", sorted(PADDINGS))
 def test_fp16_numbers(padding: str) -> None:
     found, expected = (run_steps(_graph(precision), padding).real(padding) for precision in ("fp16", "fp32"))
     assert 0 < deviation(found, expected) < _FP16_LOGITS
+
+
+def test_bf16_numbers_by_their_weights() -> None:
+    """The CPU has no bfloat16 kernels: the same graph with the rounded weights, in float32."""
+    rounded = widen_bfloat16(_graph("bf16"))
+    found, expected = (run_steps(model).real("none") for model in (rounded, _graph("fp32")))
+    assert 0 < deviation(found, expected) < _BF16_LOGITS
+
+
+def test_bf16_gains_are_added_in_float32_and_rounded_once() -> None:
+    arrays = random_arrays()
+    arrays["model.norm.weight"][:] = np.float32(2**-8 * (1 + 2**-12))
+    gain = _graph("bf16", ArraySource(arrays)).graph.initializers["model.norm.gain"].const_value.numpy()
+    # half a unit in the last place of 1, and a little more
+    assert (gain.astype(np.float32) == 1 + 2**-7).all()
+
+
+def test_bf16_takes_what_float16_cannot() -> None:
+    assert _stream(_graph("bf16", _poisoned(_DOWN, (11, 30), 70000.0))) > 0
 
 
 def _stream(model: ir.Model) -> int:

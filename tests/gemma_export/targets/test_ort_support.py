@@ -11,6 +11,7 @@ from gemma_export.targets.ort_support import _FLOAT_KERNELS, _INDEX_OPS, _WIDENE
 _TENSORS = {
     "float32": "tensor(float)",
     "float16": "tensor(float16)",
+    "bfloat16": "tensor(bfloat16)",
     "int64": "tensor(int64)",
     "int32": "tensor(int32)",
     "bool": "tensor(bool)",
@@ -58,18 +59,25 @@ def test_the_comparison_above_can_fail() -> None:
     assert not _installed("com.microsoft", "MatMul", "float32")
 
 
-def test_cuda_attention_is_float16_only() -> None:
-    """Why an fp32 folder does not list CUDA."""
+def test_cuda_attention_has_half_precision_only_and_the_cpu_no_bfloat16() -> None:
+    """Why an fp32 folder does not list CUDA, and a bf16 folder nothing else."""
     assert supported("cuda", "com.microsoft", "GroupQueryAttention", "float16")
     assert not supported("cuda", "com.microsoft", "GroupQueryAttention", "float32")
-    assert TARGETS["ort"].providers == {"float32": ("cpu",), "float16": ("cpu", "cuda")}
+    assert supported("cuda", "com.microsoft", "GroupQueryAttention", "bfloat16")
+    assert not any(supported("cpu", domain, op_type, "bfloat16") for domain, op_type in _FLOAT_KERNELS["cpu"])
+    assert not _installed("com.microsoft", "GroupQueryAttention", "bfloat16")
+    assert TARGETS["ort"].providers == {
+        "float32": ("cpu",),
+        "float16": ("cpu", "cuda"),
+        "bfloat16": ("cuda",),
+    }
 
 
 def test_only_the_cpu_widens() -> None:
     assert set(_WIDENED) == {"cpu"}
     # both providers know the same operators: a graph is one structure
     assert set(_FLOAT_KERNELS["cpu"]) == set(_FLOAT_KERNELS["cuda"])
-    assert all("float16" in dtypes for dtypes in _FLOAT_KERNELS["cuda"].values())
+    assert all({"float16", "bfloat16"} <= dtypes for dtypes in _FLOAT_KERNELS["cuda"].values())
 
 
 @pytest.mark.parametrize(

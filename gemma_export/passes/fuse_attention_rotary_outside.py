@@ -1,0 +1,114 @@
+"""Attention becomes two rotary embeddings and GroupQueryAttention without one, for kernels that cannot rotate."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from gemma_export.passes.align_rows import QUERY_LENGTHS, SEQLENS_K, SEQUENCE, TOTAL
+from gemma_export.passes.semantic_nodes import (
+    attributes_of,
+    insert_before,
+    int64_constant,
+    nodes_of,
+    refuse,
+    replace,
+    require_none,
+    value_named,
+)
+
+__all__ = ["FuseAttentionRotaryOutside"]
+
+_NAME = "FuseAttentionRotaryOutside"
+_CONTRIB = "com.microsoft"
+
+
+class FuseAttentionRotaryOutside(ir.passes.InPlacePass):
+    """com.microsoft RotaryEmbedding on query and key, then GroupQueryAttention over separate inputs.
+
+    Before: Attention(query, key, value, past_key, past_value, mask, cos, sin)
+    After:  GroupQueryAttention(RotaryEmbedding(query, positions, cos, sin), RotaryEmbedding(key, ...), value,
+            past_key, past_value, seqlens_k, total) with scale
+
+    Such kernels drop softcap and local_window_size silently, so a node that has either is refused.
+    Preconditions: `AlignRows` ran. A step with a cache has one token: several would be taken for a new prompt.
+    Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md (GroupQueryAttention,
+    RotaryEmbedding) and
+    https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/core/providers/dml/DmlExecutionProvider/src/Operators/DmlOperatorGroupQueryAttention.cpp
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrites every Attention node, or raises PassError with the node and the reason."""
+        nodes = nodes_of(model, "Attention")
+        if not nodes:
+            return ir.passes.PassResult(model, modified=False)
+        positions = _positions(model.graph, nodes[0])
+        for node in nodes:
+            _fuse(model.graph, node, positions)
+        return ir.passes.PassResult(model, modified=True)
+
+    def ensures(self, model: ir.Model) -> None:
+        """No Attention node is left."""
+        require_none(model, "Attention", _NAME)
+
+
+def _positions(graph: ir.Graph, anchor: ir.Node) -> ir.Value:
+    """int64 [batch_size, sequence_length]: a row's tokens before this step, and one more for each of this step's."""
+    zero, one = int64_constant(graph, "constant.0", 0), int64_constant(graph, "constant.1", 1)
+    axis_0, axis_1 = int64_constant(graph, "constant.[0]", [0]), int64_constant(graph, "constant.[1]", [1])
+    tape = ir.tape.Tape()
+    seqlens = tape.op("Cast", [value_named(graph, SEQLENS_K)], {"to": int(ir.DataType.INT64)})
+    tokens = tape.op("Unsqueeze", [tape.op("Add", [seqlens, one]), axis_1])
+    past = tape.op("Sub", [tokens, value_named(graph, QUERY_LENGTHS)])
+    steps = tape.op("Range", [zero, tape.op("Squeeze", [value_named(graph, SEQUENCE), axis_0]), one])
+    positions = tape.op("Add", [past, steps])
+    positions.name = "rows.position_ids"
+    positions.shape = ir.Shape(["batch_size", "sequence_length"])
+    insert_before(graph, anchor, tape, "rows.position_ids")
+    return positions
+
+
+def _fuse(graph: ir.Graph, node: ir.Node, positions: ir.Value) -> None:
+    expected = {"num_heads": None, "kv_num_heads": None, "scale": None, "softcap": 0.0, "window": 0}
+    attributes = attributes_of(node, expected, _NAME)
+    for name in ("softcap", "window"):
+        if attributes[name]:
+            raise refuse(node, _NAME, f"its kernel would ignore {name} = {attributes[name]}")
+    query, key, value, past_key, past_value, mask, cos, sin = node.inputs
+    if mask is None or mask.name != "attention_mask":
+        raise refuse(node, _NAME, f"its mask is {mask.name if mask else None}, expected attention_mask")
+    prefix = str(node.name).removesuffix(".Attention")
+    rotations = []
+    for name, x in (("query", query), ("key", key)):
+        if x is None or x.dtype is None:
+            raise refuse(node, _NAME, f"its {name} has no type")
+        rotations.append(
+            ir.Node(
+                _CONTRIB,
+                "RotaryEmbedding",
+                inputs=[x, positions, cos, sin],
+                attributes=[ir.AttrInt64("interleaved", 0)],
+                outputs=[ir.Value(name=f"{prefix}.{name}_rotary", shape=x.shape, type=x.type)],
+                name=f"{prefix}.{name}_rotary.RotaryEmbedding",
+            )
+        )
+    fused = ir.node(
+        "GroupQueryAttention",
+        inputs=[
+            rotations[0].outputs[0],
+            rotations[1].outputs[0],
+            value,
+            past_key,
+            past_value,
+            value_named(graph, SEQLENS_K),
+            value_named(graph, TOTAL),
+        ],
+        attributes={
+            "num_heads": int(attributes["num_heads"]),
+            "kv_num_heads": int(attributes["kv_num_heads"]),
+            "scale": float(attributes["scale"]),
+        },
+        domain=_CONTRIB,
+        num_outputs=3,
+        name=str(node.name).replace(".Attention", ".GroupQueryAttention"),
+    )
+    replace(graph, node, [*rotations, fused], fused.outputs)

@@ -1,0 +1,42 @@
+"""What every target asks of its finished graphs: the fusions it promised, and nodes whose element type is known."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from gemma_export.errors import PassError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["check_counts", "main_dtype"]
+
+
+def check_counts(target: str, model: ir.Model, layers: int, expected: Mapping[str, int]) -> None:
+    """Compares operator counts with what a decoder of `layers` layers must have.
+
+    Raises:
+        PassError: names the first operator whose count differs.
+    """
+    found = Counter(node.op_type for node in model.graph)
+    for op_type, count in expected.items():
+        if found[op_type] != count:
+            raise PassError(
+                f"target {target}: expected {count} {op_type} nodes for {layers} layers, found {found[op_type]}",
+                hint="A required fusion did not happen. Report this with --debug.",
+            )
+
+
+def main_dtype(target: str, node: ir.Node) -> str:
+    """The element type that selects a node's kernel: the first typed input's, else the first output's.
+
+    Raises:
+        PassError: the node has no typed value.
+    """
+    for value in (*node.inputs, *node.outputs):
+        if value is not None and value.dtype is not None:
+            name = value.dtype.name.lower()
+            return "float32" if name == "float" else name
+    raise PassError(f"target {target}: {node.name} has no typed input or output", hint="Report this with --debug.")

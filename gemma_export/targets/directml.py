@@ -1,0 +1,99 @@
+"""DirectML: Windows graphics cards through onnxruntime-directml. Its restrictions are data in directml_support.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from gemma_export.config import DecoderSpec
+from gemma_export.errors import PassError
+from gemma_export.targets.checks import check_counts, main_dtype
+from gemma_export.targets.directml_support import OPSET_CEILING, supported
+from gemma_export.targets.target import Target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["DIRECTML"]
+
+# the same graph runs on the CPU provider, with the same numbers
+_PROVIDERS = {"float32": ("directml", "cpu"), "float16": ("directml", "cpu")}
+# nodes that onnxruntime registers in the default domain without a standard schema
+_VERSION_1 = frozenset({"SimplifiedLayerNormalization"})
+
+
+def _lower(model: ir.Model) -> None:
+    """Every semantic node but LastTokens becomes a kernel that DirectML has."""
+    from gemma_export import passes
+
+    for rewrite in (
+        passes.AlignRows(),
+        passes.FuseAttentionRotaryOutside(),
+        passes.FuseNorms(),
+        passes.LowerGeGLU(contrib=True),
+        passes.LowerLinear(),
+        passes.LowerEmbedding(),
+    ):
+        rewrite(model)
+
+
+def _finish(model: ir.Model, keep: int) -> None:
+    from gemma_export import passes
+
+    passes.SelectLogits(keep)(model)
+    model.functions.clear()
+    model.graph.opset_imports.clear()
+    model.graph.opset_imports.update({"": OPSET_CEILING, "com.microsoft": 1})
+
+
+def _check(model: ir.Model, spec: DecoderSpec, activation_dtype: str) -> None:
+    layers = spec.num_hidden_layers
+    expected = {
+        "GroupQueryAttention": layers,
+        "RotaryEmbedding": 2 * layers,
+        "SkipSimplifiedLayerNormalization": 2 * layers,
+        "SimplifiedLayerNormalization": 1,
+        "FastGelu": layers,
+        # query, key, value, output, gate, up, down; the head
+        "FusedMatMul": 7 * layers + 1,
+    }
+    check_counts("directml", model, layers, expected)
+    for node in model.graph:
+        dtype, version = main_dtype("directml", node), _version(node)
+        if not supported(node.domain, node.op_type, dtype, version):
+            raise PassError(
+                f"target directml: no kernel for {node.op_type}-{version} ({dtype}) of {node.name}",
+                hint="targets/directml_support.py cites the provider's kernels. Report this with --debug.",
+            )
+
+
+def _version(node: ir.Node) -> int:
+    """The version of a node's operator in the graph's opset."""
+    if node.domain or node.op_type in _VERSION_1:
+        return 1
+    import onnx
+
+    return int(onnx.defs.get_schema(node.op_type, OPSET_CEILING, "").since_version)
+
+
+def _stored_tensors(
+    shapes: Mapping[str, tuple[int, ...]], spec: DecoderSpec
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """The data file's tensors: the checkpoint's own (norms as gains), and the rotary tables."""
+    table = (spec.max_position_embeddings, spec.head_dim // 2)
+    return (*shapes.items(), ("cos_cache", table), ("sin_cache", table))
+
+
+DIRECTML = Target(
+    name="directml",
+    opset=OPSET_CEILING,
+    cache_layout="compacted",
+    providers=_PROVIDERS,
+    chunks="none",
+    lower=_lower,
+    finish=_finish,
+    compat=None,
+    check=_check,
+    stored_tensors=_stored_tensors,
+    with_functions=None,
+)
