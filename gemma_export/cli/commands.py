@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemma_export import __version__
+from gemma_export.cli.completion import SHELLS, print_script, target_names, variant_names
 from gemma_export.cli.output import announce, print_plan, print_result, print_variants, print_verified, warn
 from gemma_export.errors import MissingResourceError, UsageError
 
@@ -22,7 +23,12 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--variant", metavar="NAME", help="A released model, or `tiny`, the built-in one. See `variants`.")
+@click.option(
+    "--variant",
+    metavar="NAME",
+    shell_complete=variant_names,
+    help="A released model, or `tiny`, the built-in one. See `variants`.",
+)
 @click.option(
     "--checkpoint", metavar="DIR", type=click.Path(path_type=Path), help="A local checkpoint: config, safetensors."
 )
@@ -36,7 +42,14 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
 )
 @click.option("--fp32", "fp32", is_flag=True, help="float32 weights and activations (default): CPU.")
 @click.option("--fp16", "fp16", is_flag=True, help="float16 weights and activations: CPU and CUDA.")
-@click.option("--target", default="ort", show_default=True, metavar="NAME", help="What the graph is for: ort.")
+@click.option(
+    "--target",
+    default="ort",
+    show_default=True,
+    metavar="NAME",
+    shell_complete=target_names,
+    help="What the graph is for: ort.",
+)
 @click.option("--logits", default="last", show_default=True, metavar="last|all|N", help="Positions that get logits.")
 @click.option("--context", "context_length", type=int, metavar="N", help="Tokens of context. Default: the model's own.")
 @click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Default: ./gemma-VARIANT-PRECISION.")
@@ -44,6 +57,14 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
 @click.option("--dry-run", is_flag=True, help="Print every file with its size and the memory needed; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.option(
+    "--completion",
+    type=click.Choice(SHELLS),
+    is_eager=True,
+    expose_value=False,
+    callback=print_script,
+    help="Print the completion script for a shell.",
+)
 @click.version_option(__version__, prog_name="gemma-export")
 @click.pass_context
 def cli(context: click.Context, /, **options: Any) -> None:

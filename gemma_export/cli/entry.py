@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
+import json
+import re
 import signal
 import sys
 import traceback
@@ -10,6 +14,7 @@ from types import FrameType
 
 import click
 
+from gemma_export import JSON_VERSION
 from gemma_export.cli.commands import cli
 from gemma_export.errors import GemmaExportError, ResourceExhaustedError
 
@@ -20,40 +25,72 @@ _OUT_OF_MEMORY = "out of memory"
 _MEMORY_HINT = "`gemma-export --dry-run` says how much an export needs: close programs, or use a larger machine."
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Failure:
+    """What a user, or with --json a machine, is told of an error."""
+
+    # the error's class without "Error", in snake case: a word to branch on, see errors.py
+    kind: str
+    message: str
+    hint: str
+    exit_code: int
+
+
 def main() -> None:
     """Entry point: runs the command and turns errors into messages and exit codes."""
     signal.signal(signal.SIGTERM, _terminate)
-    debug = "--debug" in sys.argv
     try:
         code = cli.main(prog_name="gemma-export", standalone_mode=False)
-    except GemmaExportError as error:
-        out_of_memory = _is_out_of_memory(error)
-        told = ResourceExhaustedError(_OUT_OF_MEMORY, hint=_MEMORY_HINT) if out_of_memory else error
-        code = _report(error, told.message, told.hint, told.exit_code, debug=debug)
-    except click.ClickException as error:
-        code = _report(error, error.format_message(), "See gemma-export --help.", 2, debug=debug)
-    except (KeyboardInterrupt, click.Abort) as error:
-        code = _report(
-            error, "interrupted; nothing is left behind", "Run the command again.", _INTERRUPTED, debug=debug
-        )
     except SystemExit:
-        # outside standalone mode click ends so in one case only: the reader of stdout went away, no failure of ours
+        # outside standalone mode click ends so in two cases: a shell's completion has been answered, or the reader of
+        # stdout went away, which is no failure of ours
         code = 0
-    except Exception as error:  # noqa: BLE001  a bug of ours must still end in a message
-        if _is_out_of_memory(error):
-            code = _report(error, _OUT_OF_MEMORY, _MEMORY_HINT, ResourceExhaustedError.exit_code, debug=debug)
-        elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            # the folder's own files have errors of their own: this is what was printed
-            hint = "Free some space where the output is redirected to."
-            code = _report(error, "stdout: no space left on device", hint, 5, debug=debug)
-        else:
-            hint = "This is a bug of gemma-export: run again with --debug and report the traceback."
-            code = _report(error, f"internal error: {type(error).__name__}: {error}", hint, 1, debug=debug)
+    except BaseException as error:  # noqa: BLE001  Ctrl-C, and a bug of ours, must still end in a message
+        code = _report(error, _failure(error))
     sys.exit(code or 0)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _asked(flag: str) -> bool:
+    """Whether a flag was given, also where the command line could not be parsed."""
+    arguments = sys.argv[1:]
+    return flag in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
+
+
+def _failure(error: BaseException) -> _Failure:
+    if _is_out_of_memory(error):
+        error = ResourceExhaustedError(_OUT_OF_MEMORY, hint=_MEMORY_HINT)
+    if isinstance(error, GemmaExportError):
+        name = type(error).__name__.removesuffix("Error")
+        kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+        return _Failure(kind=kind, message=error.message, hint=error.hint, exit_code=error.exit_code)
+    if isinstance(error, click.ClickException):
+        message = error.format_message()
+        return _Failure(kind="usage", message=message, hint="See gemma-export --help.", exit_code=2)
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        message = "interrupted; nothing is left behind"
+        return _Failure(kind="interrupted", message=message, hint="Run the command again.", exit_code=_INTERRUPTED)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        # the folder's own files have errors of their own: this is what was printed
+        hint = "Free some space where the output is redirected to."
+        return _Failure(kind="output", message="stdout: no space left on device", hint=hint, exit_code=5)
+    hint = "This is a bug of gemma-export: run again with --debug and report the traceback."
+    message = f"internal error: {type(error).__name__}: {error}"
+    return _Failure(kind="internal", message=message, hint=hint, exit_code=1)
+
+
+def _report(error: BaseException, failure: _Failure) -> int:
+    if _asked("--debug"):
+        traceback.print_exception(error)
+    if _asked("--json"):
+        # stdout may be what failed; stderr and the exit code still tell
+        with contextlib.suppress(OSError):
+            click.echo(json.dumps({"schema_version": JSON_VERSION, "error": dataclasses.asdict(failure)}, indent=2))
+    click.echo(f"error: {failure.message}\nhint: {failure.hint}", err=True)
+    return failure.exit_code
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
@@ -65,10 +102,3 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _report(error: BaseException, message: str, hint: str, code: int, *, debug: bool) -> int:
-    if debug:
-        traceback.print_exception(error)
-    click.echo(f"error: {message}\nhint: {hint}", err=True)
-    return code

@@ -1,4 +1,4 @@
-"""What the commands print: results on stdout, for people or as JSON; notes and warnings on stderr."""
+"""What the commands print: results on stdout, for people or as JSON (schemas/*.schema.json); notes on stderr."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from gemma_export import JSON_VERSION
 
 if TYPE_CHECKING:
     from gemma_export.artifact import VerifyReport
@@ -57,6 +59,7 @@ def print_result(result: ExportResult, *, as_json: bool) -> None:
         click.echo(f"note: {line}", err=True)
     if as_json:
         content = {
+            "schema_version": JSON_VERSION,
             "output": str(plan.output),
             "variant": plan.variant.name if plan.variant else None,
             "precision": plan.precision.name,
@@ -79,7 +82,7 @@ def print_result(result: ExportResult, *, as_json: bool) -> None:
 def print_variants(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
     """Prints the table of variants."""
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps({"schema_version": JSON_VERSION, "variants": rows}, indent=2))
         return
     from gemma_export.progress import format_bytes
 
@@ -96,13 +99,14 @@ def print_verified(directory: Path, report: VerifyReport, *, as_json: bool) -> N
     files = len(report.manifest.files)
     if as_json:
         content = {
+            "schema_version": JSON_VERSION,
             "ok": True,
             "directory": str(directory),
             "files": files,
             "bytes": report.total_bytes,
             "extra_files": report.extra_files,
         }
-        click.echo(json.dumps(content))
+        click.echo(json.dumps(content, indent=2))
         return
     for name in report.extra_files:
         click.echo(f"note: {name} is not part of the export", err=True)
