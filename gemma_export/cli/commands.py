@@ -59,11 +59,12 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.option(
     "--completion",
+    metavar="SHELL",
     type=click.Choice(SHELLS),
     is_eager=True,
     expose_value=False,
     callback=print_script,
-    help="Print the completion script for a shell.",
+    help="Print the completion script: bash, zsh, fish.",
 )
 @click.version_option(__version__, prog_name="gemma-export")
 @click.pass_context

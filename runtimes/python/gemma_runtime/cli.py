@@ -50,11 +50,12 @@ _JSON_VERSION = 1
 )
 @click.option(
     "--completion",
+    metavar="SHELL",
     type=click.Choice(SHELLS),
     is_eager=True,
     expose_value=False,
     callback=print_script,
-    help="Print the completion script for a shell.",
+    help="Print the completion script: bash, zsh, fish.",
 )
 @click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
 @click.pass_context
