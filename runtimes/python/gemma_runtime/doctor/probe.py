@@ -13,13 +13,16 @@ from typing import Any
 
 __all__ = ["GRAPH", "look_at_import", "start_provider"]
 
-# y = x + x, float32 [1, 4], opset 13, IR version 8: every onnxruntime since 1.10 reads it. Made with onnx.helper:
-# make_model(make_graph([make_node("Add", ["x", "x"], ["y"])], "g", [x], [y]), opset_imports=[13], ir_version=8),
-# where x and y are make_tensor_value_info(name, FLOAT, [1, 4]).
+# y = x @ x, float32 [4, 4], opset 13, IR version 8: every onnxruntime since 1.10 reads it. Made with onnx.helper:
+# make_model(make_graph([make_node("MatMul", ["x", "x"], ["y"])], "g", [x], [y]), opset_imports=[13], ir_version=8),
+# where x and y are make_tensor_value_info(name, FLOAT, [4, 4]). A product, since OpenVINO leaves a lone Add to the CPU.
 GRAPH = bytes.fromhex(
-    "08083a3d0a0e0a01780a017812017922034164641201675a130a0178120e0a0c080112080a0208010a02080462130a0179120e0a0c0801"
-    "12080a0208010a02080442040a00100d"
+    "08083a400a110a01780a017812017922064d61744d756c1201675a130a0178120e0a0c080112080a0208040a02080462130a0179120e0a"
+    "0c080112080a0208040a02080442040a00100d"
 )
+# a rotation of the four elements, doubled: its square is exact in any precision
+_INPUT = [[0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 2], [2, 0, 0, 0]]
+_OUTPUT = [[0, 0, 4, 0], [0, 0, 0, 4], [4, 0, 0, 0], [0, 4, 0, 0]]
 
 
 def look_at_import() -> dict[str, Any]:
@@ -53,11 +56,11 @@ def start_provider(provider: str) -> dict[str, Any]:
         getattr(onnxruntime, "preload_dlls", lambda: None)()
     session = onnxruntime.InferenceSession(GRAPH, _options(onnxruntime, provider), providers=[provider])
     providers = session.get_providers()
-    (result,) = session.run(None, {"x": np.asarray([[1, 2, 3, 4]], np.float32)})
+    (result,) = session.run(None, {"x": np.asarray(_INPUT, np.float32)})
     return {
         "session_providers": providers,
         "node_provider": _node_provider(session, provider),
-        "right": result.tolist() == [[2, 4, 6, 8]],
+        "right": result.tolist() == _OUTPUT,
     }
 
 
