@@ -3,3 +3,5 @@
 from __future__ import annotations
 
 __version__ = "0.1.0"
+# of everything that --json prints: schemas/*.schema.json
+JSON_VERSION = 1

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from gemma_export import JSON_VERSION
 from gemma_export.artifact import DataPlan, data_file, file_kind, graph_file, plan_data
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.config import DecoderSpec
@@ -196,8 +197,9 @@ def _peak_memory(spec: DecoderSpec) -> int:
 
 
 def plan_json(plan: ExportPlan) -> str:
-    """The plan for machines."""
+    """The plan for machines: schemas/plan.schema.json."""
     content = {
+        "schema_version": JSON_VERSION,
         "output": str(plan.output),
         "family": plan.family.name,
         "variant": plan.variant.name if plan.variant else None,

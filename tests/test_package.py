@@ -41,6 +41,7 @@ def test_wheel_holds_three_packages_and_the_built_in_model(wheel: Path) -> None:
         weights = archive.getinfo("gemma_export/checkpoint/tiny/model.safetensors")
     assert weights.file_size < 8_000_000
     assert {"gemma_runtime/manifest.schema.json", "gemma_export/py.typed", "gemma_validation/drift.py"} <= names
+    assert {"gemma_export/schemas/plan.schema.json", "gemma_runtime/schemas/doctor.schema.json"} <= names
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"gemma_export", "gemma_runtime", "gemma_validation"}
 

@@ -52,7 +52,7 @@ def test_dry_run_imports_no_torch() -> None:
 
 
 def test_variants_table() -> None:
-    rows = json.loads(gemma_export("variants", "--json").stdout)
+    rows = json.loads(gemma_export("variants", "--json").stdout)["variants"]
     sizes = {row["variant"]: row["parameters"] for row in rows}
     # the published counts: 2,506,172,416 and 8,537,680,896 (https://huggingface.co/google/gemma-2b, gemma-7b)
     assert sizes["2b"] == sizes["codegemma-1.1-2b"] == 2_506_172_416

@@ -38,6 +38,7 @@ def test_text_on_stdout_and_figures_on_stderr(tiny_fp32: Path) -> None:
         "finish_reason",
         "prefill_tokens_per_second",
         "prompt_tokens",
+        "schema_version",
         "text",
         "token_ids",
     ]

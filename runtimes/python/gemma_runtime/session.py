@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,16 +12,15 @@ import numpy.typing as npt
 
 from gemma_runtime.element_types import ELEMENT_TYPES
 from gemma_runtime.errors import ManifestError, MissingPackageError, ModelOutputError, ProviderError
+from gemma_runtime.graph_choice import PROVIDERS, graph_for, release
 from gemma_runtime.manifest import Graph, Manifest
 from gemma_runtime.state import Buffer, DecoderState, make_state
 
 __all__ = ["PROVIDERS", "DecoderSession"]
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "directml": "DmlExecutionProvider"}
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "directml": "dml"}
 # onnxruntime's names of the element types
 _TYPES = {element.onnxruntime: element.name for element in ELEMENT_TYPES.values()}
-_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml")
 _INSTALL = {
     "cpu": 'pip install "gemma-export[cpu]"',
     "cuda": 'pip uninstall onnxruntime, then pip install "gemma-export[cuda]"',
@@ -51,7 +48,7 @@ class DecoderSession:
         self._device = _DEVICES[provider]
         self._onnxruntime = _import_onnxruntime(provider)
         _check_provider(self._onnxruntime, manifest, provider)
-        self.graph = _graph_for(manifest, _release(self._onnxruntime.__version__))
+        self.graph = graph_for(manifest, release(self._onnxruntime.__version__))
         self._session = _open(self._onnxruntime, directory, self.graph, provider)
         _check_interface(self._session, self.graph, manifest)
         self._element = ELEMENT_TYPES[manifest.precision.activation_dtype]
@@ -144,7 +141,7 @@ def _check_provider(onnxruntime: Any, manifest: Manifest, provider: str) -> None
             f"not on {provider}{why}",
             hint=f"Choose --provider {manifest.providers[0]}, or export with a precision that runs on {provider}.",
         )
-    if _release(onnxruntime.__version__) < _release(manifest.min_onnxruntime):
+    if release(onnxruntime.__version__) < release(manifest.min_onnxruntime):
         raise ProviderError(
             f"this folder needs onnxruntime {manifest.min_onnxruntime} or later, found {onnxruntime.__version__}",
             hint="pip install --upgrade the onnxruntime package that is installed.",
@@ -155,18 +152,6 @@ def _check_provider(onnxruntime: Any, manifest: Manifest, provider: str) -> None
             f"{', '.join(onnxruntime.get_available_providers())}",
             hint=_installation_hint(provider),
         )
-
-
-def _graph_for(manifest: Manifest, release: tuple[int, ...]) -> Graph:
-    """The main graph, or the twin that asks less of onnxruntime: one row at a time they compute the same."""
-    for graph in manifest.graphs:
-        if graph.role in ("main", "compat") and _release(graph.min_onnxruntime) <= release:
-            return graph
-    raise ProviderError(
-        f"no graph of this folder runs on onnxruntime {'.'.join(map(str, release))}; the main one needs "
-        f"{manifest.graph('main').min_onnxruntime}",
-        hint="pip install --upgrade the onnxruntime package that is installed.",
-    )
 
 
 def _open(onnxruntime: Any, directory: Path, graph: Graph, provider: str) -> Any:
@@ -214,22 +199,11 @@ def _check_interface(session: Any, graph: Graph, manifest: Manifest) -> None:
         )
 
 
-def _release(version: str) -> tuple[int, ...]:
-    numbers = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(part) for part in numbers[0].split(".")) if numbers else ()
-
-
 def _installation_hint(provider: str) -> str:
     """How to get a provider; packages that own the same import name break each other silently."""
-    found = [name for name in _PACKAGES if _installed(name)]
+    from gemma_runtime.doctor.installed import owners_of
+
+    found = [owner.name for owner in owners_of("onnxruntime")]
     if len(found) > 1:
-        return f"{' and '.join(found)} are installed together and break each other: pip uninstall both, then one extra."
+        return f"{' and '.join(found)} are installed together and break each other: gemma-run --doctor says what to do."
     return _INSTALL[provider]
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

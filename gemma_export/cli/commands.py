@@ -1,0 +1,183 @@
+"""The commands and their options. Everything heavy is imported inside them, so that --help is instant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gemma_export import __version__
+from gemma_export.cli.completion import SHELLS, print_script, target_names, variant_names
+from gemma_export.cli.output import announce, print_plan, print_result, print_variants, print_verified, warn
+from gemma_export.errors import MissingResourceError, UsageError
+
+if TYPE_CHECKING:
+    from gemma_export.request import ExportRequest
+
+__all__ = ["cli"]
+
+# flags of the number formats; the first is the default
+_PRECISIONS = ("fp32", "fp16", "bf16")
+# packages of the `export` extra, by import name
+_EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platformdirs")
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--variant",
+    metavar="NAME",
+    shell_complete=variant_names,
+    help="A released model, or `tiny`, the built-in one. See `variants`.",
+)
+@click.option(
+    "--checkpoint", metavar="DIR", type=click.Path(path_type=Path), help="A local checkpoint: config, safetensors."
+)
+@click.option(
+    "--synthetic-weights",
+    "synthetic_seed",
+    metavar="[SEED]",
+    is_flag=False,
+    flag_value="0",
+    help="Random weights of the true shapes, for sizing and benchmarks.",
+)
+@click.option("--fp32", "fp32", is_flag=True, help="float32 weights and activations (default): CPU.")
+@click.option("--fp16", "fp16", is_flag=True, help="float16 weights and activations: CPU and CUDA.")
+@click.option("--bf16", "bf16", is_flag=True, help="bfloat16 weights and activations: CUDA.")
+@click.option(
+    "--target",
+    default="ort",
+    show_default=True,
+    metavar="NAME",
+    shell_complete=target_names,
+    help="What the graph is for: ort (CPU, CUDA), portable (standard operators only) or directml.",
+)
+@click.option("--keep-functions", is_flag=True, help="With --target portable: keep Gemma's operators as functions.")
+@click.option("--logits", default="last", show_default=True, metavar="last|all|N", help="Positions that get logits.")
+@click.option("--context", "context_length", type=int, metavar="N", help="Tokens of context. Default: the model's own.")
+@click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Default: ./gemma-VARIANT-PRECISION.")
+@click.option("--force", is_flag=True, help="Replace an existing export once the new one is complete.")
+@click.option("--dry-run", is_flag=True, help="Print every file with its size and the memory needed; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.option(
+    "--completion",
+    metavar="SHELL",
+    type=click.Choice(SHELLS),
+    is_eager=True,
+    expose_value=False,
+    callback=print_script,
+    help="Print the completion script: bash, zsh, fish.",
+)
+@click.version_option(__version__, prog_name="gemma-export")
+@click.pass_context
+def cli(context: click.Context, /, **options: Any) -> None:
+    """Turn a Gemma checkpoint into an ONNX folder that onnxruntime runs.
+
+    \b
+    gemma-export --variant tiny
+    gemma-export --variant 7b --checkpoint ./gemma-7b --fp16
+    gemma-export --checkpoint ./my-fine-tune --dry-run
+    """
+    context.obj = options
+    if context.invoked_subcommand is not None:
+        _refuse_export_options(context)
+        return
+    request = _request(options)
+    from gemma_export.planning import plan_export
+
+    if options["dry_run"]:
+        plan = plan_export(request)
+        warn(plan)
+        print_plan(plan, as_json=options["as_json"])
+        return
+    _require_packages()
+    from gemma_export.pipeline import export
+    from gemma_export.progress import make_progress
+
+    result = export(request, make_progress(sys.stderr, quiet=options["as_json"]), on_plan=announce)
+    print_result(result, as_json=options["as_json"])
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+@click.pass_obj
+def variants(options: dict[str, Any], as_json: bool) -> None:
+    """List the models that --variant knows, with sizes and licence pages."""
+    from gemma_export.request import variant_rows
+
+    print_variants(variant_rows(), as_json=as_json or options["as_json"])
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+@click.pass_obj
+def verify(options: dict[str, Any], directory: Path, as_json: bool) -> None:
+    """Check a folder by its manifest: structure, sizes, hashes. Loads no weights."""
+    _require_packages(("onnx_ir",))
+    from gemma_export.artifact import verify_folder
+    from gemma_export.progress import make_progress
+
+    as_json = as_json or options["as_json"]
+    report = verify_folder(directory, make_progress(sys.stderr, quiet=as_json))
+    print_verified(directory, report, as_json=as_json)
+
+
+def _request(options: dict[str, Any]) -> ExportRequest:
+    from gemma_export.request import ExportRequest
+
+    precisions = [name for name in _PRECISIONS if options[name]]
+    if len(precisions) > 1:
+        raise UsageError(
+            f"--{precisions[0]} and --{precisions[1]} exclude each other",
+            hint="One folder holds one precision: run twice.",
+        )
+    seed = options["synthetic_seed"]
+    if seed is not None and not (seed.isascii() and seed.isdigit() and int(seed) < 1 << 63):
+        raise UsageError(
+            f"--synthetic-weights takes a seed from 0 to 2^63 - 1, found {seed!r}",
+            hint="Leave the seed out for seed 0.",
+        )
+    if options["output"] is not None and not options["output"].name:
+        raise UsageError(f"--output {options['output']} names no folder", hint="Name a folder of its own.")
+    return ExportRequest(
+        variant=options["variant"],
+        checkpoint=options["checkpoint"],
+        synthetic_seed=None if seed is None else int(seed),
+        precision=precisions[0] if precisions else _PRECISIONS[0],
+        target=options["target"],
+        keep_functions=options["keep_functions"],
+        logits=options["logits"],
+        context=options["context_length"],
+        output=options["output"],
+        force=options["force"],
+    )
+
+
+def _refuse_export_options(context: click.Context) -> None:
+    """`gemma-export --variant 2b verify DIR` mixes two commands."""
+    shared = ("as_json", "debug")
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in shared and source is not None and source.name == "COMMANDLINE":
+            option = "--" + name.replace("synthetic_seed", "synthetic_weights").replace(
+                "context_length", "context"
+            ).replace("_", "-")
+            raise UsageError(
+                f"{option} belongs to an export, not to `{context.invoked_subcommand}`", hint="See gemma-export --help."
+            )
+
+
+def _require_packages(names: tuple[str, ...] = _EXPORT_PACKAGES) -> None:
+    import importlib.util
+
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingResourceError(
+            f"packages not installed: {', '.join(missing)}",
+            hint='pip install "gemma-export[export]" brings what an export needs.',
+        )
