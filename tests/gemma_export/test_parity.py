@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import tolerances
 import torch
@@ -25,7 +26,7 @@ from gemma_export.checkpoint import BUILTIN_DIRECTORY
 from gemma_export.pipeline import ExportRequest, export
 from gemma_runtime import TextGenerator, read_manifest
 from gemma_runtime.tokenizer import load_tokenizer
-from gemma_validation import measure_drift
+from gemma_validation import measure_drift, widen_bfloat16
 
 _LENGTH = 40
 
@@ -155,6 +156,19 @@ def test_float16_drift_on_the_builtin_model(tiny_fp16: Path) -> None:
     drift = measure_drift(expected, found)
     assert drift.mean_kl <= tolerances.FP16_MEAN_KL
     assert drift.top1_agreement >= tolerances.FP16_TOP1
+
+
+def test_bfloat16_weights_on_the_builtin_model(tmp_path: Path) -> None:
+    """The CPU has no bfloat16 kernels: the exported graph with its rounded weights, computed in float32."""
+    export(ExportRequest(variant="tiny", precision="bf16", output=tmp_path / "folder"))
+    wide = widen_bfloat16(ir.load(tmp_path / "folder/onnx/model_bf16_all.onnx"))
+    graph = Graph(ir.to_proto(wide).SerializeToString())
+    tokenizer = load_tokenizer(tmp_path / "folder")
+    ids = np.array([tokenizer.encode(Path(argparse.__file__).read_text(encoding="utf-8")[:4000])[:512]])
+    found, _ = graph.step(ids, np.ones_like(ids))
+    drift = measure_drift(reference_logits(builtin_reference(), ids), found)
+    assert 0 < drift.mean_kl <= tolerances.BF16_WEIGHTS_MEAN_KL
+    assert drift.top1_agreement >= tolerances.BF16_WEIGHTS_TOP1
 
 
 def test_context_sizes_the_rotary_tables(tmp_path: Path) -> None:

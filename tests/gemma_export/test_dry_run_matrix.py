@@ -1,0 +1,56 @@
+"""Every (target, precision, variant) combination plans, or says why it cannot; nothing is written."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from gemma_export.errors import UsageError
+from gemma_export.planning import plan_export
+from gemma_export.precision import PRECISIONS
+from gemma_export.request import ExportRequest
+from gemma_export.targets import TARGETS
+from gemma_export.variants import VARIANTS
+
+_COMBINATIONS = [
+    pytest.param(target, functions, precision, variant, id=f"{target}{' functions' * functions}-{precision}-{variant}")
+    for target in TARGETS
+    for functions in (False, True)
+    for precision in PRECISIONS
+    for variant in VARIANTS
+]
+
+
+@pytest.mark.parametrize(("target", "functions", "precision", "variant"), _COMBINATIONS)
+def test_dry_run(target: str, functions: bool, precision: str, variant: str, tmp_path: Path) -> None:
+    request = ExportRequest(
+        variant=variant,
+        synthetic_seed=0,
+        target=target,
+        keep_functions=functions,
+        precision=precision,
+        output=tmp_path / "folder",
+    )
+    activations = PRECISIONS[precision].activation_dtype
+    if functions and TARGETS[target].with_functions is None:
+        with pytest.raises(UsageError, match=f"--keep-functions does not apply to target {target}"):
+            plan_export(request)
+        return
+    if activations not in TARGETS[target].providers:
+        with pytest.raises(UsageError, match=f"target {target} has no {activations} kernels: --{precision}"):
+            plan_export(request)
+        return
+    plan = plan_export(request)
+    roles = {graph.role for graph in plan.graphs}
+    assert {"main", "all", "last8"} <= roles
+    assert ("compat" in roles) == (TARGETS[target].compat is not None)
+    # every parameter once, and the rotary tables
+    parameters = sum(math.prod(shape) for shape in plan.tensors.values())
+    tables = plan.spec.max_position_embeddings * plan.spec.head_dim
+    stored = plan.precision.stored_nbytes((parameters + tables,))
+    # small tensors stay in the graphs, large ones are aligned
+    assert stored * 0.99 <= plan.data.size <= stored * 1.01
+    assert plan.nbytes > plan.data.size
+    assert list(tmp_path.iterdir()) == []
