@@ -5,7 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format wheel clean
+# environments of the programs that benchmarks compare with, one for each, since their pins exclude each other
+PEERS := .peers
+PINS := validation/benchmarks/peers
+PIP := -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test lint format wheel clean bench-export peers peer-genai peer-openvino peer-llama peer-llama-quantiser
 
 demo: $(STAMP)
 	$(BIN)/gemma-export --variant tiny --force
@@ -27,10 +32,41 @@ format: $(STAMP)
 wheel: $(STAMP)
 	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
 
+# make bench-export BENCH="--shape tiny --rounds 1"; see validation/benchmarks/README.md
+bench-export: $(STAMP) peers
+	$(BIN)/python validation/benchmarks export $(BENCH)
+
+peers: peer-genai peer-openvino peer-llama
+
+peer-genai: $(PEERS)/genai/.installed
+
+peer-openvino: $(PEERS)/openvino/.installed
+
+peer-llama: $(PEERS)/llama/.installed $(PEERS)/llama/.source
+
+# compiles llama.cpp: needs cmake and a C++ compiler, takes minutes
+peer-llama-quantiser: $(PEERS)/llama/.quantiser
+
+$(PEERS)/%/.installed: $(PINS)/%.txt
+	test -x $(PEERS)/$*/bin/python || $(PYTHON) -m venv $(PEERS)/$*
+	$(PEERS)/$*/bin/python $(PIP) install -r $<
+	touch $@
+
+$(PEERS)/llama/.source: $(PINS)/llama-source.txt $(PEERS)/llama/.installed
+	rm -rf $(PEERS)/llama/sdist $(PEERS)/llama/source
+	$(PEERS)/llama/bin/python $(PIP) download --no-deps --no-binary llama-cpp-python --dest $(PEERS)/llama/sdist -r $<
+	mkdir $(PEERS)/llama/source
+	tar -xzf $(PEERS)/llama/sdist/*.tar.gz --strip-components 1 -C $(PEERS)/llama/source
+	touch $@
+
+$(PEERS)/llama/.quantiser: $(PEERS)/llama/.source
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(PEERS)/llama/bin/python $(PIP) install --no-deps $(PEERS)/llama/sdist/*.tar.gz
+	touch $@
+
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,export,validate,dev]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info

@@ -1,53 +1,82 @@
 """Drift of each precision of the built-in model against PyTorch (transformers, float32) on held-out Python text.
 
-    python validation/benchmarks/precision_drift.py --text FILE... [--tokens 6144]
-
 Prints the table of the README. The text should be none that the model was trained on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
 import onnxruntime
 import torch
 import transformers
 
+from benchmarks.harness.machine import describe_machine, one_line
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
 from gemma_export.pipeline import ExportRequest, export
 from gemma_export.precision import PRECISIONS
 from gemma_runtime import read_manifest
 from gemma_runtime.tokenizer import load_tokenizer
-from gemma_validation import measure_drift
+from gemma_validation import measure_drift, widen_bfloat16
+
+__all__ = ["main"]
 
 _LENGTH = 512
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, nargs="+", required=True)
-    parser.add_argument("--tokens", type=int, default=6144)
-    arguments = parser.parse_args()
-    ids = sequences(arguments.text, arguments.tokens)
+def main(arguments: list[str]) -> int:
+    """Exports, compares and prints; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="benchmarks precision", description=__doc__)
+    parser.add_argument("--text", type=Path, nargs="+", required=True, help="Python files")
+    parser.add_argument("--tokens", type=int, default=6144, help="positions to compare (default: 6144)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
+    options = parser.parse_args(arguments)
+    ids = sequences(options.text, options.tokens)
     model = transformers.GemmaForCausalLM.from_pretrained(BUILTIN_DIRECTORY, dtype=torch.float32).eval()
     with torch.no_grad():
         expected = np.concatenate([model(input_ids=torch.from_numpy(row[None])).logits.numpy() for row in ids])
-    print(f"{ids.size} positions\n| precision | mean KL | p99 KL | top-1 agreement | MB |\n|---|---|---|---|---|")
+    machine = describe_machine(Path(tempfile.gettempdir()))
+    print(f"{one_line(machine)}\n{ids.size} positions")
+    print("| precision | mean KL | p99 KL | top-1 agreement | MB |\n|---|---|---|---|---|")
+    rows = []
     for precision in PRECISIONS:
-        with tempfile.TemporaryDirectory() as root:
-            result = export(ExportRequest(variant="tiny", precision=precision, output=Path(root) / "folder"))
-            drift = measure_drift(expected, logits(result.folder.directory, ids))
-            size = sum(entry.size for entry in result.folder.files if entry.kind == "data") / 1e6
-        print(f"| {precision} | {drift.mean_kl:.2g} | {drift.p99_kl:.2g} | {drift.top1_agreement:.2%} | {size:.2f} |")
+        row = _measure(precision, ids, expected)
+        rows.append({"precision": precision, **row})
+        print(
+            f"| {precision} | {row['mean_kl']:.2g} | {row['p99_kl']:.2g} | {row['top1_agreement']:.2%} "
+            f"| {row['data_bytes'] / 1e6:.2f} |"
+        )
+    if options.json is not None:
+        versions = {"onnxruntime": onnxruntime.__version__, "torch": torch.__version__}
+        content = {"machine": machine, "versions": versions, "positions": int(ids.size), "rows": rows}
+        options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return 0
 
 
-def sequences(files: list[Path], count: int) -> np.ndarray:
+def _measure(precision: str, ids: npt.NDArray[np.int64], expected: npt.NDArray[np.float32]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as root:
+        result = export(ExportRequest(variant="tiny", precision=precision, output=Path(root) / "folder"))
+        drift = measure_drift(expected, logits(result.folder.directory, ids))
+        size = sum(entry.size for entry in result.folder.files if entry.kind == "data")
+    return {
+        "mean_kl": float(drift.mean_kl),
+        "p99_kl": float(drift.p99_kl),
+        "top1_agreement": float(drift.top1_agreement),
+        "data_bytes": size,
+    }
+
+
+def sequences(files: list[Path], count: int) -> npt.NDArray[np.int64]:
     """int64 [n, 512]: BOS and 511 tokens of the texts, one after another."""
     tokenizer = load_tokenizer(BUILTIN_DIRECTORY)
     tokens = [token for file in files for token in tokenizer.encode(file.read_text(encoding="utf-8"))[1:]]
@@ -59,20 +88,25 @@ def sequences(files: list[Path], count: int) -> np.ndarray:
     return np.concatenate((np.full((rows, 1), tokenizer.bos_id, dtype=np.int64), cut), axis=1)
 
 
-def logits(folder: Path, ids: np.ndarray) -> np.ndarray:
-    """float32 [n, 512, vocab_size] of the graph with all positions."""
+def logits(folder: Path, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """float32 [n, 512, vocab_size] of the graph with all positions, on the CPU provider.
+
+    That provider has no bfloat16 kernels: a bfloat16 graph runs with its rounded weights in float32.
+    """
     manifest = read_manifest(folder)
     graph = manifest.graph("all")
-    session = onnxruntime.InferenceSession(folder / graph.file, providers=["CPUExecutionProvider"])
-    dtype = np.dtype(manifest.precision.activation_dtype)
+    widened = manifest.precision.activation_dtype == "bfloat16"
+    source: str | bytes = str(folder / graph.file)
+    if widened:
+        source = ir.to_proto(widen_bfloat16(ir.load(source))).SerializeToString()
+    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    dtype = np.dtype("float32" if widened else manifest.precision.activation_dtype)
     rows = []
     for row in ids:
-        empty = [np.zeros((1, layer.shape[1], 0, layer.shape[3]), dtype) for layer in graph.state]
+        # [batch_size, kv_heads, past_sequence_length, head_dim] of an empty cache
+        shapes = [(1, int(layer.shape[1]), 0, int(layer.shape[3])) for layer in graph.state]
+        empty = [np.zeros(shape, dtype) for shape in shapes]
         state = {name: array for layer, array in zip(graph.state, empty, strict=True) for name in layer.past}
         feeds = {"input_ids": row[None], "attention_mask": np.ones((1, len(row)), np.int64)}
         rows.append(session.run(["logits"], feeds | state)[0].astype(np.float32))
     return np.concatenate(rows)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,128 @@
+"""The programs of the export benchmark, as data: ours and three peers, each in an environment of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from benchmarks.harness import INPUT, OUTPUT, SCRATCH, Need, Program, Step
+
+__all__ = ["PRECISIONS", "SUBJECT", "exporters"]
+
+PRECISIONS = ("fp16", "int4")
+SUBJECT = "gemma-export"
+
+_HERE = Path(__file__).resolve().parent
+# nothing is downloaded or reported while a clock runs; CI=true keeps OpenVINO's telemetry from forking senders
+_QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "ORT_DISABLE_TELEMETRY": "1", "CI": "true"}
+
+
+def exporters(precision: str, peers: Path) -> tuple[Program, ...]:
+    """All programs for a precision, ours first.
+
+    Args:
+        precision: one of PRECISIONS.
+        peers: folder of the environments that `make peers` installs.
+    """
+    return (_gemma_export(precision), _genai(precision, peers), _openvino(precision, peers), _llama(precision, peers))
+
+
+def _gemma_export(precision: str) -> Program:
+    program = (sys.executable, "-m", "gemma_export")
+    flag = f"--{precision}"
+    return Program(
+        name=SUBJECT,
+        note=f"{precision} ONNX for onnxruntime, float16 activations" if precision == "fp16" else "4-bit ONNX",
+        steps=(
+            Step(
+                name="export",
+                command=(*program, "--checkpoint", INPUT, flag, "--output", f"{OUTPUT}/folder", "--json"),
+            ),
+        ),
+        python=Path(sys.executable),
+        packages=("gemma-export", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy"),
+        install="make test installs it",
+        needs=(Need(missing=f"this gemma-export has no {flag}", command=(*program, "--help"), contains=flag),),
+        # a source tree that is not installed stays importable
+        environment={"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {},
+        disk_factor=1.2,
+    )
+
+
+def _genai(precision: str, peers: Path) -> Program:
+    # the builder has no float16 graph for its CPU provider: with -e cpu it writes float32
+    provider = {"fp16": "cuda", "int4": "cpu"}[precision]
+    note = {
+        "fp16": "onnxruntime_genai.models.builder -p fp16 -e cuda, ONNX with an LM head of its own",
+        "int4": "onnxruntime_genai.models.builder -p int4 -e cpu, block 32, round to nearest",
+    }[precision]
+    python = peers / "genai/bin/python"
+    builder = (str(python), "-m", "onnxruntime_genai.models.builder")
+    return Program(
+        name="onnxruntime-genai",
+        note=note,
+        steps=(
+            Step(
+                name="build",
+                command=(*builder, "-i", INPUT, "-o", OUTPUT, "-p", precision, "-e", provider, "-c", SCRATCH),
+            ),
+        ),
+        python=python,
+        packages=("onnxruntime-genai", "onnxruntime", "onnx-ir", "torch", "transformers"),
+        install="make peer-genai installs it",
+        environment=_QUIET,
+        disk_factor=3.0,
+    )
+
+
+def _openvino(precision: str, peers: Path) -> Program:
+    format_options = {
+        "fp16": ("--weight-format", "fp16"),
+        "int4": ("--weight-format", "int4", "--sym", "--group-size", "128", "--ratio", "1.0"),
+    }[precision]
+    environment = peers / "openvino/bin"
+    command = (str(environment / "optimum-cli"), "export", "openvino", "--model", INPUT)
+    return Program(
+        name="OpenVINO",
+        note=f"optimum-cli export openvino {' '.join(format_options)}, tokenizer converted too",
+        steps=(
+            Step(name="export", command=(*command, "--task", "text-generation-with-past", *format_options, OUTPUT)),
+        ),
+        python=environment / "python",
+        packages=("optimum-intel", "openvino", "nncf", "torch", "transformers"),
+        install="make peer-openvino installs it",
+        environment=_QUIET,
+        disk_factor=3.0,
+    )
+
+
+def _llama(precision: str, peers: Path) -> Program:
+    python = peers / "llama/bin/python"
+    script = peers / "llama/source/vendor/llama.cpp/convert_hf_to_gguf.py"
+    half = f"{OUTPUT}/model-f16.gguf" if precision == "fp16" else f"{SCRATCH}/model-f16.gguf"
+    convert = Step(name="convert", command=(str(python), str(script), INPUT, "--outtype", "f16", "--outfile", half))
+    source = Need(missing="the converter's source is not there; make peer-llama brings it", file=script)
+    note, steps, needs = "convert_hf_to_gguf.py --outtype f16", [convert], [source]
+    if precision == "int4":
+        quantise = (str(python), str(_HERE / "peers/quantise_gguf.py"), half, f"{OUTPUT}/model-q4_0.gguf", "q4_0")
+        note += ", then quantised to Q4_0 (embedding: 6 bits)"
+        steps.append(Step(name="quantise", command=quantise))
+        needs.append(
+            Need(
+                missing="its quantiser is not built; make peer-llama-quantiser builds it (minutes)",
+                command=(str(python), "-c", "import llama_cpp"),
+            )
+        )
+    return Program(
+        name="llama.cpp",
+        note=note,
+        steps=tuple(steps),
+        python=python,
+        packages=("torch", "transformers", "sentencepiece", "numpy"),
+        install="make peer-llama installs it",
+        needs=tuple(needs),
+        metadata=(peers / "llama/source/PKG-INFO",),
+        environment=_QUIET,
+        disk_factor=1.5,
+    )
