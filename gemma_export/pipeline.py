@@ -101,7 +101,7 @@ def lower_graphs(plan: ExportPlan, model: ir.Model) -> list[GraphFile]:
     for planned in plan.graphs:
         twin = model.clone()
         plan.target.finish(twin, planned.keep)
-        if planned.compat:
+        if not planned.batched:
             plan.target.compat(twin)
         plan.target.check(twin, plan.spec, plan.precision.activation_dtype)
         graphs.append(GraphFile(role=planned.role, file=planned.file, logits=planned.logits, model=twin))

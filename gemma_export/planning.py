@@ -38,12 +38,12 @@ class PlannedGraph:
 
     # path inside the folder
     file: str
-    # "main", "all", "last8", "compat": what tells twins apart
+    # "main", "all", "last8", "batched": what tells twins apart
     role: str
     # positions with logits; 0 means all
     keep: int
-    # without what only the newest onnxruntime releases know
-    compat: bool = False
+    # with what only the newest onnxruntime releases know: chunks of several rows
+    batched: bool = False
 
     @property
     def logits(self) -> Literal["last", "all"] | int:
@@ -128,7 +128,7 @@ def _graphs(suffix: str, keep: int) -> tuple[PlannedGraph, ...]:
         PlannedGraph(file=graph_file(suffix), role="main", keep=keep),
         PlannedGraph(file=graph_file(suffix, "all"), role="all", keep=0),
         PlannedGraph(file=graph_file(suffix, last_few), role=last_few, keep=_LAST_FEW),
-        PlannedGraph(file=graph_file(suffix, "compat"), role="compat", keep=keep, compat=True),
+        PlannedGraph(file=graph_file(suffix, "batched"), role="batched", keep=keep, batched=True),
     )
 
 

@@ -38,7 +38,7 @@ class DecoderSession:
 
     Args:
         directory: the exported folder, structure checked.
-        manifest: its manifest; the main graph is taken, or its compat twin where onnxruntime is older.
+        manifest: its manifest; the main graph is taken.
         provider: "cpu", "cuda" or "directml".
 
     Raises:
@@ -50,7 +50,7 @@ class DecoderSession:
         self._device = _DEVICES[provider]
         self._onnxruntime = _import_onnxruntime(provider)
         _check_provider(self._onnxruntime, manifest, provider)
-        self.graph = _graph_for(manifest, _release(self._onnxruntime.__version__))
+        self.graph = _main_graph(manifest, self._onnxruntime.__version__)
         self._session = _open(self._onnxruntime, directory, self.graph, provider)
         _check_interface(self._session, self.graph, manifest)
         self._dtype = _NUMPY[manifest.precision.activation_dtype]
@@ -139,16 +139,14 @@ def _check_provider(onnxruntime: Any, manifest: Manifest, provider: str) -> None
         )
 
 
-def _graph_for(manifest: Manifest, release: tuple[int, ...]) -> Graph:
-    """The main graph, or the twin that asks less of onnxruntime: one row at a time they compute the same."""
-    for graph in manifest.graphs:
-        if graph.role in ("main", "compat") and _release(graph.min_onnxruntime) <= release:
-            return graph
-    raise ProviderError(
-        f"no graph of this folder runs on onnxruntime {'.'.join(map(str, release))}; the main one needs "
-        f"{manifest.graph('main').min_onnxruntime}",
-        hint="pip install --upgrade the onnxruntime package that is installed.",
-    )
+def _main_graph(manifest: Manifest, version: str) -> Graph:
+    graph = manifest.graph("main")
+    if _release(version) < _release(graph.min_onnxruntime):
+        raise ProviderError(
+            f"{graph.file} needs onnxruntime {graph.min_onnxruntime} or later, found {version}",
+            hint="pip install --upgrade the onnxruntime package that is installed.",
+        )
+    return graph
 
 
 def _open(onnxruntime: Any, directory: Path, graph: Graph, provider: str) -> Any:
