@@ -156,13 +156,17 @@ def _facts(resolved: Resolved, graphs: Sequence[PlannedGraph]) -> FolderFacts:
         source=sources[kind],
         license_url=variant.license_url if variant is not None else GEMMA_TERMS_URL,
         spec=resolved.spec,
+        states=resolved.family.cache_states(resolved.spec),
         config=checkpoint.config,
         generation_config=checkpoint.generation_config,
         tokenizer_files=checkpoint.tokenizer_files,
         target=resolved.target.name,
+        cache_layout=resolved.target.cache_layout,
         precision=resolved.precision.name,
+        activation_dtype=resolved.precision.activation_dtype,
         providers=resolved.target.providers[resolved.precision.activation_dtype],
         graphs={graph.file: (graph.role, str(graph.logits)) for graph in graphs},
+        data_files=(data_file(resolved.precision.suffix),),
     )
 
 

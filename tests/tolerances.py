@@ -14,3 +14,6 @@ ONE_OPERATOR = 2e-5
 FP16_MEAN_KL = 5e-5
 # The same for the most likely token: ties within float16's rounding change sides.
 FP16_TOP1 = 0.99
+# The smallest distance, in logits, between the best and the second-best token of the greedy contract: float16 moves a
+# logit of the tiny model by 0.012, so no step of it is a close call.
+GREEDY_MARGIN = 0.2
