@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 
 # readers of exported folders, each in an environment of its own
 CONSUMERS := .consumers
-CONSUMER_STAMPS := $(patsubst %,$(CONSUMERS)/%/.installed,genai optimum node)
+CONSUMER_STAMPS := $(patsubst %,$(CONSUMERS)/%/.installed,genai node openvino optimum)
 
 demo: $(STAMP)
 	$(BIN)/gemma-export --variant tiny --force

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gemma_export.targets import TARGETS
+
 __all__ = ["CONSUMERS", "Answer", "Consumer", "ask"]
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -41,6 +43,8 @@ class Consumer:
     environment: str
     # program in programs/
     program: str
+    # the deployment target whose graphs it reads
+    target: str = "ort"
     # how it pads a batch: the table's words, None where it takes one row
     batch: str | None = None
     # whether it tokenizes text itself
@@ -95,7 +99,18 @@ CONSUMERS = {
             program="run_onnxruntime_node.mjs",
             tokenizes=False,
         ),
+        Consumer(
+            name="openvino",
+            title="OpenVINO, ONNX front end",
+            environment="openvino",
+            program="run_openvino.py",
+            target="portable",
+            batch="padded left",
+            tokenizes=False,
+        ),
     )
+    # this package's targets decide which loaders have something to read
+    if consumer.target in TARGETS
 }
 
 

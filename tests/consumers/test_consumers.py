@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -41,21 +42,21 @@ def _ask(consumer: Consumer, folder: Path, graph: str) -> Answer:
 
 
 @pytest.fixture(scope="module")
-def folders(tiny_fp32: Path, tiny_fp16: Path) -> dict[str, Path]:
-    for folder in (tiny_fp32, tiny_fp16):
-        verify_folder(folder)
-    return {"fp32": tiny_fp32, "fp16": tiny_fp16}
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[Answer, Outcome]]:
+    root = tmp_path_factory.mktemp("folders")
 
+    @functools.cache
+    def folder(target: str, precision: str) -> Path:
+        output = root / f"{target}-{precision}"
+        export(ExportRequest(variant="tiny", target=target, precision=precision, output=output))
+        verify_folder(output)
+        return output
 
-@pytest.fixture(scope="module")
-def outcome(folders: dict[str, Path]) -> Callable[[str, str], tuple[Answer, Outcome]]:
-    found: dict[tuple[str, str], tuple[Answer, Outcome]] = {}
-
+    @functools.cache
     def judged(name: str, precision: str) -> tuple[Answer, Outcome]:
-        if (name, precision) not in found:
-            answer = _ask(CONSUMERS[name], folders[precision], _PRECISIONS[precision])
-            found[name, precision] = answer, judge(CONSUMERS[name], precision, answer, reference())
-        return found[name, precision]
+        consumer = CONSUMERS[name]
+        answer = _ask(consumer, folder(consumer.target, precision), _PRECISIONS[precision])
+        return answer, judge(consumer, precision, answer, reference())
 
     return judged
 
@@ -93,10 +94,13 @@ def test_tokenizer(name: str, precision: str, outcome: Callable[..., tuple[Answe
 
 @pytest.mark.parametrize("logits", ["all", "4"])
 def test_other_logits_positions(logits: str, tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    export(ExportRequest(variant="tiny", logits=logits, output=folder))
-    verify_folder(folder)
+    folders = {}
     for consumer in CONSUMERS.values():
+        if consumer.target not in folders:
+            folders[consumer.target] = folder = tmp_path / consumer.target
+            export(ExportRequest(variant="tiny", target=consumer.target, logits=logits, output=folder))
+            verify_folder(folder)
+        folder = folders[consumer.target]
         judged = judge(consumer, "fp32", _ask(consumer, folder, _PRECISIONS["fp32"]), reference())
         assert (judged.greedy, judged.batch) == (SAME, SAME if consumer.batch else "—"), consumer.name
 
