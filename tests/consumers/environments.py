@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -155,9 +156,15 @@ def ask(consumer: Consumer, request: Mapping[str, Any]) -> Answer:
         check=False,
     )
     if process.returncode:
-        last = (process.stderr.strip() or f"exit code {process.returncode}").splitlines()
-        return Answer(loaded="", error=" ".join(last[-5:])[:500])
+        return Answer(loaded="", error=_reason(process.stderr) or f"exit code {process.returncode}")
     return Answer(**json.loads(process.stdout))
+
+
+def _reason(stderr: str) -> str:
+    """The last line that names an error; what follows it in Node is the stack."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    named = [line for line in lines if re.search(r"error|exception", line, re.IGNORECASE)] or lines
+    return named[-1][:400] if named else ""
 
 
 def _isolated(command: Sequence[str]) -> list[str]:
