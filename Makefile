@@ -10,7 +10,11 @@ PEERS := .peers
 PINS := validation/benchmarks/peers
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint format wheel clean bench-export peers peer-genai peer-openvino peer-llama peer-llama-quantiser
+.PHONY: demo test test-consumers consumer-matrix lint format wheel clean bench-export peers peer-genai peer-openvino peer-llama peer-llama-quantiser
+
+# readers of exported folders, each in an environment of its own
+CONSUMERS := .consumers
+CONSUMER_STAMPS := $(patsubst %,$(CONSUMERS)/%/.installed,genai node openvino optimum)
 
 demo: $(STAMP)
 	$(BIN)/gemma-export --variant tiny --force
@@ -18,6 +22,14 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-consumers: $(STAMP) $(CONSUMER_STAMPS)
+	$(BIN)/python -m pytest -m consumers tests/consumers
+
+# accepts what the contract tests found: keeps the results and rewrites the README's table
+consumer-matrix: $(STAMP) $(CONSUMER_STAMPS)
+	-$(BIN)/python -m pytest -m consumers tests/consumers
+	$(BIN)/python tests/consumers/matrix.py $(CONSUMERS)/results.json
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -68,5 +80,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,export,validate,dev]"
 	touch $@
 
+$(CONSUMERS)/node/.installed: tests/consumers/package.json tests/consumers/package-lock.json
+	mkdir -p $(@D)
+	cp $^ $(@D)
+	# the CPU binary is in the package: what its install script would fetch is CUDA's
+	cd $(@D) && ONNXRUNTIME_NODE_INSTALL=skip npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	touch $@
+
+$(CONSUMERS)/%/.installed: tests/consumers/requirements-%.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PEERS) build dist *.egg-info
+	rm -rf $(VENV) $(PEERS) $(CONSUMERS) build dist *.egg-info

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 from gemma_export.artifact import GraphFile, WrittenFolder, check_disk, claim_output, data_file, write_folder
 from gemma_export.artifact.manifest import build_manifest, hashed_source
 from gemma_export.checkpoint import GENERATOR_VERSION, HashedFile, hash_files
-from gemma_export.planning import ExportPlan, consumer_files, plan_export
+from gemma_export.planning import ExportPlan, PlannedGraph, consumer_files, plan_export
 from gemma_export.progress import NullProgress, Progress
 from gemma_export.request import ExportRequest
+from gemma_export.targets import Target
 from gemma_export.targets.onnxruntime_releases import first_release
 
 if TYPE_CHECKING:
@@ -101,8 +102,7 @@ def lower_graphs(plan: ExportPlan, model: ir.Model) -> list[GraphFile]:
     for planned in plan.graphs:
         twin = model.clone()
         plan.target.finish(twin, planned.keep)
-        if planned.compat:
-            assert plan.target.compat is not None
+        if plan.target.compat is not None and not planned.batched:
             plan.target.compat(twin)
         plan.target.check(twin, plan.spec, plan.precision.activation_dtype)
         graphs.append(GraphFile(role=planned.role, file=planned.file, logits=planned.logits, model=twin))
@@ -136,13 +136,18 @@ def _manifest(
         opset=plan.target.opset,
         cache_layout=plan.target.cache_layout,
         providers=plan.facts.providers,
-        chunks={graph.role: "single" if graph.compat else plan.target.chunks for graph in plan.graphs},
+        chunks={graph.role: _chunks(plan.target, graph) for graph in plan.graphs},
         min_onnxruntime={graph.role: first_release(graph.model) for graph in graphs},
         precision=plan.precision.name,
         activation_dtype=plan.precision.activation_dtype,
         weight_dtype=plan.precision.weight_dtype,
         options={},
     )
+
+
+def _chunks(target: Target, graph: PlannedGraph) -> str:
+    """What a graph takes of several tokens with a cache: without its newest input, a single row."""
+    return "single" if target.compat is not None and not graph.batched else target.chunks
 
 
 def _source(plan: ExportPlan, hashed: Sequence[HashedFile]) -> Source:

@@ -39,12 +39,12 @@ class PlannedGraph:
 
     # path inside the folder
     file: str
-    # "main", "all", "last8", "compat": what tells twins apart
+    # "main", "all", "last8", "batched": what tells twins apart
     role: str
     # positions with logits; 0 means all
     keep: int
-    # without what only the newest onnxruntime releases know
-    compat: bool = False
+    # with what only the newest onnxruntime releases know: chunks of several rows
+    batched: bool = False
 
     @property
     def logits(self) -> Literal["last", "all"] | int:
@@ -125,12 +125,12 @@ def plan_export(request: ExportRequest) -> ExportPlan:
 
 def _graphs(suffix: str, keep: int, target: Target) -> tuple[PlannedGraph, ...]:
     last_few = f"last{_LAST_FEW}"
-    compat = PlannedGraph(file=graph_file(suffix, "compat"), role="compat", keep=keep, compat=True)
+    batched = PlannedGraph(file=graph_file(suffix, "batched"), role="batched", keep=keep, batched=True)
     return (
         PlannedGraph(file=graph_file(suffix), role="main", keep=keep),
         PlannedGraph(file=graph_file(suffix, "all"), role="all", keep=0),
         PlannedGraph(file=graph_file(suffix, last_few), role=last_few, keep=_LAST_FEW),
-        *((compat,) if target.compat is not None else ()),
+        *((batched,) if target.compat is not None else ()),
     )
 
 
@@ -158,13 +158,17 @@ def _facts(resolved: Resolved, graphs: Sequence[PlannedGraph]) -> FolderFacts:
         source=sources[kind],
         license_url=variant.license_url if variant is not None else GEMMA_TERMS_URL,
         spec=resolved.spec,
+        states=resolved.family.cache_states(resolved.spec),
         config=checkpoint.config,
         generation_config=checkpoint.generation_config,
         tokenizer_files=checkpoint.tokenizer_files,
         target=resolved.target.name,
+        cache_layout=resolved.target.cache_layout,
         precision=resolved.precision.name,
+        activation_dtype=resolved.precision.activation_dtype,
         providers=resolved.target.providers[resolved.precision.activation_dtype],
         graphs={graph.file: (graph.role, str(graph.logits)) for graph in graphs},
+        data_files=(data_file(resolved.precision.suffix),),
     )
 
 

@@ -26,3 +26,6 @@ BF16_WEIGHTS_TOP1 = 0.97
 INTERPRETER_BYTES = 40 << 20
 # Mean and deviation of 131,072 draws, relative to the deviation: the standard error is 0.3 %.
 SAMPLE_DEVIATION = 0.015
+# The smallest distance, in logits, between the best and the second-best token of the greedy contract: float16 moves a
+# logit of the tiny model by 0.012, so no step of it is a close call.
+GREEDY_MARGIN = 0.2

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 from gemma_export.consumers.consumer import Consumer, FolderFacts
+from gemma_export.consumers.genai import GENAI
 from gemma_export.consumers.model_card import MODEL_CARD
 from gemma_export.consumers.terms import TERMS
 from gemma_export.consumers.transformers_files import TRANSFORMERS_FILES
 
 __all__ = ["CONSUMERS", "Consumer", "FolderFacts"]
 
-CONSUMERS: tuple[Consumer, ...] = (TRANSFORMERS_FILES, MODEL_CARD, TERMS)
+CONSUMERS: tuple[Consumer, ...] = (TRANSFORMERS_FILES, GENAI, MODEL_CARD, TERMS)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gemma_export.config import DecoderSpec
+from gemma_export.config import CacheState, DecoderSpec
 
 __all__ = ["Consumer", "FolderFacts"]
 
@@ -24,16 +24,23 @@ class FolderFacts:
     source: str
     license_url: str
     spec: DecoderSpec
+    # decoder state, layer by layer
+    states: tuple[CacheState, ...]
     # the checkpoint's config.json and generation_config.json, parsed
     config: Mapping[str, Any]
     generation_config: Mapping[str, Any] | None
     # files of the checkpoint that describe its tokenizer, by name
     tokenizer_files: Mapping[str, Path]
     target: str
+    # "compacted" or "columns": where the tokens of a padded row lie in the cache
+    cache_layout: str
     precision: str
+    activation_dtype: str
     providers: tuple[str, ...]
     # path -> (role, what its logits cover)
     graphs: Mapping[str, tuple[str, str]]
+    # of the weights that all graphs share, in order
+    data_files: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_export.consumers.consumer import Consumer, FolderFacts
+from gemma_export.consumers.transformers_js import SECTION, transformers_js_config
 
 __all__ = ["TRANSFORMERS_FILES"]
 
@@ -17,6 +18,11 @@ def _files(facts: FolderFacts) -> dict[str, bytes | Path]:
     config = {**facts.config, "max_position_embeddings": spec.max_position_embeddings}
     # the path of the machine that saved the checkpoint
     config.pop("_name_or_path", None)
+    # a section that came with the checkpoint describes other graphs
+    config.pop(SECTION, None)
+    section = transformers_js_config(facts)
+    if section is not None:
+        config[SECTION] = section
     # a null is a key that is not there
     generation = {key: value for key, value in (facts.generation_config or {}).items() if value is not None}
     generation.setdefault("bos_token_id", spec.bos_token_id)

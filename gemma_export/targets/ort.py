@@ -50,7 +50,7 @@ def _finish(model: ir.Model, keep: int) -> None:
 
 
 def _compat(model: ir.Model) -> None:
-    """onnxruntime before 1.32 (and onnxruntime-gpu so far) has no query_seqlens: everything but batched chunks."""
+    """onnxruntime before 1.32, which most packages still carry, has no query_seqlens: everything but batched chunks."""
     from gemma_export import passes
 
     passes.DropQueryLengths()(model)

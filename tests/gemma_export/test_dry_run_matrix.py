@@ -45,7 +45,7 @@ def test_dry_run(target: str, functions: bool, precision: str, variant: str, tmp
     plan = plan_export(request)
     roles = {graph.role for graph in plan.graphs}
     assert {"main", "all", "last8"} <= roles
-    assert ("compat" in roles) == (TARGETS[target].compat is not None)
+    assert ("batched" in roles) == (TARGETS[target].compat is not None)
     # every parameter once, and the rotary tables
     parameters = sum(math.prod(shape) for shape in plan.tensors.values())
     tables = plan.spec.max_position_embeddings * plan.spec.head_dim

@@ -96,9 +96,8 @@ def logits(folder: Path, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     manifest = read_manifest(folder)
     graph = manifest.graph("all")
     widened = manifest.precision.activation_dtype == "bfloat16"
-    source: str | bytes = str(folder / graph.file)
-    if widened:
-        source = ir.to_proto(widen_bfloat16(ir.load(source))).SerializeToString()
+    path = folder / graph.file
+    source = ir.to_proto(widen_bfloat16(ir.load(path))).SerializeToString() if widened else str(path)
     session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
     dtype = np.dtype("float32" if widened else manifest.precision.activation_dtype)
     rows = []

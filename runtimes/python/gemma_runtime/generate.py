@@ -63,7 +63,7 @@ class TextGenerator:
         self.tokenizer = load_tokenizer(directory, listed=listed)
         self.stop_ids = _stop_ids(directory, listed, self.manifest.vocab_size, self.tokenizer.find(END_OF_TURN))
         self._session = DecoderSession(directory, self.manifest, provider=provider)
-        # the graph that runs: main, or its compat twin on an older onnxruntime
+        # the graph that runs
         self.graph = self._session.graph
 
     def generate(

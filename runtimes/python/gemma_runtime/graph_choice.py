@@ -20,16 +20,15 @@ def release(version: str) -> tuple[int, ...]:
 
 
 def graph_for(manifest: Manifest, installed: tuple[int, ...]) -> Graph:
-    """The main graph, or the twin that asks less of onnxruntime: one row at a time they compute the same.
+    """The main graph: one row at a time it does all that the others do.
 
     Raises:
-        ProviderError: every graph needs a later release.
+        ProviderError: it needs a later release.
     """
-    for graph in manifest.graphs:
-        if graph.role in ("main", "compat") and release(graph.min_onnxruntime) <= installed:
-            return graph
-    raise ProviderError(
-        f"no graph of this folder runs on onnxruntime {'.'.join(map(str, installed))}; the main one needs "
-        f"{manifest.graph('main').min_onnxruntime}",
-        hint="pip install --upgrade the onnxruntime package that is installed.",
-    )
+    graph = manifest.graph("main")
+    if release(graph.min_onnxruntime) > installed:
+        raise ProviderError(
+            f"{graph.file} needs onnxruntime {graph.min_onnxruntime} or later, found {'.'.join(map(str, installed))}",
+            hint="pip install --upgrade the onnxruntime package that is installed.",
+        )
+    return graph

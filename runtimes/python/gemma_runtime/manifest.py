@@ -126,7 +126,7 @@ class Graph:
     """One graph of the folder."""
 
     file: str
-    # "main", or what a twin offers: "all", "last8", "compat" (main for older onnxruntime releases), ...
+    # "main", or what a twin offers: "all", "last8", "batched" (chunks of several rows), ...
     role: str
     # positions that get logits
     logits: Literal["last", "all"] | int

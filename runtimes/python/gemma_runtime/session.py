@@ -36,7 +36,7 @@ class DecoderSession:
 
     Args:
         directory: the exported folder, structure checked.
-        manifest: its manifest; the main graph is taken, or its compat twin where onnxruntime is older.
+        manifest: its manifest; the main graph is taken.
         provider: "cpu", "cuda" or "directml".
 
     Raises:

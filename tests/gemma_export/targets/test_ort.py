@@ -49,7 +49,7 @@ def test_finished_graphs_pass_the_check(precision: Precision, keep: int) -> None
     assert {node.domain for node in model.graph} == {"", "com.microsoft"}
 
 
-def test_compat_twins_pass_the_check_and_need_no_new_release() -> None:
+def test_graphs_without_batched_chunks_pass_the_check_and_need_no_new_release() -> None:
     model = _finished()
     assert first_release(model) == "1.32.0"
     _ORT.compat(model)
