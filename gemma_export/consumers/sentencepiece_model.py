@@ -100,6 +100,7 @@ def parse_sentencepiece(content: bytes) -> SentencePieceModel:
     denormalizer: dict[int, int | bytes] = {}
     # a message that stands twice is merged, the later value wins
     specs = {2: trainer, 3: normalizer, 5: denormalizer}
+    seen: set[int] = set()
     for field, value in _fields(content, 0, len(content)):
         if field == 1:
             if len(pieces) == _MAX_PIECES:
@@ -110,11 +111,15 @@ def parse_sentencepiece(content: bytes) -> SentencePieceModel:
             scores.append(score)
             types.append(kind)
         elif field in specs:
-            start, end = _span(value, "specification")
+            start, end = _span(value, "a specification")
+            seen.add(field)
             specs[field].update(
                 (number, content[slice(*item)] if isinstance(item, tuple) else item)
                 for number, item in _fields(content, start, end)
             )
+    # they follow the pieces; defaults in their place would be those of another kind of model
+    if not {2, 3} <= seen:
+        _broken(f"trainer or normalizer specification missing after {len(pieces)} pieces: the file is cut off")
     model = SentencePieceModel(
         pieces=tuple(pieces),
         scores=tuple(scores),

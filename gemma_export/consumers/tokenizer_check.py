@@ -62,6 +62,8 @@ def check_ids(
     spec: DecoderSpec,
     tokenizer_config: Mapping[str, Any],
     generation_config: Mapping[str, Any],
+    *,
+    file: str = "tokenizer.json",
 ) -> tuple[str, ...]:
     """Compares ids with the embedding table's rows and with the roles of config.json.
 
@@ -76,18 +78,18 @@ def check_ids(
     """
     if summary.highest_id >= spec.vocab_size:
         raise ConfigError(
-            f"tokenizer.json has token ids up to {summary.highest_id}, the embedding table has {spec.vocab_size} rows",
+            f"{file} has token ids up to {summary.highest_id}, the embedding table has {spec.vocab_size} rows",
             hint=_HINT,
         )
     warnings = [
-        f"tokenizer.json: token {text!r} has id {token}, the embedding table has {spec.vocab_size} rows"
+        f"{file}: token {text!r} has id {token}, the embedding table has {spec.vocab_size} rows"
         for text, token in summary.added.items()
         if token >= spec.vocab_size
     ]
     bos = summary.added.get(_text(tokenizer_config.get("bos_token", "<bos>")))
     if bos is not None and bos != spec.bos_token_id:
         raise ConfigError(
-            f"bos_token has id {bos} in tokenizer.json, bos_token_id is {spec.bos_token_id} in config.json", hint=_HINT
+            f"bos_token has id {bos} in {file}, bos_token_id is {spec.bos_token_id} in config.json", hint=_HINT
         )
     ends = generation_config.get("eos_token_id")
     allowed = {
@@ -98,7 +100,7 @@ def check_ids(
         token = summary.added.get(_text(tokenizer_config.get(f"{role}_token")))
         if token is not None and token not in ids:
             expected = ", ".join(str(value) for value in sorted(value for value in ids if value is not None))
-            warnings.append(f"{role}_token has id {token} in tokenizer.json, {expected} in the configuration")
+            warnings.append(f"{role}_token has id {token} in {file}, {expected} in the configuration")
     return tuple(warnings)
 
 

@@ -14,7 +14,7 @@ from gemma_export.config import DecoderSpec
 from gemma_export.consumers.added_tokens import AddedToken, tokens_on_top
 from gemma_export.consumers.consumer import Consumer, FolderFacts
 from gemma_export.consumers.sentencepiece_model import PieceType, SentencePieceModel, parse_sentencepiece
-from gemma_export.consumers.tokenizer_check import check_ids, read_tokenizer_json
+from gemma_export.consumers.tokenizer_check import TokenizerSummary, check_ids, read_tokenizer_json
 from gemma_export.consumers.tokenizer_config import complete_config, new_config
 from gemma_export.consumers.tokenizer_json import is_plain, tokenizer_json
 from gemma_export.consumers.tokenizer_probe import check_agreement
@@ -29,10 +29,9 @@ _MAX_MODEL_BYTES = 64 << 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Tokens:
-    """The special tokens, and what was made of a SentencePiece model."""
+    """The special and added tokens, and what was made of a SentencePiece model."""
 
-    # id -> text
-    special: Mapping[int, str]
+    summary: TokenizerSummary
     # "bos", "eos", "pad", "unk" -> id
     roles: Mapping[str, int]
     # transformers' Gemma class reads the folder's tokenizer right
@@ -40,6 +39,11 @@ class _Tokens:
     # tokenizer.json, unless the checkpoint has one or it would be unfaithful
     made: bytes | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def special(self) -> dict[int, str]:
+        """Texts by id."""
+        return {token: text for text, token in self.summary.added.items()}
 
 
 def _files(facts: FolderFacts) -> dict[str, bytes | Path]:
@@ -64,12 +68,11 @@ def _files(facts: FolderFacts) -> dict[str, bytes | Path]:
 def _check(facts: FolderFacts) -> tuple[str, ...]:
     if facts.tokenizer_files.keys().isdisjoint((_JSON, _MODEL)):
         return ()
-    warnings = _tokens(facts).warnings
-    if _JSON in facts.tokenizer_files:
-        config = read_json(facts.tokenizer_files[_CONFIG]) if _CONFIG in facts.tokenizer_files else {}
-        summary = read_tokenizer_json(facts.tokenizer_files[_JSON])
-        warnings += check_ids(summary, facts.spec, config, facts.generation_config or {})
-    return warnings
+    tokens = _tokens(facts)
+    config = read_json(facts.tokenizer_files[_CONFIG]) if _CONFIG in facts.tokenizer_files else {}
+    generation = facts.generation_config or {}
+    file = _JSON if _JSON in facts.tokenizer_files else _MODEL
+    return tokens.warnings + check_ids(tokens.summary, facts.spec, config, generation, file=file)
 
 
 def _template(files: Mapping[str, Path], config: Mapping[str, Any]) -> str | None:
@@ -94,9 +97,9 @@ def _tokens(facts: FolderFacts) -> _Tokens:
     files, spec = facts.tokenizer_files, facts.spec
     roles = {"bos": spec.bos_token_id, "eos": spec.eos_token_ids[0], "pad": spec.pad_token_id}
     if _JSON in files:
-        added = read_tokenizer_json(files[_JSON]).added
-        unknown = {"unk": added["<unk>"]} if "<unk>" in added else {}
-        return _Tokens(special={token: text for text, token in added.items()}, roles=roles | unknown)
+        summary = read_tokenizer_json(files[_JSON])
+        unknown = {"unk": summary.added["<unk>"]} if "<unk>" in summary.added else {}
+        return _Tokens(summary=summary, roles=roles | unknown)
     path = files[_MODEL]
     if (size := path.stat().st_size) > _MAX_MODEL_BYTES:
         raise TokenizerError(
@@ -130,12 +133,12 @@ def _convert(content: bytes, added: bytes | None, config: bytes | None, spec: De
         made = None
         warnings.append(error.message)
     special = {
-        token: model.pieces[token]
+        model.pieces[token]: token
         for token in model.of_type(PieceType.CONTROL, PieceType.UNKNOWN, PieceType.USER_DEFINED)
     }
-    special |= {len(model.pieces) + index: token.content for index, token in enumerate(on_top)}
+    special |= {token.content: len(model.pieces) + index for index, token in enumerate(on_top)}
     return _Tokens(
-        special=special,
+        summary=TokenizerSummary(highest_id=len(model.pieces) - 1, added=special),
         roles={
             "bos": spec.bos_token_id,
             "eos": spec.eos_token_ids[0],
