@@ -91,12 +91,12 @@ def _check_ties(model: SentencePieceModel, symbols: Mapping[str, int], by_piece:
 
     It makes no difference where such pairs never share a symbol and none of the joined pieces goes on to grow at once.
     """
+    if len({model.scores[symbols[piece]] for piece in by_piece}) == len(by_piece):
+        return
     by_score: dict[float, list[str]] = {}
     for piece in by_piece:
         by_score.setdefault(model.scores[symbols[piece]], []).append(piece)
     tied = {piece: score for score, pieces in by_score.items() if len(pieces) > 1 for piece in pieces}
-    if not tied:
-        return
     starts: dict[tuple[float, str], set[str]] = {}
     for piece, score in tied.items():
         for left, _ in by_piece[piece]:
