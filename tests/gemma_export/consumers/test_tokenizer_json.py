@@ -188,6 +188,26 @@ def test_orders_of_merging(pieces: list[tuple[str, float]]) -> None:
     assert [text for text in small_texts() if pair.differs(text)] == []
 
 
+def test_random_pieces_are_exact_or_refused() -> None:
+    """Overlapping pieces in any order of scores, a part of them equal; the refusals are for equal scores only."""
+    chance, refused = random.Random(5), 0
+    for number in range(400):
+        alphabet = "abc"[: 2 + number % 2]
+        pieces = sorted({"".join(chance.choices(alphabet, k=chance.randint(2, 5))) for _ in range(6)})
+        distinct = number % 3 == 0
+        scores = chance.sample(range(50), len(pieces)) if distinct else chance.choices(range(8), k=len(pieces))
+        content = letters(*((text, -float(score)) for text, score in zip(pieces, scores, strict=True)))
+        try:
+            pair = Pair(content)
+        except UnfaithfulTokenizerError:
+            assert not distinct
+            refused += 1
+            continue
+        texts = ("".join(chance.choices(alphabet, k=chance.randint(1, 14))) for _ in range(100))
+        assert [text for text in texts if pair.differs(text)] == [], (pieces, scores)
+    assert 10 < refused < 200
+
+
 def reason(content: bytes) -> str:
     with pytest.raises(UnfaithfulTokenizerError) as caught:
         tokenizer_json(parse_sentencepiece(content), bos="<bos>")
