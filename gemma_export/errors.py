@@ -7,6 +7,8 @@
     │   ├── ConfigError                          config.json: missing, unknown or impossible keys
     │   ├── CheckpointError                      shards, headers, names, shapes
     │   ├── NonFiniteError                       NaN or infinity in a weight, before or after a cast
+    │   ├── TokenizerError                       tokenizer files that are broken
+    │   │   └── UnfaithfulTokenizerError         a SentencePiece model that no tokenizer.json can mean
     │   └── FolderError                          an exported folder that does not match its manifest
     ├── MissingResourceError             exit 4  weights, tokenizer, token or package not there
     ├── ResourceExhaustedError           exit 5  disk or memory too small
@@ -34,7 +36,9 @@ __all__ = [
     "PassError",
     "ProviderUnavailableError",
     "ResourceExhaustedError",
+    "TokenizerError",
     "TracingError",
+    "UnfaithfulTokenizerError",
     "UnknownVariantError",
     "UsageError",
 ]
@@ -82,6 +86,14 @@ class CheckpointError(InputError):
 
 class NonFiniteError(InputError):
     """A weight that is NaN or infinite; the message names the tensor and the position."""
+
+
+class TokenizerError(InputError):
+    """A tokenizer file that is broken."""
+
+
+class UnfaithfulTokenizerError(TokenizerError):
+    """A sound SentencePiece model whose ids a tokenizer.json would not give for every text; exports go on without."""
 
 
 class FolderError(InputError):

@@ -119,7 +119,7 @@ def plan_export(request: ExportRequest) -> ExportPlan:
         facts=facts,
         files=_files(spec, graphs, data, precision, facts),
         peak_memory_bytes=_peak_memory(spec),
-        warnings=resolved.warnings,
+        warnings=(*resolved.warnings, *(warning for consumer in CONSUMERS for warning in consumer.check(facts))),
     )
 
 

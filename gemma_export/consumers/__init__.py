@@ -9,8 +9,9 @@ from gemma_export.consumers.consumer import Consumer, FolderFacts
 from gemma_export.consumers.genai import GENAI
 from gemma_export.consumers.model_card import MODEL_CARD
 from gemma_export.consumers.terms import TERMS
+from gemma_export.consumers.tokenizer_files import TOKENIZER_FILES
 from gemma_export.consumers.transformers_files import TRANSFORMERS_FILES
 
 __all__ = ["CONSUMERS", "Consumer", "FolderFacts"]
 
-CONSUMERS: tuple[Consumer, ...] = (TRANSFORMERS_FILES, GENAI, MODEL_CARD, TERMS)
+CONSUMERS: tuple[Consumer, ...] = (TRANSFORMERS_FILES, TOKENIZER_FILES, GENAI, MODEL_CARD, TERMS)

@@ -50,3 +50,5 @@ class Consumer:
     name: str
     # facts -> path inside the folder -> content, or the file to copy
     files: Callable[[FolderFacts], dict[str, bytes | Path]]
+    # raises for files that contradict the configuration, returns warnings; runs once, when the export is planned
+    check: Callable[[FolderFacts], tuple[str, ...]] = lambda facts: ()

@@ -1,4 +1,4 @@
-"""config.json, generation_config.json and tokenizer files, as transformers-style loaders expect them."""
+"""config.json and generation_config.json, as transformers-style loaders expect them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ def _files(facts: FolderFacts) -> dict[str, bytes | Path]:
     return {
         "config.json": _json(config),
         "generation_config.json": _json(generation),
-        **facts.tokenizer_files,
     }
 
 

@@ -174,6 +174,8 @@ class _SentencePiece:
             for token in range(self.size)
             if self._processor.is_control(token) or self._processor.is_unknown(token)
         ]
+        # where one is the start of another the longer is meant, as in the other library
+        control.sort(key=len, reverse=True)
         self._control = re.compile("(" + "|".join(re.escape(piece) for piece in control) + ")") if control else None
 
     def ids(self, text: str) -> list[int]:
