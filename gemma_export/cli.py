@@ -37,6 +37,7 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
 @click.option(
     "--checkpoint", metavar="DIR", type=click.Path(path_type=Path), help="A local checkpoint: config, safetensors."
 )
+@click.option("--adapter", metavar="DIR", help="A PEFT LoRA, merged into the weights.")
 @click.option(
     "--synthetic-weights",
     "synthetic_seed",
@@ -208,6 +209,7 @@ def _request(options: dict[str, Any]) -> ExportRequest:
     return ExportRequest(
         variant=options["variant"],
         checkpoint=options["checkpoint"],
+        adapter=options["adapter"],
         synthetic_seed=None if seed is None else int(seed),
         precision="fp16" if options["fp16"] else "fp32",
         target=options["target"],
@@ -274,6 +276,7 @@ def _quoted(path: Path) -> str:
 
 
 def _print_result(result: ExportResult, *, as_json: bool) -> None:
+    from gemma_export.planning import adapter_json
     from gemma_export.progress import format_bytes
 
     plan, folder = result.plan, result.folder
@@ -283,6 +286,7 @@ def _print_result(result: ExportResult, *, as_json: bool) -> None:
         content = {
             "output": str(plan.output),
             "variant": plan.variant.name if plan.variant else None,
+            "adapter": adapter_json(plan.merge),
             "precision": plan.precision.name,
             "target": plan.target.name,
             "graphs": [graph.file for graph in plan.graphs],

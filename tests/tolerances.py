@@ -14,3 +14,6 @@ ONE_OPERATOR = 2e-5
 FP16_MEAN_KL = 5e-5
 # The same for the most likely token: ties within float16's rounding change sides.
 FP16_TOP1 = 0.99
+# A merged weight, absolute for each term of the low-rank product, values of order 1: torch and the row-wise merge sum
+# the same float32 products in another order, a unit in the last place each; a wrong scale or factor is 1e-2 and more.
+MERGED_WEIGHTS = 5e-7
