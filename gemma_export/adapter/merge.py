@@ -82,35 +82,44 @@ def plan_merge(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], *, tied:
     """
     modules = {**shapes, f"{_HEAD}.weight": shapes[f"{_EMBEDDING}.weight"]}
     names = sort_names(adapter.source.tensors, modules)
-    _check_targets(adapter, names, modules)
-    _check_dtypes(adapter)
+    _check_kinds(adapter, names, modules)
     if tied:
         _refuse_tied_factors(names)
-    for tensor, name in names.whole.items():
-        _check_shape(adapter, name, modules[tensor], f"tensor {tensor}")
     merged = {}
     for tensor, name in names.whole.items():
+        _check_shape(adapter, name, modules[tensor], f"tensor {tensor}")
         merged[tensor] = MergedTensor(base=name, from_adapter=True, factors=None)
+    # shapes before completeness: they tell best that this is an adapter of another model
     for module, parts in names.parts.items():
         tensor = f"{module}.weight"
         factors = _factors(adapter, module, parts, modules[tensor], embedding=module in names.embeddings)
         base = merged.get(tensor, MergedTensor(base=tensor, from_adapter=False, factors=None))
         merged[tensor] = dataclasses.replace(base, factors=factors)
-    if tied:
-        tied = _tie(adapter, merged)
-    return Merge(adapter=adapter, tensors=merged, tied=tied)
+    _check_targets(adapter, names, modules)
+    _check_saved(adapter, names, modules)
+    return Merge(adapter=adapter, tensors=merged, tied=_tie(adapter, merged) if tied else False)
+
+
+def _check_kinds(adapter: Adapter, names: AdapterNames, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name, tensor in adapter.source.tensors.items():
+        if tensor.dtype not in DTYPE_BYTES:
+            raise CheckpointError(
+                f"adapter tensor {name[:160]}: expected {', '.join(DTYPE_BYTES)}, found {tensor.dtype}",
+                hint="Save the adapter in a floating-point type.",
+            )
+    for module in names.parts:
+        shape = shapes[f"{module}.weight"]
+        if len(shape) != 2:
+            raise CheckpointError(
+                f"the adapter changes {module} of shape {list(shape)} by factors, expected a matrix",
+                hint="LoRA changes projections and the embedding; PEFT refuses other modules too.",
+            )
 
 
 def _check_targets(adapter: Adapter, names: AdapterNames, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """The configuration's targets and the tensors must agree, both ways: a truncated adapter is no adapter."""
     modules = [tensor.removesuffix(".weight") for tensor, shape in shapes.items() if len(shape) == 2]
     linear = [module for module in modules if module not in (_EMBEDDING, _HEAD)]
-    for module in names.parts:
-        if module not in modules:
-            raise CheckpointError(
-                f"adapter tensors change {module} of shape {list(shapes[module + '.weight'])}, expected a matrix",
-                hint="LoRA changes projections and the embedding; PEFT refuses other modules too.",
-            )
     targets = target_modules(adapter.config, modules, linear)
     missing = [module for module in modules if module in targets and module not in names.parts]
     if missing:
@@ -125,6 +134,9 @@ def _check_targets(adapter: Adapter, names: AdapterNames, shapes: Mapping[str, t
             f"the adapter has tensors for {strange[0]}, which adapter_config.json does not target",
             hint="adapter_config.json and the tensors are of two adapters: fetch both again.",
         )
+
+
+def _check_saved(adapter: Adapter, names: AdapterNames, shapes: Mapping[str, tuple[int, ...]]) -> None:
     lacking = [
         module
         for module in (tensor.removesuffix(".weight") for tensor in shapes if tensor.endswith(".weight"))
@@ -138,15 +150,6 @@ def _check_targets(adapter: Adapter, names: AdapterNames, shapes: Mapping[str, t
             f"the adapter has no tensor for {lacking[0]}, which modules_to_save says is saved whole",
             hint="The file is incomplete: save the adapter again.",
         )
-
-
-def _check_dtypes(adapter: Adapter) -> None:
-    for name, tensor in adapter.source.tensors.items():
-        if tensor.dtype not in DTYPE_BYTES:
-            raise CheckpointError(
-                f"adapter tensor {name[:160]}: expected {', '.join(DTYPE_BYTES)}, found {tensor.dtype}",
-                hint="Save the adapter in a floating-point type.",
-            )
 
 
 def _refuse_tied_factors(names: AdapterNames) -> None:

@@ -114,7 +114,7 @@ def test_an_embedding_and_its_saved_base(tmp_path: Path) -> None:
                 f"{P}model.layers.0.input_layernorm.lora_B.weight": normal(12, 4),
             },
             {},
-            ["model.layers.0.input_layernorm of shape [12]", "expected a matrix"],
+            ["model.layers.0.input_layernorm of shape [12]", "by factors, expected a matrix"],
         ),
         (GOOD, {"use_dora": True}, ["use_dora is true", "no lora_magnitude_vector"]),
         (
