@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gemma_export.artifact import GraphFile, WrittenFolder, check_disk, claim_output, data_file, write_folder
-from gemma_export.artifact.manifest import build_manifest, hashed_source
+from gemma_export.artifact.manifest import build_manifest, hashed_adapter, hashed_source
 from gemma_export.checkpoint import GENERATOR_VERSION, HashedFile, hash_files
 from gemma_export.planning import ExportPlan, PlannedGraph, consumer_files, plan_export
 from gemma_export.progress import NullProgress, Progress
@@ -90,7 +90,7 @@ def build_semantic_graph(plan: ExportPlan) -> ir.Model:
 
     assert plan.checkpoint.source is not None
     model = trace_decoder(plan.family, plan.spec)
-    bind_weights(model, plan.family, plan.spec, plan.checkpoint.source)
+    bind_weights(model, plan.family, plan.spec, plan.checkpoint.source, plan.merge)
     return model
 
 
@@ -115,7 +115,8 @@ def _hashing(plan: ExportPlan) -> Iterator[concurrent.futures.Future[tuple[Hashe
     stop = threading.Event()
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as background:
         try:
-            yield background.submit(hash_files, plan.checkpoint.files, stop)
+            adapter = () if plan.merge is None else plan.merge.adapter.files
+            yield background.submit(hash_files, (*plan.checkpoint.files, *adapter), stop)
         except BaseException:
             stop.set()
             raise
@@ -151,7 +152,10 @@ def _chunks(target: Target, graph: PlannedGraph) -> str:
 
 
 def _source(plan: ExportPlan, hashed: Sequence[HashedFile]) -> Source:
-    checkpoint = plan.checkpoint
+    checkpoint, merge = plan.checkpoint, plan.merge
+    # the adapter's files were hashed behind the checkpoint's
+    files = [(file.name, file.size, file.sha256) for file in hashed]
+    own, more = files[: len(checkpoint.files)], files[len(checkpoint.files) :]
     return hashed_source(
         kind=checkpoint.kind,
         repository=plan.facts.repository,
@@ -159,7 +163,16 @@ def _source(plan: ExportPlan, hashed: Sequence[HashedFile]) -> Source:
         name=None if checkpoint.builtin else checkpoint.name,
         seed=checkpoint.seed,
         generator_version=GENERATOR_VERSION if checkpoint.kind == "synthetic" else None,
-        files=[(file.name, file.size, file.sha256) for file in hashed],
+        files=own,
+        adapter=None
+        if merge is None
+        else hashed_adapter(
+            repository=merge.adapter.repository,
+            revision=merge.adapter.revision,
+            name=merge.adapter.name,
+            ranks=merge.ranks,
+            files=more,
+        ),
     )
 
 

@@ -6,9 +6,10 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gemma_export import JSON_VERSION
+from gemma_export.adapter import Merge
 from gemma_export.artifact import DataPlan, data_file, file_kind, graph_file, plan_data
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.config import DecoderSpec
@@ -19,7 +20,7 @@ from gemma_export.request import ExportRequest, Resolved, resolve
 from gemma_export.targets import Target
 from gemma_export.variants import GEMMA_TERMS_URL, Variant
 
-__all__ = ["ExportPlan", "PlannedFile", "PlannedGraph", "consumer_files", "plan_export", "plan_json"]
+__all__ = ["ExportPlan", "PlannedFile", "PlannedGraph", "adapter_json", "consumer_files", "plan_export", "plan_json"]
 
 # positions that the speculative-verification twin returns
 _LAST_FEW = 8
@@ -73,7 +74,9 @@ class ExportPlan:
     target: Target
     precision: Precision
     checkpoint: Checkpoint
-    # checkpoint tensor -> shape
+    # an adapter that is merged into its tensors
+    merge: Merge | None
+    # tensor of the exported model -> shape
     tensors: Mapping[str, tuple[int, ...]]
     output: Path
     graphs: tuple[PlannedGraph, ...]
@@ -94,8 +97,8 @@ def plan_export(request: ExportRequest) -> ExportPlan:
 
     Raises:
         UsageError: the request contradicts itself.
-        ConfigError, CheckpointError: the checkpoint is not what it says.
-        MissingResourceError: no weights or no tokenizer.
+        ConfigError, CheckpointError: the checkpoint or the adapter is not what it says, or they do not fit.
+        MissingResourceError: no weights, no tokenizer or no adapter.
     """
     resolved = resolve(request)
     family, spec, target, precision = resolved.family, resolved.spec, resolved.target, resolved.precision
@@ -112,13 +115,14 @@ def plan_export(request: ExportRequest) -> ExportPlan:
         target=target,
         precision=precision,
         checkpoint=resolved.checkpoint,
+        merge=resolved.merge,
         tensors=tensors,
-        output=_output(request, resolved.variant, resolved.checkpoint),
+        output=_output(request, resolved),
         graphs=graphs,
         data=data,
         facts=facts,
         files=_files(spec, graphs, data, precision, facts),
-        peak_memory_bytes=_peak_memory(spec),
+        peak_memory_bytes=_peak_memory(spec, resolved.merge),
         warnings=(*resolved.warnings, *(warning for consumer in CONSUMERS for warning in consumer.check(facts))),
     )
 
@@ -134,16 +138,22 @@ def _graphs(suffix: str, keep: int, target: Target) -> tuple[PlannedGraph, ...]:
     )
 
 
-def _output(request: ExportRequest, variant: Variant | None, checkpoint: Checkpoint) -> Path:
+def _output(request: ExportRequest, resolved: Resolved) -> Path:
     if request.output is not None:
         return request.output
-    base = f"gemma-{variant.name}" if variant is not None else checkpoint.name or "gemma"
+    base = _title(resolved)
     target = "" if request.target == "ort" else f"-{request.target}"
     return Path(f"{base}-{request.precision}{target}")
 
 
+def _title(resolved: Resolved) -> str:
+    variant, merge = resolved.variant, resolved.merge
+    base = f"gemma-{variant.name}" if variant is not None else resolved.checkpoint.name or "gemma"
+    return base if merge is None else f"{base}-{merge.adapter.name}"
+
+
 def _facts(resolved: Resolved, graphs: Sequence[PlannedGraph]) -> FolderFacts:
-    variant, checkpoint = resolved.variant, resolved.checkpoint
+    variant, checkpoint, merge = resolved.variant, resolved.checkpoint, resolved.merge
     kind = checkpoint.kind
     sources = {
         "synthetic": f"synthetic weights, seed {checkpoint.seed}",
@@ -151,11 +161,12 @@ def _facts(resolved: Resolved, graphs: Sequence[PlannedGraph]) -> FolderFacts:
         "local": f"the local checkpoint {checkpoint.name}",
     }
     return FolderFacts(
-        title=f"gemma-{variant.name}" if variant is not None else checkpoint.name or "gemma",
+        title=_title(resolved),
         # a local folder may hold any weights of the variant's shape
         repository=None,
         source_kind=kind,
-        source=sources[kind],
+        source=sources[kind] if merge is None else f"{sources[kind]} with the adapter {merge.adapter.name}",
+        adapter=None if merge is None else merge.adapter.name,
         license_url=variant.license_url if variant is not None else GEMMA_TERMS_URL,
         spec=resolved.spec,
         states=resolved.family.cache_states(resolved.spec),
@@ -195,9 +206,17 @@ def _files(
     return tuple(sorted(planned, key=lambda file: file.path))
 
 
-def _peak_memory(spec: DecoderSpec) -> int:
+def _peak_memory(spec: DecoderSpec, merge: Merge | None) -> int:
     rotary = _ROTARY_COPIES * 4 * spec.max_position_embeddings * spec.head_dim // 2
-    return _RESIDENT_BYTES + spec.num_hidden_layers * _RESIDENT_BYTES_PER_LAYER + rotary
+    factors = 0 if merge is None else merge.resident_bytes
+    return _RESIDENT_BYTES + spec.num_hidden_layers * _RESIDENT_BYTES_PER_LAYER + rotary + factors
+
+
+def adapter_json(merge: Merge | None) -> dict[str, Any] | None:
+    """The merged adapter for machines."""
+    if merge is None:
+        return None
+    return {"name": merge.adapter.name, "ranks": list(merge.ranks), "tensors": len(merge.tensors)}
 
 
 def plan_json(plan: ExportPlan) -> str:
@@ -210,6 +229,7 @@ def plan_json(plan: ExportPlan) -> str:
         "target": plan.target.name,
         "precision": plan.precision.name,
         "source": plan.facts.source,
+        "adapter": adapter_json(plan.merge),
         "files": [{"path": file.path, "size": file.nbytes, "exact": file.exact} for file in plan.files],
         "total_bytes": plan.nbytes,
         "peak_memory_bytes": plan.peak_memory_bytes,

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from gemma_export.adapter import Merge, open_adapter, plan_merge
 from gemma_export.checkpoint import Checkpoint, builtin_checkpoint, check_tensors, open_checkpoint, synthetic_checkpoint
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import ConfigError, MissingResourceError, UnknownVariantError, UsageError
@@ -31,6 +32,8 @@ class ExportRequest:
 
     variant: str | None = None
     checkpoint: Path | None = None
+    # folder of a PEFT adapter that is merged into the weights
+    adapter: str | None = None
     # None: weights come from the checkpoint
     synthetic_seed: int | None = None
     precision: str = "fp32"
@@ -52,6 +55,8 @@ class Resolved:
     variant: Variant | None
     # with its tensors, real or synthetic
     checkpoint: Checkpoint
+    # the adapter, held against those tensors
+    merge: Merge | None
     family: Family
     # with the exported context length
     spec: DecoderSpec
@@ -63,12 +68,12 @@ class Resolved:
 
 
 def resolve(request: ExportRequest) -> Resolved:
-    """Looks everything up and checks names and shapes of the checkpoint both ways; no tensor is read.
+    """Looks everything up and checks names and shapes of checkpoint and adapter both ways; no weights are read.
 
     Raises:
         UsageError: the request contradicts itself.
-        ConfigError, CheckpointError: the checkpoint is not what it says.
-        MissingResourceError: no weights or no tokenizer.
+        ConfigError, CheckpointError: the checkpoint or the adapter is not what it says, or they do not fit.
+        MissingResourceError: no weights, no tokenizer or no adapter.
     """
     target, precision = _choose(request)
     keep = _positions(request.logits)
@@ -87,9 +92,20 @@ def resolve(request: ExportRequest) -> Resolved:
         checkpoint = synthetic_checkpoint(checkpoint, tensors, seed=request.synthetic_seed)
     assert checkpoint.source is not None
     check_tensors(checkpoint.source, tensors)
+    merge = None
+    if request.adapter is not None:
+        merge = plan_merge(open_adapter(Path(request.adapter)), tensors, tied=spec.tie_word_embeddings)
+        warning = merge.adapter.base_model_warning(variant.repository if variant is not None else None)
+        warnings += [warning] if warning is not None else []
+        if merge.tied != spec.tie_word_embeddings:
+            spec = dataclasses.replace(spec, tie_word_embeddings=merge.tied)
+            checkpoint = dataclasses.replace(
+                checkpoint, config={**checkpoint.config, "tie_word_embeddings": merge.tied}
+            )
     return Resolved(
         variant=variant,
         checkpoint=checkpoint,
+        merge=merge,
         family=family,
         spec=spec,
         target=target,

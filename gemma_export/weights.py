@@ -201,8 +201,8 @@ def _non_finite(name: str, wide: torch.Tensor, row: int, dtype: torch.dtype) -> 
             hint="Export with --fp32: this checkpoint's weights exceed the range of the chosen precision.",
         )
     return NonFiniteError(
-        f"{where}: {value} in the checkpoint, expected a finite number",
-        hint="The checkpoint is damaged or its training diverged: fetch it again, or use an earlier one.",
+        f"{where}: {value}, expected a finite number",
+        hint="The file is damaged or its training diverged: fetch it again, or use an earlier one.",
     )
 
 

@@ -29,3 +29,6 @@ SAMPLE_DEVIATION = 0.015
 # The smallest distance, in logits, between the best and the second-best token of the greedy contract: float16 moves a
 # logit of the tiny model by 0.012, so no step of it is a close call.
 GREEDY_MARGIN = 0.2
+# A merged weight, absolute for each term of the low-rank product, values of order 1: torch and the row-wise merge sum
+# the same float32 products in another order, a unit in the last place each; a wrong scale or factor is 1e-2 and more.
+MERGED_WEIGHTS = 5e-7

@@ -10,6 +10,7 @@ from gemma_export import __version__
 from gemma_export.artifact.writer import GraphFile
 from gemma_export.config import CacheState, DecoderSpec
 from gemma_runtime.manifest import (
+    AdapterSource,
     FileEntry,
     Generator,
     Graph,
@@ -20,7 +21,7 @@ from gemma_runtime.manifest import (
     State,
 )
 
-__all__ = ["build_manifest"]
+__all__ = ["build_manifest", "hashed_adapter", "hashed_source"]
 
 # packages whose release decides the bytes of the graphs and weights; absent ones are left out
 _PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
@@ -103,6 +104,7 @@ def hashed_source(
     seed: int | None,
     generator_version: int | None,
     files: Sequence[tuple[str, int, str]],
+    adapter: AdapterSource | None = None,
 ) -> Source:
     """Where weights came from; `files` are (base name, size in bytes, SHA-256)."""
     return Source(
@@ -112,8 +114,27 @@ def hashed_source(
         name=name,
         seed=seed,
         generator_version=generator_version,
-        files=tuple(SourceFile(name=file, size=size, sha256=sha256) for file, size, sha256 in sorted(files)),
+        files=_source_files(files),
+        adapter=adapter,
     )
+
+
+def hashed_adapter(
+    *,
+    repository: str | None,
+    revision: str | None,
+    name: str | None,
+    ranks: Sequence[int],
+    files: Sequence[tuple[str, int, str]],
+) -> AdapterSource:
+    """The adapter that was merged; `files` as in `hashed_source`."""
+    return AdapterSource(
+        repository=repository, revision=revision, name=name, ranks=tuple(ranks), files=_source_files(files)
+    )
+
+
+def _source_files(files: Sequence[tuple[str, int, str]]) -> tuple[SourceFile, ...]:
+    return tuple(SourceFile(name=file, size=size, sha256=sha256) for file, size, sha256 in sorted(files))
 
 
 def _state(state: CacheState, dtype: str) -> State:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from gemma_export.checkpoint.check import check_tensors
+from gemma_export.checkpoint.check import check_tensors, same_bytes
 from gemma_export.checkpoint.checkpoint import (
     BUILTIN_DIRECTORY,
     Checkpoint,
     builtin_checkpoint,
+    display_name,
     open_checkpoint,
     synthetic_checkpoint,
 )
@@ -23,7 +24,9 @@ __all__ = [
     "SyntheticSource",
     "builtin_checkpoint",
     "check_tensors",
+    "display_name",
     "hash_files",
     "open_checkpoint",
+    "same_bytes",
     "synthetic_checkpoint",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from gemma_export.errors import CheckpointError
 from gemma_export.tensors import DTYPE_BYTES, TensorSource
 
-__all__ = ["check_tensors"]
+__all__ = ["check_tensors", "same_bytes"]
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # a buffer that old releases of transformers saved; the reference computes it from the configuration
@@ -48,6 +48,25 @@ def check_tensors(source: TensorSource, expected: Mapping[str, tuple[int, ...]])
             )
 
 
+def same_bytes(source: TensorSource, first: str, second: str) -> bool:
+    """Whether two tensors of a source have one type, shape and content; both are read from end to end.
+
+    Raises:
+        CheckpointError: the bytes cannot be read.
+    """
+    tensor = source.tensors[first]
+    same = tensor == source.tensors[second] and tensor.dtype in DTYPE_BYTES
+    position = 0
+    while same and position < tensor.nbytes:
+        size = min(_COMPARE_BYTES, tensor.nbytes - position)
+        contents = bytearray(size), bytearray(size)
+        for name, content in zip((first, second), contents, strict=True):
+            source.read_into(name, position, memoryview(content))
+        same = contents[0] == contents[1]
+        position += size
+    return same
+
+
 def _names_differ(missing: list[str], extra: list[str], count: int) -> CheckpointError:
     parts = []
     if missing:
@@ -59,23 +78,15 @@ def _names_differ(missing: list[str], extra: list[str], count: int) -> Checkpoin
     adapter = any("lora_" in name for name in extra)
     return CheckpointError(
         f"the checkpoint's tensors are not those of config.json: {'; '.join(parts)}",
-        hint="Merge the adapter into the model first." if adapter else "config.json and weights must be of one model.",
+        hint="This is an adapter: give it with --adapter and its base model with --checkpoint."
+        if adapter
+        else "config.json and weights must be of one model.",
     )
 
 
 def _check_tied_head(source: TensorSource) -> None:
     """A head saved beside a tied embedding must be the embedding: the reference would ignore it."""
-    head, table = source.tensors[_HEAD], source.tensors[_EMBEDDING]
-    same = head == table and head.dtype in DTYPE_BYTES
-    position = 0
-    while same and position < head.nbytes:
-        size = min(_COMPARE_BYTES, head.nbytes - position)
-        first, second = bytearray(size), bytearray(size)
-        source.read_into(_HEAD, position, memoryview(first))
-        source.read_into(_EMBEDDING, position, memoryview(second))
-        same = first == second
-        position += size
-    if not same:
+    if not same_bytes(source, _HEAD, _EMBEDDING):
         raise CheckpointError(
             f"config.json ties the head to the embedding, but {_HEAD} differs from {_EMBEDDING}",
             hint='If the head was trained apart, set "tie_word_embeddings": false in config.json.',

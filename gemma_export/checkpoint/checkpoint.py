@@ -14,7 +14,14 @@ from gemma_export.checkpoint.synthetic import SyntheticSource
 from gemma_export.errors import ConfigError, MissingResourceError
 from gemma_export.tensors import TensorSource
 
-__all__ = ["BUILTIN_DIRECTORY", "Checkpoint", "builtin_checkpoint", "open_checkpoint", "synthetic_checkpoint"]
+__all__ = [
+    "BUILTIN_DIRECTORY",
+    "Checkpoint",
+    "builtin_checkpoint",
+    "display_name",
+    "open_checkpoint",
+    "synthetic_checkpoint",
+]
 
 # the trained tiny model, package data
 BUILTIN_DIRECTORY = Path(__file__).parent / "tiny"
@@ -99,14 +106,14 @@ def open_checkpoint(directory: Path, *, weights: bool = True) -> Checkpoint:
     return Checkpoint(
         config=config,
         source=source,
-        name=_display_name(directory),
+        name=display_name(directory),
         generation_config=read_json(generation) if generation.is_file() else None,
         tokenizer_files=tokenizer,
         files=tuple(files),
     )
 
 
-def _display_name(directory: Path) -> str:
+def display_name(directory: Path) -> str:
     """The base name that the user typed, as text that any file and terminal can show."""
     name = os.path.basename(os.path.abspath(directory))
     return "".join(char if char.isprintable() else "_" for char in name) or "checkpoint"

@@ -128,9 +128,7 @@ def _no_weights(directory: Path) -> MissingResourceError:
     pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]
     shards = [name for name in names if name.endswith(".safetensors")]
     if adapter:
-        hint = (
-            "This is an adapter: merge it into its base model first (peft's merge_and_unload), then save safetensors."
-        )
+        hint = "This is an adapter: give it with --adapter and its base model with --checkpoint."
     elif shards:
         hint = f"{shards[0]} is there: a sharded checkpoint needs its {_INDEX}."
     elif pickles:

@@ -34,6 +34,7 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
 @click.option(
     "--checkpoint", metavar="DIR", type=click.Path(path_type=Path), help="A local checkpoint: config, safetensors."
 )
+@click.option("--adapter", metavar="DIR", help="A PEFT LoRA, merged into the weights.")
 @click.option(
     "--synthetic-weights",
     "synthetic_seed",
@@ -147,6 +148,7 @@ def _request(options: dict[str, Any]) -> ExportRequest:
     return ExportRequest(
         variant=options["variant"],
         checkpoint=options["checkpoint"],
+        adapter=options["adapter"],
         synthetic_seed=None if seed is None else int(seed),
         precision=precisions[0] if precisions else _PRECISIONS[0],
         target=options["target"],

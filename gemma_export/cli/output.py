@@ -52,6 +52,7 @@ def print_plan(plan: ExportPlan, *, as_json: bool) -> None:
 
 def print_result(result: ExportResult, *, as_json: bool) -> None:
     """Prints what an export has written, and the next command."""
+    from gemma_export.planning import adapter_json
     from gemma_export.progress import format_bytes
 
     plan, folder = result.plan, result.folder
@@ -62,6 +63,7 @@ def print_result(result: ExportResult, *, as_json: bool) -> None:
             "schema_version": JSON_VERSION,
             "output": str(plan.output),
             "variant": plan.variant.name if plan.variant else None,
+            "adapter": adapter_json(plan.merge),
             "precision": plan.precision.name,
             "target": plan.target.name,
             "graphs": [graph.file for graph in plan.graphs],

@@ -22,6 +22,8 @@ class FolderFacts:
     # "builtin", "local" or "synthetic", and the same in words
     source_kind: str
     source: str
+    # name of the adapter that is merged into the weights
+    adapter: str | None
     license_url: str
     spec: DecoderSpec
     # decoder state, layer by layer

@@ -25,6 +25,8 @@ def _files(facts: FolderFacts) -> dict[str, bytes | Path]:
         notice = _TINY_NOTICE
     else:
         notice = _GEMMA_NOTICE
+    if facts.adapter is not None:
+        notice += f"The adapter {facts.adapter} is merged into these weights; its own terms hold too.\n"
     return {"NOTICE": notice.encode()}
 
 

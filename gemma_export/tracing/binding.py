@@ -5,17 +5,21 @@ from __future__ import annotations
 import onnx_ir as ir
 import torch
 
+from gemma_export.adapter import Merge
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import TracingError
 from gemma_export.families import Family
+from gemma_export.low_rank import LowRankSum
 from gemma_export.nn import rotary_tables
 from gemma_export.tensors import TensorSource
-from gemma_export.weights import Cast, Constant, Stored, Weight, WeightTensor
+from gemma_export.weights import Cast, Constant, Stored, Transpose, Weight, WeightTensor
 
-__all__ = ["bind_weights"]
+__all__ = ["bind_weights", "merged_weight"]
 
 
-def bind_weights(model: ir.Model, family: Family, spec: DecoderSpec, source: TensorSource) -> None:
+def bind_weights(
+    model: ir.Model, family: Family, spec: DecoderSpec, source: TensorSource, merge: Merge | None = None
+) -> None:
     """Binds every initializer to a lazy float32 expression over the checkpoint; nothing is read.
 
     Args:
@@ -23,6 +27,7 @@ def bind_weights(model: ir.Model, family: Family, spec: DecoderSpec, source: Ten
         family: its architecture.
         spec: its sizes; `max_position_embeddings` sizes the rotary tables.
         source: the checkpoint's tensors.
+        merge: an adapter that was held against them.
 
     Raises:
         TracingError: the graph's parameters are not the family's tensors.
@@ -30,7 +35,8 @@ def bind_weights(model: ir.Model, family: Family, spec: DecoderSpec, source: Ten
     cos, sin = rotary_tables(positions=spec.max_position_embeddings, head_dim=spec.head_dim, theta=spec.rope_theta)
     expressions: dict[str, Weight] = {"cos_cache": Constant(cos, "cos_cache"), "sin_cache": Constant(sin, "sin_cache")}
     for name in family.tensor_shapes(spec):
-        expressions[name] = Cast(Stored(source, name), torch.float32)
+        weight = Stored(source, name) if merge is None else merged_weight(source, merge, name)
+        expressions[name] = Cast(weight, torch.float32)
     initializers = model.graph.initializers
     if spec.tie_word_embeddings and "lm_head.weight" in initializers:
         # torch names a shared parameter after the module it meets first
@@ -43,3 +49,25 @@ def bind_weights(model: ir.Model, family: Family, spec: DecoderSpec, source: Ten
         )
     for name, value in initializers.items():
         value.const_value = WeightTensor(expressions[name], name)
+
+
+def merged_weight(source: TensorSource, merge: Merge, name: str) -> Weight:
+    """One tensor of the model that an adapter was merged into, lazily."""
+    merged = merge.tensors.get(name)
+    if merged is None:
+        return Stored(source, name)
+    adapter = merge.adapter.source
+    base = Stored(adapter if merged.from_adapter else source, merged.base)
+    factors = merged.factors
+    if factors is None:
+        return base
+    left, right = Stored(adapter, factors.b), Stored(adapter, factors.a)
+    return LowRankSum(
+        base,
+        # an embedding's table is [vocabulary, hidden], and (B @ A).T is A.T @ B.T
+        Transpose(Cast(right, torch.float32)) if factors.embedding else left,
+        Transpose(Cast(left, torch.float32)) if factors.embedding else right,
+        scale=factors.scale,
+        norms=None if factors.magnitude is None else Stored(adapter, factors.magnitude),
+        name=f"{name} with adapter {merge.adapter.name}",
+    )

@@ -19,6 +19,7 @@ from gemma_runtime.errors import ManifestError
 from gemma_runtime.manifest import (
     MANIFEST_FILE,
     SCHEMA_VERSION,
+    AdapterSource,
     FileEntry,
     Generator,
     Graph,
@@ -87,6 +88,13 @@ def build(**changes: Any) -> Manifest:
             seed=None,
             generator_version=None,
             files=(SourceFile(name="model-00001-of-00002.safetensors", size=4 << 30, sha256=sha256(b"source")),),
+            adapter=AdapterSource(
+                repository="someone/gemma-2b-lora",
+                revision="89abcdef" * 5,
+                name=None,
+                ranks=(8, 16),
+                files=(SourceFile(name="adapter_model.safetensors", size=9, sha256=sha256(b"adapter")),),
+            ),
         ),
         "target": "ort",
         "precision": Precision(
@@ -109,7 +117,14 @@ def build(**changes: Any) -> Manifest:
 
 
 SYNTHETIC = Source(
-    kind="synthetic", repository=None, revision=None, name="my-gemma", seed=2**63 - 1, generator_version=1, files=()
+    kind="synthetic",
+    repository=None,
+    revision=None,
+    name="my-gemma",
+    seed=2**63 - 1,
+    generator_version=1,
+    files=(),
+    adapter=None,
 )
 MANIFESTS = {
     "hub": build(),
@@ -187,6 +202,7 @@ def test_the_schema_has_every_field_of_the_dataclasses() -> None:
         "graph": Graph,
         "precision": Precision,
         "generator": Generator,
+        "adapter_source": AdapterSource,
         "source": Source,
         "source_file": SourceFile,
         "file": FileEntry,
@@ -217,6 +233,7 @@ SHA = "0" * 64
 REFUSED_BY_BOTH = [
     ("schema_version", 0),
     ("schema_version", 1),
+    ("schema_version", 3),
     ("schema_version", "2"),
     ("schema_version", True),
     ("variant", ""),
@@ -266,6 +283,18 @@ REFUSED_BY_BOTH = [
     ("source/files/0/sha256", SHA[1:]),
     ("source/files/0/unknown", 1),
     ("source/unknown", 1),
+    ("source/adapter", []),
+    ("source/adapter", "my-lora"),
+    ("source/adapter/name", ""),
+    ("source/adapter/repository", 1),
+    ("source/adapter/revision", "main"),
+    ("source/adapter/ranks", None),
+    ("source/adapter/ranks", [0]),
+    ("source/adapter/ranks", [8, True]),
+    ("source/adapter/ranks", [8.5]),
+    ("source/adapter/ranks", [1 << 63]),
+    ("source/adapter/files/0/sha256", SHA[1:]),
+    ("source/adapter/unknown", 1),
     ("precision/options", None),
     ("precision/options", []),
     ("precision/name", ""),
@@ -437,6 +466,7 @@ def test_schema_and_parser_agree_about_missing_and_unknown_keys() -> None:
         ("null", "the document: expected an object, found None"),
         ("{}", "schema_version is missing"),
         ('{"schema_version": 3}', "schema_version is 3, expected 2"),
+        ('{"schema_version": 1}', "schema_version is 1, expected 2"),
         ('{"schema_version": 2}', "variant is missing"),
     ],
 )

@@ -21,6 +21,7 @@ from gemma_runtime.errors import ManifestError
 __all__ = [
     "MANIFEST_FILE",
     "SCHEMA_VERSION",
+    "AdapterSource",
     "FileEntry",
     "Generator",
     "Graph",
@@ -74,6 +75,20 @@ class SourceFile:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterSource:
+    """A LoRA adapter that was merged into the weights."""
+
+    # Hub repository and 40-hex commit, where there is one
+    repository: str | None
+    revision: str | None
+    # base name of a local adapter's folder
+    name: str | None
+    # the ranks that occur, ascending; none where modules are only replaced
+    ranks: tuple[int, ...]
+    files: tuple[SourceFile, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
     """Where the weights came from."""
 
@@ -88,6 +103,7 @@ class Source:
     seed: int | None
     generator_version: int | None
     files: tuple[SourceFile, ...]
+    adapter: AdapterSource | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -420,6 +436,20 @@ def _source(read: _Reader) -> Source:
         name=read.optional("name", read.text),
         seed=read.optional("seed", read.integer),
         generator_version=read.optional("generator_version", read.integer),
+        files=read.objects("files", _source_file),
+        adapter=read.optional("adapter", lambda key: read.object(key, _adapter)),
+    )
+
+
+def _adapter(read: _Reader) -> AdapterSource:
+    ranks = read.items("ranks")
+    if not all(isinstance(rank, int) and not isinstance(rank, bool) and 1 <= rank < 1 << 63 for rank in ranks):
+        raise _error("source.adapter.ranks", "integers from 1", ranks)
+    return AdapterSource(
+        repository=read.optional("repository", read.text),
+        revision=read.optional("revision", lambda key: read.text(key, _REVISION)),
+        name=read.optional("name", read.text),
+        ranks=tuple(ranks),
         files=read.objects("files", _source_file),
     )
 

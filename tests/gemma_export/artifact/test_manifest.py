@@ -9,10 +9,10 @@ import pytest
 
 from gemma_export import __version__
 from gemma_export.artifact import manifest as module
-from gemma_export.artifact.manifest import build_manifest, hashed_source
+from gemma_export.artifact.manifest import build_manifest, hashed_adapter, hashed_source
 from gemma_export.artifact.writer import GraphFile
 from gemma_export.config import CacheState, DecoderSpec
-from gemma_runtime.manifest import FileEntry, Generator, Graph, Manifest, Precision, SourceFile, State
+from gemma_runtime.manifest import AdapterSource, FileEntry, Generator, Graph, Manifest, Precision, SourceFile, State
 
 # every number differs, so that none can stand for another
 SPEC = DecoderSpec(
@@ -40,6 +40,13 @@ SOURCE = hashed_source(
     seed=None,
     generator_version=None,
     files=[("b.safetensors", 7, "b" * 64), ("a.safetensors", 9, "a" * 64)],
+    adapter=hashed_adapter(
+        repository="someone/lora",
+        revision="1" * 40,
+        name=None,
+        ranks=[4, 8],
+        files=[("d", 3, "d" * 64), ("c", 2, "c" * 64)],
+    ),
 )
 FILES = [
     FileEntry(path="onnx/model_fp16.onnx", size=1, sha256="1" * 64, kind="graph"),
@@ -148,6 +155,16 @@ def test_source_files_are_sorted() -> None:
     assert SOURCE.files == (
         SourceFile(name="a.safetensors", size=9, sha256="a" * 64),
         SourceFile(name="b.safetensors", size=7, sha256="b" * 64),
+    )
+
+
+def test_the_adapter_of_a_source() -> None:
+    assert SOURCE.adapter == AdapterSource(
+        repository="someone/lora",
+        revision="1" * 40,
+        name=None,
+        ranks=(4, 8),
+        files=(SourceFile(name="c", size=2, sha256="c" * 64), SourceFile(name="d", size=3, sha256="d" * 64)),
     )
 
 

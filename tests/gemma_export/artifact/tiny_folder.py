@@ -124,7 +124,14 @@ def tiny_manifest(files: Sequence[FileEntry]) -> Manifest:
         variant=None,
         family="gemma",
         source=Source(
-            kind="local", repository=None, revision=None, name="tiny", seed=None, generator_version=None, files=()
+            kind="local",
+            repository=None,
+            revision=None,
+            name="tiny",
+            seed=None,
+            generator_version=None,
+            files=(),
+            adapter=None,
         ),
         target="portable",
         precision=Precision(name="fp32", activation_dtype="float32", weight_dtype="float32", options={}),

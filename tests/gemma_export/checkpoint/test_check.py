@@ -88,7 +88,7 @@ def test_hostile_names_are_shown_escaped_and_short() -> None:
 
 def test_an_adapter_beside_the_weights_has_its_own_hint() -> None:
     tensors = stored(**{"model.layers.0.self_attn.q_proj.lora_A.weight": StoredTensor("bfloat16", (2, 4))})
-    assert refusal(tensors).hint == "Merge the adapter into the model first."
+    assert refusal(tensors).hint == "This is an adapter: give it with --adapter and its base model with --checkpoint."
 
 
 def test_another_layer_count() -> None:

@@ -1,0 +1,82 @@
+"""A PEFT adapter on disk: its configuration and lazily read tensors. Torch-free."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from gemma_export.adapter.config import AdapterConfig, parse_config
+from gemma_export.checkpoint import SafetensorsSource, display_name
+from gemma_export.checkpoint.json_file import read_json
+from gemma_export.errors import CheckpointError, MissingResourceError
+from gemma_export.tensors import TensorSource
+
+__all__ = ["Adapter", "open_adapter"]
+
+_CONFIG, _WEIGHTS, _PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """What is merged into a checkpoint."""
+
+    config: AdapterConfig
+    source: TensorSource
+    # base name of its folder
+    name: str
+    # the files that decide the merge, for the manifest's hashes
+    files: tuple[Path, ...]
+    # Hub repository and 40-hex commit, where it comes from one
+    repository: str | None = None
+    revision: str | None = None
+
+    def base_model_warning(self, repository: str | None) -> str | None:
+        """Says that the adapter names another base model than the one exported; a renamed copy is none of our business.
+
+        Args:
+            repository: Hub repository of the exported checkpoint; None, for a local one, can contradict nothing.
+        """
+        named = self.config.base_model
+        if named is None or repository is None:
+            return None
+        organisation, _, base = named.replace("\\", "/").rpartition("/")
+        # "org/name" is a repository; anything else is a folder of the machine that trained the adapter
+        is_repository = organisation != "" and "/" not in organisation and organisation not in (".", "..")
+        expected = repository if is_repository else repository.rpartition("/")[2]
+        if (named if is_repository else base).casefold() == expected.casefold():
+            return None
+        return f"adapter {self.name} was trained on {named[:200]!r}, the exported checkpoint is {repository}"
+
+
+def open_adapter(directory: Path) -> Adapter:
+    """Opens an adapter that PEFT saved; the header is read and checked, tensor data is not.
+
+    Args:
+        directory: holds adapter_config.json and adapter_model.safetensors.
+
+    Raises:
+        MissingResourceError: the folder, its configuration or its safetensors are not there.
+        ConfigError, CheckpointError: they are broken, or no LoRA that can be merged.
+    """
+    # os.path: a text that no path can be (too long, a null in it) does not exist either
+    if not os.path.isdir(directory):
+        what = "is not a folder" if os.path.exists(directory) else "does not exist"
+        raise MissingResourceError(
+            f"adapter {str(directory)[:200]} {what}", hint=f"Give the folder that holds {_CONFIG} and {_WEIGHTS}."
+        )
+    config, weights = directory / _CONFIG, directory / _WEIGHTS
+    if not config.is_file():
+        is_model = (directory / "config.json").is_file()
+        hint = "This is a whole model: export it with --checkpoint." if is_model else "Give the folder that PEFT saved."
+        raise MissingResourceError(f"adapter {directory} has no {_CONFIG}", hint=hint)
+    parsed = parse_config(read_json(config))
+    if not weights.is_file():
+        hint = "Fetch the adapter's safetensors file."
+        if (directory / _PICKLE).is_file():
+            hint = f"{_PICKLE} is a pickle, which can run code and is never read: save the adapter as safetensors."
+        raise MissingResourceError(f"adapter {directory} has no {_WEIGHTS}", hint=hint)
+    source = SafetensorsSource((weights,))
+    if not source.tensors:
+        raise CheckpointError(f"{_WEIGHTS} holds no tensor", hint="The adapter was saved empty: save it again.")
+    return Adapter(config=parsed, source=source, name=display_name(directory), files=(config, weights))
