@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _INTERRUPTED = 130
+_INTERRUPTED_HINT = "Run the command again; a download goes on where it stopped."
 _OUT_OF_MEMORY = "out of memory"
 _MEMORY_HINT = "`gemma-export --dry-run` says how much an export needs: close programs, or use a larger machine."
 # packages of the `export` extra, by import name
@@ -34,9 +35,8 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--variant", metavar="NAME", help="A released model, or `tiny`, the built-in one. See `variants`.")
-@click.option(
-    "--checkpoint", metavar="DIR", type=click.Path(path_type=Path), help="A local checkpoint: config, safetensors."
-)
+@click.option("--checkpoint", metavar="DIR|ORG/NAME", help="A local folder, or a repository of the Hub.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of the Hub repository. Default: main.")
 @click.option(
     "--synthetic-weights",
     "synthetic_seed",
@@ -62,7 +62,7 @@ def cli(context: click.Context, /, **options: Any) -> None:
 
     \b
     gemma-export --variant tiny
-    gemma-export --variant 7b --checkpoint ./gemma-7b --fp16
+    gemma-export --variant 7b --fp16
     gemma-export --checkpoint ./my-fine-tune --dry-run
     """
     context.obj = options
@@ -71,17 +71,18 @@ def cli(context: click.Context, /, **options: Any) -> None:
         return
     request = _request(options)
     from gemma_export.planning import plan_export
+    from gemma_export.progress import make_progress
 
+    progress = make_progress(sys.stderr, quiet=options["as_json"])
     if options["dry_run"]:
-        plan = plan_export(request)
+        plan = plan_export(request, progress)
         _warn(plan)
         _print_plan(plan, as_json=options["as_json"])
         return
     _require_packages()
     from gemma_export.pipeline import export
-    from gemma_export.progress import make_progress
 
-    result = export(request, make_progress(sys.stderr, quiet=options["as_json"]), on_plan=_announce)
+    result = export(request, progress, on_plan=_announce)
     _print_result(result, as_json=options["as_json"])
 
 
@@ -151,9 +152,7 @@ def main() -> None:
     except click.ClickException as error:
         code = _report(error, error.format_message(), "See gemma-export --help.", 2, debug=debug)
     except (KeyboardInterrupt, click.Abort) as error:
-        code = _report(
-            error, "interrupted; nothing is left behind", "Run the command again.", _INTERRUPTED, debug=debug
-        )
+        code = _report(error, "interrupted; no output is left behind", _INTERRUPTED_HINT, _INTERRUPTED, debug=debug)
     except SystemExit:
         # outside standalone mode click ends so in one case only: the reader of stdout went away, no failure of ours
         code = 0
@@ -208,6 +207,7 @@ def _request(options: dict[str, Any]) -> ExportRequest:
     return ExportRequest(
         variant=options["variant"],
         checkpoint=options["checkpoint"],
+        revision=options["revision"],
         synthetic_seed=None if seed is None else int(seed),
         precision="fp16" if options["fp16"] else "fp32",
         target=options["target"],
@@ -264,6 +264,10 @@ def _print_plan(plan: ExportPlan, *, as_json: bool) -> None:
     for file in plan.files:
         click.echo(f"  {'' if file.exact else '<= '}{file.nbytes:,}".rjust(22) + f"  {file.path}")
     click.echo(f"  {plan.nbytes:,}".rjust(22) + f"  in all ({format_bytes(plan.nbytes)})")
+    if plan.download_bytes:
+        click.echo(f"download: {format_bytes(plan.download_bytes)} ({plan.download_bytes:,} bytes) of weights")
+    elif plan.facts.source_kind == "hub":
+        click.echo("download: nothing, the weights are in the Hub cache")
     click.echo(f"memory: about {format_bytes(plan.peak_memory_bytes)} at most; nothing was written")
     click.echo("next: the same command without --dry-run")
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from gemma_export.artifact import DataPlan, data_file, file_kind, graph_file, plan_data
-from gemma_export.checkpoint import Checkpoint
+from gemma_export.checkpoint import Checkpoint, HubWeights
 from gemma_export.config import DecoderSpec
 from gemma_export.consumers import CONSUMERS, FolderFacts
 from gemma_export.families import Family
 from gemma_export.precision import Precision
+from gemma_export.progress import Progress
 from gemma_export.request import ExportRequest, Resolved, resolve
 from gemma_export.targets import Target
 from gemma_export.variants import GEMMA_TERMS_URL, Variant
@@ -80,6 +81,8 @@ class ExportPlan:
     facts: FolderFacts
     files: tuple[PlannedFile, ...]
     peak_memory_bytes: int
+    # weights that an export fetches from the Hub before it writes
+    download_bytes: int
     warnings: tuple[str, ...]
 
     @property
@@ -88,21 +91,25 @@ class ExportPlan:
         return sum(file.nbytes for file in self.files)
 
 
-def plan_export(request: ExportRequest) -> ExportPlan:
+def plan_export(request: ExportRequest, progress: Progress | None = None) -> ExportPlan:
     """Checks the request and the checkpoint's names and shapes, and plans every file.
+
+    Args:
+        request: what to export.
+        progress: told of the small files of a checkpoint on the Hub; its weights are not fetched here.
 
     Raises:
         UsageError: the request contradicts itself.
         ConfigError, CheckpointError: the checkpoint is not what it says.
         MissingResourceError: no weights or no tokenizer.
     """
-    resolved = resolve(request)
+    resolved = resolve(request, progress)
     family, spec, target, precision = resolved.family, resolved.spec, resolved.target, resolved.precision
     tensors = family.tensor_shapes(spec)
     graphs = _graphs(precision.suffix, resolved.keep)
     stored = target.stored_tensors(tensors, spec)
     data = plan_data((name, precision.stored_nbytes(shape)) for name, shape in stored)
-    facts = _facts(resolved, graphs)
+    facts, source = _facts(resolved, graphs), resolved.checkpoint.source
     return ExportPlan(
         request=request,
         variant=resolved.variant,
@@ -118,6 +125,7 @@ def plan_export(request: ExportRequest) -> ExportPlan:
         facts=facts,
         files=_files(spec, graphs, data, precision, facts),
         peak_memory_bytes=_peak_memory(spec),
+        download_bytes=source.download_bytes if isinstance(source, HubWeights) else 0,
         warnings=resolved.warnings,
     )
 
@@ -147,11 +155,12 @@ def _facts(resolved: Resolved, graphs: Sequence[PlannedGraph]) -> FolderFacts:
         "synthetic": f"synthetic weights, seed {checkpoint.seed}",
         "builtin": "the built-in tiny model",
         "local": f"the local checkpoint {checkpoint.name}",
+        "hub": f"{checkpoint.repository} at commit {checkpoint.revision}",
     }
     return FolderFacts(
         title=f"gemma-{variant.name}" if variant is not None else checkpoint.name or "gemma",
         # a local folder may hold any weights of the variant's shape
-        repository=None,
+        repository=checkpoint.repository if kind == "hub" else None,
         source_kind=kind,
         source=sources[kind],
         license_url=variant.license_url if variant is not None else GEMMA_TERMS_URL,
@@ -205,6 +214,7 @@ def plan_json(plan: ExportPlan) -> str:
         "source": plan.facts.source,
         "files": [{"path": file.path, "size": file.nbytes, "exact": file.exact} for file in plan.files],
         "total_bytes": plan.nbytes,
+        "download_bytes": plan.download_bytes,
         "peak_memory_bytes": plan.peak_memory_bytes,
         "warnings": list(plan.warnings),
         "kinds": {file.path: file_kind(file.path) for file in plan.files},

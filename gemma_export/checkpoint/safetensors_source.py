@@ -10,7 +10,16 @@ from gemma_export.checkpoint.json_file import read_json
 from gemma_export.errors import CheckpointError, MissingResourceError
 from gemma_export.tensors import StoredTensor
 
-__all__ = ["INDEX", "SINGLE", "SafetensorsSource", "gather_entries", "read_index", "weight_files"]
+__all__ = [
+    "INDEX",
+    "SINGLE",
+    "SafetensorsSource",
+    "gather_entries",
+    "no_weights_hint",
+    "pickled_weights",
+    "read_index",
+    "weight_files",
+]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -29,6 +38,11 @@ class SafetensorsSource:
     def __init__(self, shards: Sequence[Path], index: Mapping[str, str] | None = None) -> None:
         self._paths = {shard.name: shard for shard in shards}
         self._entries = gather_entries(((shard.name, read_header(shard)) for shard in shards), index)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The shards."""
+        return tuple(self._paths.values())
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]:
@@ -141,17 +155,27 @@ def read_index(path: Path) -> dict[str, str]:
 
 def _no_weights(directory: Path) -> MissingResourceError:
     names = sorted(path.name for path in directory.iterdir() if path.is_file())
+    return MissingResourceError(
+        f"{directory.name}: no weights: neither {SINGLE} nor {INDEX} is there", hint=no_weights_hint(names)
+    )
+
+
+def no_weights_hint(names: Sequence[str]) -> str:
+    """What to do about a checkpoint without weights, judged by the names of its files, in order."""
     adapter = [name for name in names if name.startswith("adapter")]
-    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]
     shards = [name for name in names if name.endswith(".safetensors")]
+    pickles = pickled_weights(names)
     if adapter:
-        hint = (
+        return (
             "This is an adapter: merge it into its base model first (peft's merge_and_unload), then save safetensors."
         )
-    elif shards:
-        hint = f"{shards[0]} is there: a sharded checkpoint needs its {INDEX}."
-    elif pickles:
-        hint = f"{pickles[0]} is a pickle, which can run code and is never read: save the model as safetensors."
-    else:
-        hint = "Fetch the checkpoint's safetensors files, or use --synthetic-weights."
-    return MissingResourceError(f"{directory.name}: no weights: neither {SINGLE} nor {INDEX} is there", hint=hint)
+    if shards:
+        return f"{shards[0]} is there: a sharded checkpoint needs its {INDEX}."
+    if pickles:
+        return f"{pickles[0]} is a pickle, which can run code and is never read: save the model as safetensors."
+    return "Fetch the checkpoint's safetensors files, or use --synthetic-weights."
+
+
+def pickled_weights(names: Sequence[str]) -> list[str]:
+    """The names that weights have which are never read."""
+    return [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]
