@@ -122,6 +122,15 @@ class HubServer:
             server.shutdown()
             server.server_close()
 
+    def environment(self, directory: Path) -> dict[str, str]:
+        """What makes a process use this Hub, with an empty cache below a directory."""
+        return {
+            "HF_HOME": str(directory / "hf"),
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HUB_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1",
+        }
+
     def fault(self, request: Request) -> Fault | None:
         """The fault that meets a request, used up once more."""
         with self._lock:
@@ -153,10 +162,16 @@ def hub_server() -> Iterator[HubServer]:
 
 def _serve(hub: HubServer, name: str) -> ThreadingHTTPServer:
     handler = type("Handler", (_Handler,), {"hub": hub, "name": name})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     return server
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Programs that are killed leave their connections as they are."""
 
 
 class _Handler(BaseHTTPRequestHandler):
