@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,8 +16,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gemma_export.artifact import GraphFile, WrittenFolder, check_disk, claim_output, data_file, write_folder
+from gemma_export.artifact.disk import nearest_existing
 from gemma_export.artifact.manifest import build_manifest, hashed_adapter, hashed_source
-from gemma_export.checkpoint import GENERATOR_VERSION, HashedFile, hash_files
+from gemma_export.checkpoint import (
+    GENERATOR_VERSION,
+    HashedFile,
+    HubWeights,
+    check_cached,
+    check_tensors,
+    download_weights,
+    hash_files,
+)
 from gemma_export.planning import ExportPlan, PlannedGraph, consumer_files, plan_export
 from gemma_export.progress import NullProgress, Progress
 from gemma_export.request import ExportRequest
@@ -53,19 +63,22 @@ def export(
 
     Args:
         request: what to export, how and where to.
-        progress: told of bytes written.
+        progress: told of bytes downloaded and written.
         on_plan: told the plan before anything slow begins.
 
     Raises:
         GemmaExportError: any subclass; nothing is left behind.
     """
     clock = _Clock()
-    plan = plan_export(request)
+    plan = plan_export(request, progress)
     if on_plan is not None:
         on_plan(plan)
     with claim_output(plan.output, force=request.force) as claim:
-        check_disk(plan.output, plan.nbytes)
+        check_disk(plan.output, plan.nbytes + _downloaded_beside(plan))
         clock.lap("plan")
+        if isinstance(plan.checkpoint.source, HubWeights):
+            plan = _with_weights(plan, progress)
+            clock.lap("download")
         with _hashing(plan) as hashed:
             model = build_semantic_graph(plan)
             clock.lap("trace")
@@ -82,6 +95,23 @@ def export(
             )
             clock.lap("write")
     return ExportResult(plan=plan, folder=folder, recovered=claim.recovered, seconds=clock.laps)
+
+
+def _with_weights(plan: ExportPlan, progress: Progress | None) -> ExportPlan:
+    """The plan once its weights have been downloaded; what the headers promised is checked again on the files."""
+    checkpoint = download_weights(plan.checkpoint, progress)
+    assert checkpoint.source is not None
+    check_tensors(checkpoint.source, plan.stored)
+    return dataclasses.replace(plan, checkpoint=checkpoint, download_bytes=0)
+
+
+def _downloaded_beside(plan: ExportPlan) -> int:
+    """Bytes that the download takes from the output's own file system."""
+    source = plan.checkpoint.source
+    if not isinstance(source, HubWeights):
+        return 0
+    same = os.stat(nearest_existing(plan.output)).st_dev == source.device
+    return plan.download_bytes if same else 0
 
 
 def build_semantic_graph(plan: ExportPlan) -> ir.Model:
@@ -156,11 +186,13 @@ def _source(plan: ExportPlan, hashed: Sequence[HashedFile]) -> Source:
     # the adapter's files were hashed behind the checkpoint's
     files = [(file.name, file.size, file.sha256) for file in hashed]
     own, more = files[: len(checkpoint.files)], files[len(checkpoint.files) :]
+    # files that no Hub cache holds are left alone
+    check_cached((*checkpoint.files, *(merge.adapter.files if merge is not None else ())), hashed)
     return hashed_source(
         kind=checkpoint.kind,
-        repository=plan.facts.repository,
-        revision=None,
-        name=None if checkpoint.builtin else checkpoint.name,
+        repository=checkpoint.repository,
+        revision=checkpoint.revision,
+        name=None if checkpoint.builtin or checkpoint.repository is not None else checkpoint.name,
         seed=checkpoint.seed,
         generator_version=GENERATOR_VERSION if checkpoint.kind == "synthetic" else None,
         files=own,

@@ -11,11 +11,12 @@ from typing import Any, Literal
 from gemma_export import JSON_VERSION
 from gemma_export.adapter import Merge
 from gemma_export.artifact import DataPlan, data_file, file_kind, graph_file, plan_data
-from gemma_export.checkpoint import Checkpoint
+from gemma_export.checkpoint import Checkpoint, HubWeights
 from gemma_export.config import DecoderSpec
 from gemma_export.consumers import CONSUMERS, FolderFacts
 from gemma_export.families import Family
 from gemma_export.precision import Precision
+from gemma_export.progress import Progress
 from gemma_export.request import ExportRequest, Resolved, resolve
 from gemma_export.targets import Target
 from gemma_export.variants import GEMMA_TERMS_URL, Variant
@@ -76,6 +77,8 @@ class ExportPlan:
     checkpoint: Checkpoint
     # an adapter that is merged into its tensors
     merge: Merge | None
+    # tensors that the checkpoint holds, and their shapes
+    stored: Mapping[str, tuple[int, ...]]
     # tensor of the exported model -> shape
     tensors: Mapping[str, tuple[int, ...]]
     output: Path
@@ -84,6 +87,8 @@ class ExportPlan:
     facts: FolderFacts
     files: tuple[PlannedFile, ...]
     peak_memory_bytes: int
+    # weights that an export fetches from the Hub before it writes
+    download_bytes: int
     warnings: tuple[str, ...]
 
     @property
@@ -92,21 +97,25 @@ class ExportPlan:
         return sum(file.nbytes for file in self.files)
 
 
-def plan_export(request: ExportRequest) -> ExportPlan:
+def plan_export(request: ExportRequest, progress: Progress | None = None) -> ExportPlan:
     """Checks the request and the checkpoint's names and shapes, and plans every file.
+
+    Args:
+        request: what to export.
+        progress: told of the small files of a checkpoint on the Hub; its weights are not fetched here.
 
     Raises:
         UsageError: the request contradicts itself.
         ConfigError, CheckpointError: the checkpoint or the adapter is not what it says, or they do not fit.
         MissingResourceError: no weights, no tokenizer or no adapter.
     """
-    resolved = resolve(request)
+    resolved = resolve(request, progress)
     family, spec, target, precision = resolved.family, resolved.spec, resolved.target, resolved.precision
     tensors = family.tensor_shapes(spec)
     graphs = _graphs(precision.suffix, resolved.keep, target)
     stored = target.stored_tensors(tensors, spec)
     data = plan_data((name, precision.stored_nbytes(shape)) for name, shape in stored)
-    facts = _facts(resolved, graphs)
+    facts, source = _facts(resolved, graphs), resolved.checkpoint.source
     return ExportPlan(
         request=request,
         variant=resolved.variant,
@@ -116,6 +125,7 @@ def plan_export(request: ExportRequest) -> ExportPlan:
         precision=precision,
         checkpoint=resolved.checkpoint,
         merge=resolved.merge,
+        stored=resolved.stored,
         tensors=tensors,
         output=_output(request, resolved),
         graphs=graphs,
@@ -123,6 +133,7 @@ def plan_export(request: ExportRequest) -> ExportPlan:
         facts=facts,
         files=_files(spec, graphs, data, precision, facts),
         peak_memory_bytes=_peak_memory(spec, resolved.merge),
+        download_bytes=source.download_bytes if isinstance(source, HubWeights) else 0,
         warnings=(*resolved.warnings, *(warning for consumer in CONSUMERS for warning in consumer.check(facts))),
     )
 
@@ -159,11 +170,12 @@ def _facts(resolved: Resolved, graphs: Sequence[PlannedGraph]) -> FolderFacts:
         "synthetic": f"synthetic weights, seed {checkpoint.seed}",
         "builtin": "the built-in tiny model",
         "local": f"the local checkpoint {checkpoint.name}",
+        "hub": f"{checkpoint.repository} at commit {checkpoint.revision}",
     }
     return FolderFacts(
         title=_title(resolved),
         # a local folder may hold any weights of the variant's shape
-        repository=None,
+        repository=checkpoint.repository if kind == "hub" else None,
         source_kind=kind,
         source=sources[kind] if merge is None else f"{sources[kind]} with the adapter {merge.adapter.name}",
         adapter=None if merge is None else merge.adapter.name,
@@ -232,6 +244,7 @@ def plan_json(plan: ExportPlan) -> str:
         "adapter": adapter_json(plan.merge),
         "files": [{"path": file.path, "size": file.nbytes, "exact": file.exact} for file in plan.files],
         "total_bytes": plan.nbytes,
+        "download_bytes": plan.download_bytes,
         "peak_memory_bytes": plan.peak_memory_bytes,
         "warnings": list(plan.warnings),
         "kinds": {file.path: file_kind(file.path) for file in plan.files},

@@ -5,15 +5,27 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gemma_export.adapter import Merge, open_adapter, plan_merge
-from gemma_export.checkpoint import Checkpoint, builtin_checkpoint, check_tensors, open_checkpoint, synthetic_checkpoint
+from gemma_export.adapter import Merge, find_adapter, plan_merge
+from gemma_export.checkpoint import (
+    Checkpoint,
+    HubWeights,
+    builtin_checkpoint,
+    check_revision,
+    check_tensors,
+    is_repository_id,
+    open_checkpoint,
+    open_hub_checkpoint,
+    synthetic_checkpoint,
+)
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import ConfigError, MissingResourceError, UnknownVariantError, UsageError
 from gemma_export.families import FAMILIES, Family, check_generation_config, family_of
 from gemma_export.precision import PRECISIONS, Precision
+from gemma_export.progress import Progress
 from gemma_export.targets import TARGETS, Target
 from gemma_export.variants import VARIANTS, Variant
 
@@ -31,8 +43,11 @@ class ExportRequest:
     """What the command line asks for."""
 
     variant: str | None = None
-    checkpoint: Path | None = None
-    # folder of a PEFT adapter that is merged into the weights
+    # a local folder, or a Hub repository ORG/NAME
+    checkpoint: Path | str | None = None
+    # branch, tag or commit of a Hub repository
+    revision: str | None = None
+    # a PEFT adapter that is merged into the weights: a local folder, or a Hub repository ORG/NAME[@REVISION]
     adapter: str | None = None
     # None: weights come from the checkpoint
     synthetic_seed: int | None = None
@@ -53,8 +68,10 @@ class Resolved:
     """A request whose every name has been looked up and whose checkpoint has been checked."""
 
     variant: Variant | None
-    # with its tensors, real or synthetic
+    # with its tensors, real or synthetic; of one on the Hub only their names, shapes and types
     checkpoint: Checkpoint
+    # tensors that the checkpoint must hold, and their shapes; an adapter may untie one more from them
+    stored: Mapping[str, tuple[int, ...]]
     # the adapter, held against those tensors
     merge: Merge | None
     family: Family
@@ -67,8 +84,12 @@ class Resolved:
     warnings: tuple[str, ...]
 
 
-def resolve(request: ExportRequest) -> Resolved:
+def resolve(request: ExportRequest, progress: Progress | None = None) -> Resolved:
     """Looks everything up and checks names and shapes of checkpoint and adapter both ways; no weights are read.
+
+    Args:
+        request: what to export.
+        progress: told of the small files of a checkpoint on the Hub.
 
     Raises:
         UsageError: the request contradicts itself.
@@ -78,10 +99,12 @@ def resolve(request: ExportRequest) -> Resolved:
     target, precision = _choose(request)
     keep = _positions(request.logits)
     variant = _variant(request.variant)
-    checkpoint = _checkpoint(request, variant)
+    checkpoint = _checkpoint(request, variant, progress)
     family = family_of(checkpoint.config)
     native, unread = family.parse_config(checkpoint.config)
-    warnings = [f"config.json: keys that nothing reads: {', '.join(unread)}"] if unread else []
+    warnings = [checkpoint.note] if checkpoint.note is not None else []
+    if unread:
+        warnings.append(f"config.json: keys that nothing reads: {', '.join(unread)}")
     if variant is not None:
         _check_agreement(variant, family, native)
     if checkpoint.generation_config is not None:
@@ -91,12 +114,13 @@ def resolve(request: ExportRequest) -> Resolved:
     if request.synthetic_seed is not None:
         checkpoint = synthetic_checkpoint(checkpoint, tensors, seed=request.synthetic_seed)
     assert checkpoint.source is not None
-    check_tensors(checkpoint.source, tensors)
+    check_tensors(checkpoint.source, tensors, headers_only=isinstance(checkpoint.source, HubWeights))
     merge = None
     if request.adapter is not None:
-        merge = plan_merge(open_adapter(Path(request.adapter)), tensors, tied=spec.tie_word_embeddings)
-        warning = merge.adapter.base_model_warning(variant.repository if variant is not None else None)
-        warnings += [warning] if warning is not None else []
+        adapter, note = find_adapter(request.adapter, progress)
+        merge = plan_merge(adapter, tensors, tied=spec.tie_word_embeddings)
+        base = checkpoint.repository or (variant.repository if variant is not None else None)
+        warnings += [text for text in (note, adapter.base_model_warning(base)) if text is not None]
         if merge.tied != spec.tie_word_embeddings:
             spec = dataclasses.replace(spec, tie_word_embeddings=merge.tied)
             checkpoint = dataclasses.replace(
@@ -105,6 +129,7 @@ def resolve(request: ExportRequest) -> Resolved:
     return Resolved(
         variant=variant,
         checkpoint=checkpoint,
+        stored=tensors,
         merge=merge,
         family=family,
         spec=spec,
@@ -174,27 +199,58 @@ def _variant(name: str | None) -> Variant | None:
     return VARIANTS[name]
 
 
-def _checkpoint(request: ExportRequest, variant: Variant | None) -> Checkpoint:
+def _checkpoint(request: ExportRequest, variant: Variant | None, progress: Progress | None) -> Checkpoint:
     """Where config, weights and tokenizer come from; a source of None means synthetic weights."""
     synthetic = request.synthetic_seed is not None
+    if request.revision is not None:
+        check_revision(request.revision)
     if request.checkpoint is not None:
-        checkpoint = open_checkpoint(request.checkpoint, weights=not synthetic)
-        if not synthetic and not checkpoint.has_tokenizer:
-            raise MissingResourceError(
-                f"{request.checkpoint.name}: no tokenizer: neither tokenizer.json nor tokenizer.model is there",
-                hint="Copy the tokenizer files of the original model into the checkpoint's folder.",
-            )
-        return checkpoint
+        return _given_checkpoint(request, progress)
     assert variant is not None
     if variant.repository is None:
+        _refuse_revision(request, "the built-in model has none")
         return builtin_checkpoint(weights=not synthetic)
     if synthetic:
+        _refuse_revision(request, "synthetic weights of a variant come from no repository")
         return Checkpoint(config=_released_config(variant), source=None)
-    raise MissingResourceError(
-        f"no weights for variant {variant.name}: give --checkpoint DIR with the files of {variant.repository}",
-        hint=f"Accept the licence at {variant.license_url}, run `hf download {variant.repository} --local-dir DIR`, "
-        "then add --checkpoint DIR; or add --synthetic-weights for sizing and benchmarks.",
-    )
+    revision = request.revision or variant.revision
+    return _with_tokenizer(open_hub_checkpoint(variant.repository, revision, progress=progress))
+
+
+def _given_checkpoint(request: ExportRequest, progress: Progress | None) -> Checkpoint:
+    """A local folder, or else a repository: what is there on the disk is never looked for on the Hub."""
+    assert request.checkpoint is not None
+    folder, weights = Path(request.checkpoint), request.synthetic_seed is None
+    text = request.checkpoint if isinstance(request.checkpoint, str) else folder.as_posix()
+    if folder.exists():
+        _refuse_revision(request, f"{text} is a local path")
+        checkpoint = open_checkpoint(folder, weights=weights)
+    elif is_repository_id(text):
+        checkpoint = open_hub_checkpoint(text, request.revision, weights=weights, progress=progress)
+    else:
+        raise MissingResourceError(
+            f"checkpoint {text} does not exist as a local folder, and is no Hub repository, which is called ORG/NAME",
+            hint="Give the folder that holds config.json and the safetensors files, or a name like google/gemma-2b.",
+        )
+    return checkpoint if not weights else _with_tokenizer(checkpoint)
+
+
+def _refuse_revision(request: ExportRequest, why: str) -> None:
+    if request.revision is not None:
+        raise UsageError(
+            f"--revision {request.revision} names a revision of a Hub repository, but {why}",
+            hint="Leave --revision out, or give --checkpoint ORG/NAME.",
+        )
+
+
+def _with_tokenizer(checkpoint: Checkpoint) -> Checkpoint:
+    if not checkpoint.has_tokenizer:
+        whole = f"{checkpoint.repository}, downloaded with `hf download`" if checkpoint.repository else "the checkpoint"
+        raise MissingResourceError(
+            f"{checkpoint.name}: no tokenizer: neither tokenizer.json nor tokenizer.model is there",
+            hint=f"Copy the tokenizer files of the original model into the folder of {whole}.",
+        )
+    return checkpoint
 
 
 def _released_config(variant: Variant) -> dict[str, Any]:

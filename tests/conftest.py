@@ -19,6 +19,10 @@ import pytest
 @pytest.fixture(scope="session", autouse=True)
 def _cache_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["GEMMA_EXPORT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    # no test finds what a developer has downloaded, or who is logged in
+    os.environ["HF_HOME"] = str(tmp_path_factory.mktemp("hub"))
+    for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_ENDPOINT"):
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

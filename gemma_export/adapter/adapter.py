@@ -12,9 +12,9 @@ from gemma_export.checkpoint.json_file import read_json
 from gemma_export.errors import CheckpointError, MissingResourceError
 from gemma_export.tensors import TensorSource
 
-__all__ = ["Adapter", "open_adapter"]
+__all__ = ["CONFIG", "PICKLE", "WEIGHTS", "Adapter", "open_adapter"]
 
-_CONFIG, _WEIGHTS, _PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,20 +63,21 @@ def open_adapter(directory: Path) -> Adapter:
     if not os.path.isdir(directory):
         what = "is not a folder" if os.path.exists(directory) else "does not exist"
         raise MissingResourceError(
-            f"adapter {str(directory)[:200]} {what}", hint=f"Give the folder that holds {_CONFIG} and {_WEIGHTS}."
+            f"adapter {str(directory)[:200]} {what}",
+            hint=f"Give the folder that holds {CONFIG} and {WEIGHTS}, or a Hub repository, ORG/NAME.",
         )
-    config, weights = directory / _CONFIG, directory / _WEIGHTS
+    config, weights = directory / CONFIG, directory / WEIGHTS
     if not config.is_file():
         is_model = (directory / "config.json").is_file()
         hint = "This is a whole model: export it with --checkpoint." if is_model else "Give the folder that PEFT saved."
-        raise MissingResourceError(f"adapter {directory} has no {_CONFIG}", hint=hint)
+        raise MissingResourceError(f"adapter {directory} has no {CONFIG}", hint=hint)
     parsed = parse_config(read_json(config))
     if not weights.is_file():
         hint = "Fetch the adapter's safetensors file."
-        if (directory / _PICKLE).is_file():
-            hint = f"{_PICKLE} is a pickle, which can run code and is never read: save the adapter as safetensors."
-        raise MissingResourceError(f"adapter {directory} has no {_WEIGHTS}", hint=hint)
+        if (directory / PICKLE).is_file():
+            hint = f"{PICKLE} is a pickle, which can run code and is never read: save the adapter as safetensors."
+        raise MissingResourceError(f"adapter {directory} has no {WEIGHTS}", hint=hint)
     source = SafetensorsSource((weights,))
     if not source.tensors:
-        raise CheckpointError(f"{_WEIGHTS} holds no tensor", hint="The adapter was saved empty: save it again.")
+        raise CheckpointError(f"{WEIGHTS} holds no tensor", hint="The adapter was saved empty: save it again.")
     return Adapter(config=parsed, source=source, name=display_name(directory), files=(config, weights))

@@ -1,4 +1,4 @@
-"""Where weights come from: local safetensors, or a synthetic generator. Torch-free and never pickle."""
+"""Where weights come from: local safetensors, the Hub, or a synthetic generator. Torch-free and never pickle."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ from gemma_export.checkpoint.checkpoint import (
     synthetic_checkpoint,
 )
 from gemma_export.checkpoint.hashing import HashedFile, hash_files
+from gemma_export.checkpoint.hub import (
+    HubRepository,
+    HubWeights,
+    check_cached,
+    check_revision,
+    download_weights,
+    fetch,
+    is_repository_id,
+    open_hub_checkpoint,
+)
 from gemma_export.checkpoint.safetensors_source import SafetensorsSource
 from gemma_export.checkpoint.synthetic import GENERATOR_VERSION, SyntheticSource
 
@@ -20,13 +30,21 @@ __all__ = [
     "GENERATOR_VERSION",
     "Checkpoint",
     "HashedFile",
+    "HubRepository",
+    "HubWeights",
     "SafetensorsSource",
     "SyntheticSource",
     "builtin_checkpoint",
+    "check_cached",
+    "check_revision",
     "check_tensors",
     "display_name",
+    "download_weights",
+    "fetch",
     "hash_files",
+    "is_repository_id",
     "open_checkpoint",
+    "open_hub_checkpoint",
     "same_bytes",
     "synthetic_checkpoint",
 ]

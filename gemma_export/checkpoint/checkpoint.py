@@ -16,6 +16,9 @@ from gemma_export.tensors import TensorSource
 
 __all__ = [
     "BUILTIN_DIRECTORY",
+    "CONFIG",
+    "GENERATION_CONFIG",
+    "TOKENIZER_FILES",
     "Checkpoint",
     "builtin_checkpoint",
     "display_name",
@@ -26,8 +29,8 @@ __all__ = [
 # the trained tiny model, package data
 BUILTIN_DIRECTORY = Path(__file__).parent / "tiny"
 
-_CONFIG, _GENERATION_CONFIG = "config.json", "generation_config.json"
-_TOKENIZER_FILES = (
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -46,8 +49,13 @@ class Checkpoint:
     config: Mapping[str, Any]
     # None until synthetic weights are made for the shapes that the configuration implies
     source: TensorSource | None
-    # base name of its folder
+    # base name of its folder, or of its repository
     name: str | None = None
+    # Hub repository and 40-hex commit that the files are of
+    repository: str | None = None
+    revision: str | None = None
+    # what a user must know of how it was found
+    note: str | None = None
     builtin: bool = False
     generation_config: Mapping[str, Any] | None = None
     # base name -> file
@@ -58,10 +66,12 @@ class Checkpoint:
     seed: int | None = None
 
     @property
-    def kind(self) -> Literal["synthetic", "builtin", "local"]:
+    def kind(self) -> Literal["synthetic", "builtin", "hub", "local"]:
         """Where the weights come from, in the manifest's words."""
         if self.seed is not None:
             return "synthetic"
+        if self.repository is not None:
+            return "hub"
         return "builtin" if self.builtin else "local"
 
     @property
@@ -86,18 +96,18 @@ def open_checkpoint(directory: Path, *, weights: bool = True) -> Checkpoint:
         raise MissingResourceError(
             f"checkpoint {directory} {what}", hint="Give the folder that holds config.json and the safetensors files."
         )
-    if not (directory / _CONFIG).is_file():
+    if not (directory / CONFIG).is_file():
         raise MissingResourceError(
-            f"checkpoint {directory} has no {_CONFIG}",
+            f"checkpoint {directory} has no {CONFIG}",
             hint="Give the folder that holds config.json and the safetensors files.",
         )
-    config = read_json(directory / _CONFIG)
-    generation = directory / _GENERATION_CONFIG
-    tokenizer = {name: directory / name for name in _TOKENIZER_FILES if (directory / name).is_file()}
+    config = read_json(directory / CONFIG)
+    generation = directory / GENERATION_CONFIG
+    tokenizer = {name: directory / name for name in TOKENIZER_FILES if (directory / name).is_file()}
     for name, path in tokenizer.items():
         if path.stat().st_size == 0:
             raise ConfigError(f"{name} is empty", hint="Fetch the tokenizer files again.")
-    files = [directory / _CONFIG, *([generation] if generation.is_file() else []), *tokenizer.values()]
+    files = [directory / CONFIG, *([generation] if generation.is_file() else []), *tokenizer.values()]
     source = None
     if weights:
         shards, index = weight_files(directory)

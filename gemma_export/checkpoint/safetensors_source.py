@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from gemma_export.checkpoint.header import HeaderEntry, read_header
@@ -10,9 +10,18 @@ from gemma_export.checkpoint.json_file import read_json
 from gemma_export.errors import CheckpointError, MissingResourceError
 from gemma_export.tensors import StoredTensor
 
-__all__ = ["SafetensorsSource", "weight_files"]
+__all__ = [
+    "INDEX",
+    "SINGLE",
+    "SafetensorsSource",
+    "gather_entries",
+    "no_weights_hint",
+    "pickled_weights",
+    "read_index",
+    "weight_files",
+]
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class SafetensorsSource:
@@ -27,18 +36,13 @@ class SafetensorsSource:
     """
 
     def __init__(self, shards: Sequence[Path], index: Mapping[str, str] | None = None) -> None:
-        self._entries: dict[str, tuple[Path, HeaderEntry]] = {}
-        for shard in shards:
-            for name, entry in read_header(shard).items():
-                if name in self._entries:
-                    other = self._entries[name][0].name
-                    raise CheckpointError(
-                        f"tensor {name[:80]!r} is in {other} and in {shard.name}",
-                        hint="Shards of two checkpoints are mixed: fetch the checkpoint into an empty folder.",
-                    )
-                self._entries[name] = (shard, entry)
-        if index is not None:
-            self._check_index(index)
+        self._paths = {shard.name: shard for shard in shards}
+        self._entries = gather_entries(((shard.name, read_header(shard)) for shard in shards), index)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The shards."""
+        return tuple(self._paths.values())
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]:
@@ -47,8 +51,8 @@ class SafetensorsSource:
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         """See TensorSource. Plain reads, not mappings: mapped pages would count as this process's memory."""
-        path, entry = self._entries[name]
-        done = 0
+        shard, entry = self._entries[name]
+        path, done = self._paths[shard], 0
         try:
             # opened for each read: a few microseconds beside a megabyte, and no handle outlives an export
             with path.open("rb", buffering=0) as file:
@@ -65,15 +69,37 @@ class SafetensorsSource:
                 hint="The file changed during the export: fetch it again.",
             )
 
-    def _check_index(self, index: Mapping[str, str]) -> None:
-        for name, shard in index.items():
-            found = self._entries.get(name)
-            if found is None or found[0].name != shard:
-                where = "no shard has it" if found is None else f"it is in {found[0].name}"
+
+def gather_entries(
+    headers: Iterable[tuple[str, Mapping[str, HeaderEntry]]], index: Mapping[str, str] | None
+) -> dict[str, tuple[str, HeaderEntry]]:
+    """Tensor -> (shard, entry) of all shards, held against the index.
+
+    Args:
+        headers: name of each shard with its tensors.
+        index: tensor -> name of the shard that must hold it, or None for a single file.
+
+    Raises:
+        CheckpointError: a tensor twice, or an index that contradicts its shards.
+    """
+    entries: dict[str, tuple[str, HeaderEntry]] = {}
+    for shard, header in headers:
+        for name, entry in header.items():
+            if name in entries:
                 raise CheckpointError(
-                    f"{_INDEX} puts tensor {name[:80]!r} into {shard}, but {where}",
-                    hint="Index and shards are of different checkpoints: fetch them again.",
+                    f"tensor {name[:80]!r} is in {entries[name][0]} and in {shard}",
+                    hint="Shards of two checkpoints are mixed: fetch the checkpoint into an empty folder.",
                 )
+            entries[name] = (shard, entry)
+    for name, shard in (index or {}).items():
+        found = entries.get(name)
+        if found is None or found[0] != shard:
+            where = "no shard has it" if found is None else f"it is in {found[0]}"
+            raise CheckpointError(
+                f"{INDEX} puts tensor {name[:80]!r} into {shard}, but {where}",
+                hint="Index and shards are of different checkpoints: fetch them again.",
+            )
+    return entries
 
 
 def weight_files(directory: Path) -> tuple[tuple[Path, ...], dict[str, str] | None]:
@@ -83,8 +109,8 @@ def weight_files(directory: Path) -> tuple[tuple[Path, ...], dict[str, str] | No
         MissingResourceError: there are no safetensors.
         CheckpointError: a shard is missing, or the index is not one.
     """
-    if (directory / _INDEX).is_file():
-        index = _read_index(directory / _INDEX)
+    if (directory / INDEX).is_file():
+        index = read_index(directory / INDEX)
         shards = tuple(directory / name for name in sorted(set(index.values())))
         missing = [shard.name for shard in shards if not _is_file(shard)]
         if missing:
@@ -93,8 +119,8 @@ def weight_files(directory: Path) -> tuple[tuple[Path, ...], dict[str, str] | No
                 hint="The download is incomplete: fetch the missing shards.",
             )
         return shards, index
-    if (directory / _SINGLE).is_file():
-        return (directory / _SINGLE,), None
+    if (directory / SINGLE).is_file():
+        return (directory / SINGLE,), None
     raise _no_weights(directory)
 
 
@@ -106,7 +132,12 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _read_index(path: Path) -> dict[str, str]:
+def read_index(path: Path) -> dict[str, str]:
+    """Tensor -> name of its shard, from model.safetensors.index.json.
+
+    Raises:
+        ConfigError, CheckpointError: it is not an index, or names what is no file beside it.
+    """
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path.name} has no weight_map", hint="Fetch the index again.")
@@ -124,15 +155,25 @@ def _read_index(path: Path) -> dict[str, str]:
 
 def _no_weights(directory: Path) -> MissingResourceError:
     names = sorted(path.name for path in directory.iterdir() if path.is_file())
+    return MissingResourceError(
+        f"{directory.name}: no weights: neither {SINGLE} nor {INDEX} is there", hint=no_weights_hint(names)
+    )
+
+
+def no_weights_hint(names: Sequence[str]) -> str:
+    """What to do about a checkpoint without weights, judged by the names of its files, in order."""
     adapter = [name for name in names if name.startswith("adapter")]
-    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]
     shards = [name for name in names if name.endswith(".safetensors")]
+    pickles = pickled_weights(names)
     if adapter:
-        hint = "This is an adapter: give it with --adapter and its base model with --checkpoint."
-    elif shards:
-        hint = f"{shards[0]} is there: a sharded checkpoint needs its {_INDEX}."
-    elif pickles:
-        hint = f"{pickles[0]} is a pickle, which can run code and is never read: save the model as safetensors."
-    else:
-        hint = "Fetch the checkpoint's safetensors files, or use --synthetic-weights."
-    return MissingResourceError(f"{directory.name}: no weights: neither {_SINGLE} nor {_INDEX} is there", hint=hint)
+        return "This is an adapter: give it with --adapter and its base model with --checkpoint."
+    if shards:
+        return f"{shards[0]} is there: a sharded checkpoint needs its {INDEX}."
+    if pickles:
+        return f"{pickles[0]} is a pickle, which can run code and is never read: save the model as safetensors."
+    return "Fetch the checkpoint's safetensors files, or use --synthetic-weights."
+
+
+def pickled_weights(names: Sequence[str]) -> list[str]:
+    """The names that weights have which are never read."""
+    return [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]

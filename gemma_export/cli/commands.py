@@ -31,10 +31,9 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
     shell_complete=variant_names,
     help="A released model, or `tiny`, the built-in one. See `variants`.",
 )
-@click.option(
-    "--checkpoint", metavar="DIR", type=click.Path(path_type=Path), help="A local checkpoint: config, safetensors."
-)
-@click.option("--adapter", metavar="DIR", help="A PEFT LoRA, merged into the weights.")
+@click.option("--checkpoint", metavar="DIR|ORG/NAME", help="A local folder, or a repository of the Hub.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of the Hub repository. Default: main.")
+@click.option("--adapter", metavar="DIR|ORG/NAME", help="A PEFT LoRA, merged into the weights.")
 @click.option(
     "--synthetic-weights",
     "synthetic_seed",
@@ -78,7 +77,7 @@ def cli(context: click.Context, /, **options: Any) -> None:
 
     \b
     gemma-export --variant tiny
-    gemma-export --variant 7b --checkpoint ./gemma-7b --fp16
+    gemma-export --variant 7b --fp16
     gemma-export --checkpoint ./my-fine-tune --dry-run
     """
     context.obj = options
@@ -87,17 +86,18 @@ def cli(context: click.Context, /, **options: Any) -> None:
         return
     request = _request(options)
     from gemma_export.planning import plan_export
+    from gemma_export.progress import make_progress
 
+    progress = make_progress(sys.stderr, quiet=options["as_json"])
     if options["dry_run"]:
-        plan = plan_export(request)
+        plan = plan_export(request, progress)
         warn(plan)
         print_plan(plan, as_json=options["as_json"])
         return
     _require_packages()
     from gemma_export.pipeline import export
-    from gemma_export.progress import make_progress
 
-    result = export(request, make_progress(sys.stderr, quiet=options["as_json"]), on_plan=announce)
+    result = export(request, progress, on_plan=announce)
     print_result(result, as_json=options["as_json"])
 
 
@@ -149,6 +149,7 @@ def _request(options: dict[str, Any]) -> ExportRequest:
         variant=options["variant"],
         checkpoint=options["checkpoint"],
         adapter=options["adapter"],
+        revision=options["revision"],
         synthetic_seed=None if seed is None else int(seed),
         precision=precisions[0] if precisions else _PRECISIONS[0],
         target=options["target"],

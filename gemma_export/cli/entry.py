@@ -71,8 +71,9 @@ def _failure(error: BaseException) -> _Failure:
         message = error.format_message()
         return _Failure(kind="usage", message=message, hint="See gemma-export --help.", exit_code=2)
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        message = "interrupted; nothing is left behind"
-        return _Failure(kind="interrupted", message=message, hint="Run the command again.", exit_code=_INTERRUPTED)
+        message = "interrupted; no output is left behind"
+        hint = "Run the command again; a download goes on where it stopped."
+        return _Failure(kind="interrupted", message=message, hint=hint, exit_code=_INTERRUPTED)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         # the folder's own files have errors of their own: this is what was printed
         hint = "Free some space where the output is redirected to."

@@ -46,6 +46,10 @@ def print_plan(plan: ExportPlan, *, as_json: bool) -> None:
     for file in plan.files:
         click.echo(f"  {'' if file.exact else '<= '}{file.nbytes:,}".rjust(22) + f"  {file.path}")
     click.echo(f"  {plan.nbytes:,}".rjust(22) + f"  in all ({format_bytes(plan.nbytes)})")
+    if plan.download_bytes:
+        click.echo(f"download: {format_bytes(plan.download_bytes)} ({plan.download_bytes:,} bytes) of weights")
+    elif plan.facts.source_kind == "hub":
+        click.echo("download: nothing, the weights are in the Hub cache")
     click.echo(f"memory: about {format_bytes(plan.peak_memory_bytes)} at most; nothing was written")
     click.echo("next: the same command without --dry-run")
 

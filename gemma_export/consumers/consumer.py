@@ -19,7 +19,7 @@ class FolderFacts:
     title: str
     # Hub repository of the weights, if they come from one
     repository: str | None
-    # "builtin", "local" or "synthetic", and the same in words
+    # "builtin", "local", "hub" or "synthetic", and the same in words
     source_kind: str
     source: str
     # name of the adapter that is merged into the weights

@@ -13,7 +13,7 @@ def _files(facts: FolderFacts) -> dict[str, bytes | Path]:
     spec = facts.spec
     graphs = "\n".join(f"| `{path}` | {role} | {logits} |" for path, (role, logits) in sorted(facts.graphs.items()))
     header = ["---", "library_name: onnxruntime"]
-    if facts.source_kind == "local":
+    if facts.source_kind in ("local", "hub"):
         header.append("license: gemma")
     if facts.repository is not None:
         header.append(f"base_model: {facts.repository}")

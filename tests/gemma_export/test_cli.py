@@ -92,7 +92,7 @@ def test_variants_table() -> None:
         ("--variant tiny --synthetic-weights 1e9", 2, ["seed"]),
         ("--variant tiny --int3", 2, ["--int3"]),
         ("--variant tiny variants", 2, ["--variant"]),
-        ("--variant 7b", 4, ["google/gemma-7b", "--checkpoint", "--synthetic-weights"]),
+        ("--variant 7b", 4, ["google/gemma-7b", "offline", "hf download google/gemma-7b", "--checkpoint"]),
         ("--variant codegemma-2b --fp16", 4, ["google/codegemma-2b"]),
         ("--checkpoint nowhere", 4, ["nowhere", "does not exist"]),
         ("verify nowhere", 3, ["nowhere", "does not exist"]),

@@ -145,7 +145,9 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     def run(name: str = "mine") -> Any:
         return gemma_export("--checkpoint", "model", "--adapter", name, cwd=tmp_path)
 
-    assert_error(run("someone/my-lora"), 4, "adapter someone/my-lora does not exist")
+    assert_error(run("./my-lora"), 4, "adapter my-lora does not exist", "ORG/NAME")
+    # tests are offline, and nothing is cached
+    assert_error(run("someone/my-lora"), 4, "someone/my-lora at main", "offline", "nothing of this revision is cached")
     assert_error(run("model"), 4, "has no adapter_config.json", "--checkpoint")
     path = adapter / "adapter_model.safetensors"
     content = path.read_bytes()

@@ -1,0 +1,202 @@
+"""The ordinary Hub cache, as every program of the Hub reads and writes it.
+
+    models--ORG--NAME/blobs/HASH            contents; HASH.incomplete while they are fetched
+    models--ORG--NAME/snapshots/COMMIT/NAME links to them
+    models--ORG--NAME/refs/REVISION         the commit that a branch or tag was
+
+Source: https://huggingface.co/docs/huggingface_hub/guides/manage-cache.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gemma_export.checkpoint.hub.library import HubSettings
+from gemma_export.checkpoint.hub.listing import RepositoryFile
+from gemma_export.checkpoint.hub.names import COMMIT
+from gemma_export.checkpoint.json_file import read_json
+from gemma_export.errors import GemmaExportError, InputError, OutputError, ResourceExhaustedError
+from gemma_export.progress import Progress, format_bytes
+
+__all__ = ["RepositoryCache"]
+
+# seconds of waiting for a lock that need no explanation
+_BRIEFLY = 0.5
+# users who share a cache may wait for each other
+_SHARED_LOCK = 0o664
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+class RepositoryCache:
+    """The cache of one repository.
+
+    Args:
+        repository: ORG/NAME.
+        settings: where the cache is.
+    """
+
+    def __init__(self, repository: str, settings: HubSettings) -> None:
+        self._root = settings.cache
+        self._symlinks = settings.symlinks
+        self._name = "--".join(("models", *repository.split("/")))
+        self._folder = self._root / self._name
+
+    def snapshot(self, commit: str) -> Path:
+        """The folder of a commit's files, which may not exist."""
+        return self._folder / "snapshots" / commit
+
+    def partial(self, file: RepositoryFile) -> Path:
+        """Where a file lies while it is fetched; it stays when the download is interrupted."""
+        return self._folder / "blobs" / f"{file.blob}.incomplete"
+
+    def blob(self, file: RepositoryFile) -> Path:
+        """Where a file's content lies once it is whole."""
+        return self._folder / "blobs" / file.blob
+
+    def content(self, commit: str, file: RepositoryFile) -> Path | None:
+        """The file if it is cached in its right size, for this commit or another."""
+        for path in (self.snapshot(commit) / file.name, self.blob(file)):
+            try:
+                if path.stat().st_size == file.size:
+                    return path
+            except OSError:
+                continue
+        return None
+
+    def linked(self, commit: str, file: RepositoryFile) -> bool:
+        """Whether a commit's snapshot has the file in its right size."""
+        return self.content(commit, file) == self.snapshot(commit) / file.name
+
+    def missing_bytes(self, file: RepositoryFile) -> int:
+        """What is yet to be fetched of a file that is not cached."""
+        try:
+            return max(file.size - self.partial(file).stat().st_size, 0)
+        except OSError:
+            return file.size
+
+    def names(self, commit: str) -> frozenset[str]:
+        """Files of a snapshot that are really there, links to nothing left out."""
+        folder = self.snapshot(commit)
+        found = (path for path in folder.rglob("*") if path.is_file())
+        return frozenset(path.relative_to(folder).as_posix() for path in found)
+
+    def listed(self, commit: str) -> frozenset[str] | None:
+        """Every file of a commit, where a program of the Hub has left its listing (trees/COMMIT.json) in the cache."""
+        try:
+            files = read_json(self._folder / "trees" / f"{commit}.json").get("files")
+        except InputError:
+            # a later release's format, or none: what is there then counts as all there is
+            return None
+        return frozenset(files) if isinstance(files, dict) else None
+
+    def commit_of(self, revision: str) -> str | None:
+        """The cached commit of a branch, a tag, or a commit of any length."""
+        try:
+            commit = (self._folder / "refs" / revision).read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            commit = ""
+        if COMMIT.fullmatch(commit):
+            return commit
+        snapshots = self._folder / "snapshots"
+        known = [path.name for path in snapshots.iterdir() if path.is_dir()] if snapshots.is_dir() else []
+        # seven digits are the shortest commit that git shows
+        found = [name for name in known if COMMIT.fullmatch(name) and name.startswith(revision) and len(revision) >= 7]
+        return found[0] if len(found) == 1 else None
+
+    def prepare(self, needed_bytes: int) -> None:
+        """Makes the folders and refuses a download that cannot fit.
+
+        Raises:
+            OutputError: the cache may not be written.
+            ResourceExhaustedError: fewer than `needed_bytes` bytes are free.
+        """
+        with self.explained():
+            (self._folder / "blobs").mkdir(parents=True, exist_ok=True)
+            (self._root / ".locks" / self._name).mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self._folder).free
+        if free < needed_bytes:
+            raise ResourceExhaustedError(
+                f"not enough disk space for the download: {format_bytes(needed_bytes)} ({needed_bytes:,} bytes) "
+                f"needed, {format_bytes(free)} ({free:,} bytes) free at {self._root}",
+                hint="Free some space, or move the Hub cache to another disk with HF_HOME.",
+            )
+
+    def device(self) -> int | None:
+        """Which file system the cache is on."""
+        return next((os.stat(place).st_dev for place in (self._root, *self._root.parents) if place.exists()), None)
+
+    @contextmanager
+    def locked(self, file: RepositoryFile, progress: Progress) -> Iterator[None]:
+        """Holds the file against other programs; waits for one that is fetching it."""
+        import filelock
+
+        path = self._root / ".locks" / self._name / f"{file.blob}.lock"
+        lock: filelock.BaseFileLock = filelock.FileLock(path, mode=_SHARED_LOCK)
+        try:
+            lock.acquire(timeout=_BRIEFLY)
+        except NotImplementedError:
+            # a file system without locks of its own
+            lock = filelock.SoftFileLock(path, mode=_SHARED_LOCK)
+            lock.acquire()
+        except filelock.Timeout:
+            progress.start(0, f"waiting for another program that fetches {file.name}")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def link(self, commit: str, file: RepositoryFile) -> None:
+        """Puts a whole content into a commit's snapshot."""
+        pointer, blob = self.snapshot(commit) / file.name, self.blob(file)
+        with self.explained():
+            pointer.parent.mkdir(parents=True, exist_ok=True)
+            temporary = pointer.with_name(f".{pointer.name}.{os.getpid()}")
+            try:
+                if not self._symlinks:
+                    raise OSError(errno.ENOTSUP, "links are switched off")
+                os.symlink(os.path.relpath(blob, pointer.parent), temporary)
+            except OSError:
+                # Windows without developer mode, file systems without links: the file itself goes there
+                os.replace(blob, pointer)
+            else:
+                os.replace(temporary, pointer)
+
+    def remember(self, revision: str, commit: str, *, replace: bool) -> None:
+        """Notes which commit a branch or tag is, for the day without a network."""
+        reference = self._folder / "refs" / revision
+        if revision == commit or (not replace and reference.exists()):
+            return
+        try:
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            temporary = reference.with_name(f"{reference.name}.{os.getpid()}.tmp")
+            temporary.write_text(commit, encoding="ascii")
+            os.replace(temporary, reference)
+        except OSError:
+            # a complete cache may be read-only; without the note only a later run without a network knows less
+            return
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turns the operating system's refusal to write the cache into an error for users."""
+        try:
+            yield
+        except OSError as error:
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: OSError) -> GemmaExportError:
+        reason = error.strerror or str(error)
+        if error.errno in _FULL:
+            return ResourceExhaustedError(
+                f"the Hub cache {self._root}: {reason}",
+                hint="Free some space, or move the cache to another disk with HF_HOME; the download then resumes.",
+            )
+        return OutputError(
+            f"the Hub cache {self._root} cannot be written: {reason}",
+            hint="Correct its rights, or set HF_HOME to a folder that you may write to.",
+        )
