@@ -11,6 +11,8 @@
     │   │   └── UnfaithfulTokenizerError         a SentencePiece model that no tokenizer.json can mean
     │   └── FolderError                          an exported folder that does not match its manifest
     ├── MissingResourceError             exit 4  weights, tokenizer, token or package not there
+    │   └── HubUnreachableError                  no network, or a server that keeps failing: a cached copy heals it
+    │       └── NotTheHubError                   something else answered in the Hub's place
     ├── ResourceExhaustedError           exit 5  disk or memory too small
     ├── OutputError                      exit 7  the output exists or another export holds it
     ├── ProviderUnavailableError         exit 8  execution provider or onnxruntime release cannot run this
@@ -28,10 +30,12 @@ __all__ = [
     "ConfigError",
     "FolderError",
     "GemmaExportError",
+    "HubUnreachableError",
     "InputError",
     "InternalError",
     "MissingResourceError",
     "NonFiniteError",
+    "NotTheHubError",
     "OutputError",
     "PassError",
     "ProviderUnavailableError",
@@ -104,6 +108,14 @@ class MissingResourceError(GemmaExportError):
     """Weights, a tokenizer, a token or a package is not there."""
 
     exit_code = 4
+
+
+class HubUnreachableError(MissingResourceError):
+    """No network, or a server that keeps failing."""
+
+
+class NotTheHubError(HubUnreachableError):
+    """A captive portal, a proxy, a wrong HF_ENDPOINT: what came is no answer of the Hub."""
 
 
 class ResourceExhaustedError(GemmaExportError):

@@ -22,7 +22,7 @@ from gemma_export.checkpoint import (
     synthetic_checkpoint,
 )
 from gemma_export.config import DecoderSpec
-from gemma_export.errors import ConfigError, MissingResourceError, UnknownVariantError, UsageError
+from gemma_export.errors import ConfigError, HubUnreachableError, MissingResourceError, UnknownVariantError, UsageError
 from gemma_export.families import FAMILIES, Family, check_generation_config, family_of
 from gemma_export.precision import PRECISIONS, Precision
 from gemma_export.progress import Progress
@@ -226,7 +226,11 @@ def _given_checkpoint(request: ExportRequest, progress: Progress | None) -> Chec
         _refuse_revision(request, f"{text} is a local path")
         checkpoint = open_checkpoint(folder, weights=weights)
     elif is_repository_id(text):
-        checkpoint = open_hub_checkpoint(text, request.revision, weights=weights, progress=progress)
+        try:
+            checkpoint = open_hub_checkpoint(text, request.revision, weights=weights, progress=progress)
+        except HubUnreachableError as error:
+            # who meant a folder does not care for the network
+            raise type(error)(f"{error.message}; nor is there a local folder {text}", hint=error.hint) from error
     else:
         raise MissingResourceError(
             f"checkpoint {text} does not exist as a local folder, and is no Hub repository, which is called ORG/NAME",

@@ -131,23 +131,27 @@ class RepositoryCache:
         return next((os.stat(place).st_dev for place in (self._root, *self._root.parents) if place.exists()), None)
 
     @contextmanager
-    def locked(self, file: RepositoryFile, progress: Progress) -> Iterator[None]:
-        """Holds the file against other programs; waits for one that is fetching it."""
+    def locked(self, file: RepositoryFile, progress: Progress) -> Iterator[bool]:
+        """Holds the file against other programs; True after waiting for one that was fetching it."""
         import filelock
+
+        waited = False
 
         path = self._root / ".locks" / self._name / f"{file.blob}.lock"
         lock: filelock.BaseFileLock = filelock.FileLock(path, mode=_SHARED_LOCK)
+        with self.explained():
+            try:
+                lock.acquire(timeout=_BRIEFLY)
+            except NotImplementedError:
+                # a file system without locks of its own
+                lock = filelock.SoftFileLock(path, mode=_SHARED_LOCK)
+                lock.acquire()
+            except filelock.Timeout:
+                progress.start(0, f"waiting for another program that fetches {file.name}")
+                lock.acquire()
+                waited = True
         try:
-            lock.acquire(timeout=_BRIEFLY)
-        except NotImplementedError:
-            # a file system without locks of its own
-            lock = filelock.SoftFileLock(path, mode=_SHARED_LOCK)
-            lock.acquire()
-        except filelock.Timeout:
-            progress.start(0, f"waiting for another program that fetches {file.name}")
-            lock.acquire()
-        try:
-            yield
+            yield waited
         finally:
             lock.release()
 

@@ -13,17 +13,10 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from gemma_export import __version__
-from gemma_export.checkpoint.hub.errors import (
-    HubUnreachableError,
-    gated,
-    no_repository,
-    no_revision,
-    not_the_hub,
-    refused,
-)
+from gemma_export.checkpoint.hub.errors import gated, no_repository, no_revision, not_the_hub, refused
 from gemma_export.checkpoint.hub.library import HubSettings, http_error, session
 from gemma_export.checkpoint.json_file import unique_keys
-from gemma_export.errors import CheckpointError, GemmaExportError, MissingResourceError
+from gemma_export.errors import CheckpointError, GemmaExportError, HubUnreachableError, MissingResourceError
 
 __all__ = ["Backoff", "HubClient", "PassingError"]
 

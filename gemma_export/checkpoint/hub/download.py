@@ -22,7 +22,7 @@ _CHUNK_BYTES = 1 << 20
 def download_file(
     client: HubClient, cache: RepositoryCache, commit: str, file: RepositoryFile, progress: Progress
 ) -> None:
-    """Makes a file's content part of the cache.
+    """Makes a file's content part of the cache; the caller holds its lock.
 
     The partial file stays when the download breaks off or is interrupted; a content of the wrong size or hash does not.
 
@@ -31,7 +31,7 @@ def download_file(
         CheckpointError: the content is not what the Hub says it is.
         OutputError, ResourceExhaustedError: the cache cannot be written.
     """
-    with cache.explained(), cache.locked(file, progress):
+    with cache.explained():
         if cache.content(commit, file) is None:
             partial = cache.partial(file)
             _fetch(client, commit, file, partial, progress)

@@ -1,18 +1,17 @@
-"""What the Hub's refusals mean for a user.
-
-MissingResourceError
-└── HubUnreachableError   no network, or a server that keeps failing: a cached copy heals it
-    └── NotTheHubError    something else answered in the Hub's place: so it does here
-"""
+"""What the Hub's refusals mean for a user."""
 
 from __future__ import annotations
 
 from gemma_export.checkpoint.hub.names import nearest_repository
-from gemma_export.errors import CheckpointError, GemmaExportError, MissingResourceError
+from gemma_export.errors import (
+    CheckpointError,
+    GemmaExportError,
+    HubUnreachableError,
+    MissingResourceError,
+    NotTheHubError,
+)
 
 __all__ = [
-    "HubUnreachableError",
-    "NotTheHubError",
     "gated",
     "incomplete_cache",
     "no_repository",
@@ -23,14 +22,6 @@ __all__ = [
 ]
 
 _LOGIN = "run `hf auth login`, or set HF_TOKEN"
-
-
-class HubUnreachableError(MissingResourceError):
-    """No network, or a server that keeps failing."""
-
-
-class NotTheHubError(HubUnreachableError):
-    """A captive portal, a proxy, a wrong HF_ENDPOINT: what came is no answer of the Hub."""
 
 
 def gated(repository: str, page: str, said: str, *, with_token: bool) -> GemmaExportError:
@@ -112,7 +103,7 @@ def incomplete_cache(repository: str, revision: str, reason: str, what: str) -> 
         what: what the cache lacks.
     """
     name = repository.rsplit("/", 1)[-1]
-    return MissingResourceError(
+    return HubUnreachableError(
         f"{repository} at {revision}: {reason}, and the cache has no complete copy: {what}",
         hint="Run the same command once with a connection (it resumes); or on a connected machine run "
         f"`hf download {repository} --revision {revision} --local-dir {name}`, copy that folder here and give it to "

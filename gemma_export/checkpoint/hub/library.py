@@ -87,6 +87,9 @@ def _library() -> Any:
 def _token() -> str | None:
     try:
         token: str | None = _library().get_token()
+    except NotADirectoryError:
+        # HF_HOME is a file: nobody is logged in, and the cache will say what is wrong
+        return None
     except Exception as error:  # noqa: BLE001  the library reads files and may refresh a login over the network
         # the error's own text might quote the token
         raise MissingResourceError(

@@ -9,16 +9,10 @@ from pathlib import Path
 from gemma_export.checkpoint.hub.cache import RepositoryCache
 from gemma_export.checkpoint.hub.client import HubClient
 from gemma_export.checkpoint.hub.download import body_size, download_file, sent_from
-from gemma_export.checkpoint.hub.errors import (
-    HubUnreachableError,
-    NotTheHubError,
-    incomplete_cache,
-    not_the_hub,
-    wrong_content,
-)
+from gemma_export.checkpoint.hub.errors import incomplete_cache, not_the_hub, wrong_content
 from gemma_export.checkpoint.hub.library import HubSettings, hub_settings
 from gemma_export.checkpoint.hub.listing import Listing, RepositoryFile, read_listing
-from gemma_export.errors import CheckpointError, GemmaExportError
+from gemma_export.errors import CheckpointError, GemmaExportError, HubUnreachableError, NotTheHubError
 from gemma_export.progress import NullProgress, Progress
 
 __all__ = ["HubRepository", "open_repository"]
@@ -130,11 +124,15 @@ class HubRepository:
         if files:
             # a cache that has all of them may be read-only
             self._cache.prepare(total)
+        label = f"downloading {self.repository}"
         if missing:
-            progress.start(total, f"downloading {self.repository}")
+            progress.start(total, label)
         try:
             for file in files:
-                download_file(self._online.client, self._cache, self.commit, file, progress)
+                with self._cache.locked(file, progress) as waited:
+                    if waited:
+                        progress.start(self.download_bytes(names), label)
+                    download_file(self._online.client, self._cache, self.commit, file, progress)
         finally:
             if missing:
                 progress.finish()

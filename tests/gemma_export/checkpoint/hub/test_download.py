@@ -281,6 +281,9 @@ def test_another_program_that_fetches_the_same_file_is_waited_for(repository: Hu
     thread.join(20)
     assert not thread.is_alive()
     assert len(bodies(repository)) == 1
+    # the bar of the download comes back
+    assert progress.started[-1] == (len(WEIGHTS), "downloading org/model")
+    assert (progress.done, progress.finished) == (len(WEIGHTS), 1)
 
 
 _FETCH = """
