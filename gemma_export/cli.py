@@ -50,6 +50,13 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
 @click.option("--target", default="ort", show_default=True, metavar="NAME", help="What the graph is for: ort.")
 @click.option("--logits", default="last", show_default=True, metavar="last|all|N", help="Positions that get logits.")
 @click.option("--context", "context_length", type=int, metavar="N", help="Tokens of context. Default: the model's own.")
+@click.option(
+    "--residual-scale",
+    default="auto",
+    show_default=True,
+    metavar="auto|measure|off|K",
+    help="float16: scale the residual stream by 2^-K, exactly, so that it cannot overflow.",
+)
 @click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Default: ./gemma-VARIANT-PRECISION.")
 @click.option("--force", is_flag=True, help="Replace an existing export once the new one is complete.")
 @click.option("--dry-run", is_flag=True, help="Print every file with its size and the memory needed; write nothing.")
@@ -213,6 +220,7 @@ def _request(options: dict[str, Any]) -> ExportRequest:
         target=options["target"],
         logits=options["logits"],
         context=options["context_length"],
+        residual_scale=options["residual_scale"],
         output=options["output"],
         force=options["force"],
     )
@@ -277,8 +285,10 @@ def _print_result(result: ExportResult, *, as_json: bool) -> None:
     from gemma_export.progress import format_bytes
 
     plan, folder = result.plan, result.folder
-    for line in result.recovered:
+    for line in (*result.recovered, *result.notes):
         click.echo(f"note: {line}", err=True)
+    for line in result.warnings:
+        click.echo(f"warning: {line}", err=True)
     if as_json:
         content = {
             "output": str(plan.output),
@@ -287,6 +297,7 @@ def _print_result(result: ExportResult, *, as_json: bool) -> None:
             "target": plan.target.name,
             "graphs": [graph.file for graph in plan.graphs],
             "bytes": folder.total_bytes,
+            "residual_scale": result.options.get("residual_scale"),
             "seconds": {stage: round(value, 3) for stage, value in result.seconds.items()},
         }
         click.echo(json.dumps(content, indent=2))

@@ -13,6 +13,7 @@ from gemma_export.config import DecoderSpec
 from gemma_export.errors import ConfigError, MissingResourceError, UnknownVariantError, UsageError
 from gemma_export.families import FAMILIES, Family, check_generation_config, family_of
 from gemma_export.precision import PRECISIONS, Precision
+from gemma_export.residual_scale import ResidualScale, choose_residual_scale
 from gemma_export.targets import TARGETS, Target
 from gemma_export.variants import VARIANTS, Variant
 
@@ -39,6 +40,8 @@ class ExportRequest:
     logits: str = "last"
     # tokens that the rotary tables cover; None means the model's own
     context: int | None = None
+    # "auto", "measure", "off" or a number: gemma_export.residual_scale
+    residual_scale: str = "auto"
     output: Path | None = None
     force: bool = False
 
@@ -55,6 +58,7 @@ class Resolved:
     spec: DecoderSpec
     target: Target
     precision: Precision
+    residual_scale: ResidualScale
     # positions with logits in the main graph; 0 means all
     keep: int
     warnings: tuple[str, ...]
@@ -85,6 +89,13 @@ def resolve(request: ExportRequest) -> Resolved:
         checkpoint = synthetic_checkpoint(checkpoint, tensors, seed=request.synthetic_seed)
     assert checkpoint.source is not None
     check_tensors(checkpoint.source, tensors)
+    residual_scale = choose_residual_scale(
+        request.residual_scale,
+        activation_dtype=precision.activation_dtype,
+        variant=variant.name if variant is not None else None,
+        published_peak=variant.published_peak[0] if variant is not None and variant.published_peak else None,
+        source_kind=checkpoint.kind,
+    )
     return Resolved(
         variant=variant,
         checkpoint=checkpoint,
@@ -92,6 +103,7 @@ def resolve(request: ExportRequest) -> Resolved:
         spec=spec,
         target=target,
         precision=precision,
+        residual_scale=residual_scale,
         keep=keep,
         warnings=tuple(warnings),
     )

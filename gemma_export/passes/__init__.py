@@ -9,6 +9,7 @@ from gemma_export.passes.fuse_norms import FuseNorms
 from gemma_export.passes.lower_embedding import LowerEmbedding
 from gemma_export.passes.lower_geglu import LowerGeGLU
 from gemma_export.passes.lower_linear import LowerLinear
+from gemma_export.passes.rescale_residual import RescaleResidual
 from gemma_export.passes.select_logits import SelectLogits
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "LowerEmbedding",
     "LowerGeGLU",
     "LowerLinear",
+    "RescaleResidual",
     "SelectLogits",
 ]

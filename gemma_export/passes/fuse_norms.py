@@ -16,7 +16,7 @@ from gemma_export.passes.semantic_nodes import (
     weight_of,
     weight_value,
 )
-from gemma_export.weights import Shift
+from gemma_export.weights import Scale, Shift, Weight
 
 __all__ = ["FuseNorms"]
 
@@ -30,7 +30,8 @@ class FuseNorms(ir.passes.InPlacePass):
     Before: RMSNorm(p, w) with p = ResidualAdd(x, branch)     After: SkipSimplifiedLayerNormalization(x, branch, 1 + w)
             whose fourth output is the sum and keeps the name p
 
-    The gain is added in float32 from the stored weight. A sum that a norm does not read stays an Add.
+    The gain is added in float32 from the stored weight, and multiplied by the node's gain_scale, a power of two, where
+    it has one. A sum that a norm does not read stays an Add.
     Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
     (SkipSimplifiedLayerNormalization; SimplifiedLayerNormalization is registered in the default domain).
     """
@@ -54,14 +55,17 @@ class FuseNorms(ir.passes.InPlacePass):
 
 
 def _fuse(graph: ir.Graph, node: ir.Node) -> None:
-    epsilon = float(attributes_of(node, {"epsilon": None}, _NAME)["epsilon"])
+    attributes = attributes_of(node, {"epsilon": None, "gain_scale": 1.0}, _NAME)
+    epsilon, gain_scale = float(attributes["epsilon"]), float(attributes["gain_scale"])
     x = node.inputs[0]
     if x is None or x.dtype is None or x.name is None:
         raise refuse(node, _NAME, "its input has no type")
     stored = node.inputs[1]
-    weight = weight_of(stored, node, _NAME)
+    expression: Weight = Shift(weight_of(stored, node, _NAME), 1.0)
+    if gain_scale != 1.0:
+        expression = Scale(expression, gain_scale)
     assert stored is not None
-    gain = weight_value(graph, f"{str(stored.name).removesuffix('.weight')}.gain", Shift(weight, 1.0), x.dtype)
+    gain = weight_value(graph, f"{str(stored.name).removesuffix('.weight')}.gain", expression, x.dtype)
     add = x.producer()
     if add is not None and (add.domain, add.op_type) == (DOMAIN, "ResidualAdd"):
         _fuse_skip(graph, node, add, gain, epsilon)
