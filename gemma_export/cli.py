@@ -54,8 +54,8 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
     "--residual-scale",
     default="auto",
     show_default=True,
-    metavar="auto|measure|off|K",
-    help="float16: scale the residual stream by 2^-K, exactly, so that it cannot overflow.",
+    metavar="MODE",
+    help="float16: scale the residual stream by 2^-K, exactly: auto, measure, off or K.",
 )
 @click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Default: ./gemma-VARIANT-PRECISION.")
 @click.option("--force", is_flag=True, help="Replace an existing export once the new one is complete.")

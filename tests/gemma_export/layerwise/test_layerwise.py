@@ -42,6 +42,11 @@ def own_run(weights: ArraySource, **options: object) -> LayerwiseRun:
     return LayerwiseRun(stack, checkpoint_weights(weights), _BATCHES, **options)
 
 
+def small_run(arrays: dict[str, np.ndarray]) -> LayerwiseRun:
+    stack = reference_stack(GEMMA, SPEC, positions=4)
+    return LayerwiseRun(stack, checkpoint_weights(ArraySource(arrays)), [torch.tensor([[1, 2]])])
+
+
 def logits(run: LayerwiseRun) -> list[torch.Tensor]:
     for _ in run.layers():
         pass
@@ -202,11 +207,9 @@ def test_non_finite_activations_name_the_layer_and_the_tap() -> None:
     # finite weights whose product is not: about 3e20 * 3e20
     arrays["model.layers.1.mlp.gate_proj.weight"] *= np.float32(1e20)
     arrays["model.layers.1.mlp.up_proj.weight"] *= np.float32(1e20)
-    run = LayerwiseRun(
-        reference_stack(GEMMA, SPEC, positions=4), checkpoint_weights(ArraySource(arrays)), [torch.tensor([[1, 2]])]
-    )
+    run = small_run(arrays)
     with pytest.raises(
-        NonFiniteError, match=r"layers\.1\.mlp\.down_proj\.input: -?(inf|nan) .*float32.* batch 0, position \[0, "
+        NonFiniteError, match=r"layers\.1\.mlp\.down_proj\.input: -?(inf|nan) .*float32.* batch 0, posi"
     ) as caught:
         for _ in run.layers():
             pass
@@ -216,9 +219,7 @@ def test_non_finite_activations_name_the_layer_and_the_tap() -> None:
 def test_non_finite_weights_are_named() -> None:
     arrays = random_arrays()
     arrays["model.layers.0.mlp.up_proj.weight"][3, 1] = np.nan
-    run = LayerwiseRun(
-        reference_stack(GEMMA, SPEC, positions=4), checkpoint_weights(ArraySource(arrays)), [torch.tensor([[1, 2]])]
-    )
+    run = small_run(arrays)
     with pytest.raises(NonFiniteError, match=r"model\.layers\.0\.mlp\.up_proj\.weight, position \[3, 1\]"):
         next(run.layers())
 
