@@ -1,6 +1,7 @@
 """The export, stage by stage: the only file that knows them all.
 
-variant or checkpoint -> config -> decoder on fake tensors -> semantic graph -> lazy weights bound
+variant or checkpoint -> config -> residual stream measured, where asked for
+  -> decoder on fake tensors -> semantic graph -> lazy weights bound, residual stream rescaled
   -> target passes (fusion) -> precision -> consumer files -> folder + manifest
 """
 
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gemma_export.artifact import GraphFile, WrittenFolder, check_disk, claim_output, data_file, write_folder
 from gemma_export.artifact.disk import nearest_existing
@@ -36,9 +37,10 @@ from gemma_export.targets.onnxruntime_releases import first_release
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from gemma_export.headroom import Headroom
     from gemma_runtime.manifest import FileEntry, Manifest, Source
 
-__all__ = ["ExportRequest", "ExportResult", "build_semantic_graph", "export", "lower_graphs"]
+__all__ = ["ExportRequest", "ExportResult", "build_semantic_graph", "export", "lower_graphs", "settle_residual_scale"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,11 @@ class ExportResult:
     recovered: tuple[str, ...]
     # seconds of each stage, in order
     seconds: Mapping[str, float]
+    # of the number format, as the manifest states them
+    options: Mapping[str, Any]
+    # what the user should know, a line each: how the residual stream was scaled; hazards that were measured
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def export(
@@ -63,7 +70,7 @@ def export(
 
     Args:
         request: what to export, how and where to.
-        progress: told of bytes downloaded and written.
+        progress: told of bytes downloaded and written, and of weights run through while headroom is measured.
         on_plan: told the plan before anything slow begins.
 
     Raises:
@@ -80,21 +87,48 @@ def export(
             plan = _with_weights(plan, progress)
             clock.lap("download")
         with _hashing(plan) as hashed:
+            plan, headroom = settle_residual_scale(plan, progress)
+            clock.lap("measure")
             model = build_semantic_graph(plan)
             clock.lap("trace")
             graphs = lower_graphs(plan, model)
+            options = _options(plan, graphs, headroom)
             clock.lap("lower")
             folder = write_folder(
                 plan.output,
                 graphs=graphs,
                 data_file=data_file(plan.precision.suffix),
                 extra_files=consumer_files(plan.facts),
-                manifest=lambda files: _manifest(plan, graphs, files, hashed.result()),
+                manifest=lambda files: _manifest(plan, graphs, files, hashed.result(), options),
                 force=request.force,
                 progress=progress or NullProgress(),
             )
             clock.lap("write")
-    return ExportResult(plan=plan, folder=folder, recovered=claim.recovered, seconds=clock.laps)
+    return ExportResult(
+        plan=plan,
+        folder=folder,
+        recovered=claim.recovered,
+        seconds=clock.laps,
+        options=options,
+        notes=_notes(plan, headroom),
+        warnings=tuple(headroom.warnings()) if headroom is not None else (),
+    )
+
+
+def settle_residual_scale(plan: ExportPlan, progress: Progress | None = None) -> tuple[ExportPlan, Headroom | None]:
+    """The plan with a residual shift; where that is to be measured, runs the reference layer by layer."""
+    if plan.residual_scale.shift is not None:
+        return plan, None
+    from gemma_export.headroom import measure_headroom
+    from gemma_export.tracing import model_weight
+
+    source = plan.checkpoint.source
+    assert source is not None
+    headroom = measure_headroom(
+        plan.checkpoint, plan.family, plan.spec, lambda name: model_weight(source, plan.merge, name), progress
+    )
+    settled = dataclasses.replace(plan.residual_scale, shift=headroom.shift)
+    return dataclasses.replace(plan, residual_scale=settled), headroom
 
 
 def _with_weights(plan: ExportPlan, progress: Progress | None) -> ExportPlan:
@@ -126,6 +160,11 @@ def build_semantic_graph(plan: ExportPlan) -> ir.Model:
 
 def lower_graphs(plan: ExportPlan, model: ir.Model) -> list[GraphFile]:
     """Target passes and precision once, then one finished twin per planned graph over the same weights."""
+    if plan.residual_scale.shift:
+        # at module level this would make --dry-run wait for onnx
+        from gemma_export.passes import RescaleResidual
+
+        RescaleResidual(plan.residual_scale.shift)(model)
     plan.target.lower(model)
     plan.precision.apply(model)
     graphs = []
@@ -153,7 +192,11 @@ def _hashing(plan: ExportPlan) -> Iterator[concurrent.futures.Future[tuple[Hashe
 
 
 def _manifest(
-    plan: ExportPlan, graphs: Sequence[GraphFile], files: Sequence[FileEntry], hashed: Sequence[HashedFile]
+    plan: ExportPlan,
+    graphs: Sequence[GraphFile],
+    files: Sequence[FileEntry],
+    hashed: Sequence[HashedFile],
+    options: Mapping[str, Any],
 ) -> Manifest:
     return build_manifest(
         graphs=graphs,
@@ -172,13 +215,40 @@ def _manifest(
         precision=plan.precision.name,
         activation_dtype=plan.precision.activation_dtype,
         weight_dtype=plan.precision.weight_dtype,
-        options={},
+        options=options,
     )
 
 
 def _chunks(target: Target, graph: PlannedGraph) -> str:
     """What a graph takes of several tokens with a cache: without its newest input, a single row."""
     return "single" if target.compat is not None and not graph.batched else target.chunks
+
+
+def _options(plan: ExportPlan, graphs: Sequence[GraphFile], headroom: Headroom | None) -> dict[str, Any]:
+    """The number format's options, in the manifest's words."""
+    if plan.precision.activation_dtype != "float16":
+        return {}
+    residual_scale: dict[str, Any] = dataclasses.asdict(plan.residual_scale)
+    if headroom is not None:
+        from gemma_export.headroom import largest_constant
+
+        residual_scale["measured"] = headroom.to_dict() | {
+            "largest_constant": max(largest_constant(graph.model) for graph in graphs)
+        }
+    return {"residual_scale": residual_scale}
+
+
+def _notes(plan: ExportPlan, headroom: Headroom | None) -> tuple[str, ...]:
+    scale = plan.residual_scale
+    if plan.precision.activation_dtype != "float16":
+        return ()
+    how = f"scaled by 2^-{scale.shift}" if scale.shift else "not scaled"
+    why = scale.reason
+    if headroom is not None:
+        peak = headroom.stream
+        where = "the embedding" if peak.layer is None else f"layer {peak.layer}"
+        why = f"measured: peaks at {peak.value:,.4g} in {where}, {headroom.headroom_bits:.1f} bits of headroom"
+    return (f"residual stream {how} ({why})",)
 
 
 def _source(plan: ExportPlan, hashed: Sequence[HashedFile]) -> Source:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from gemma_export.families import Family
 from gemma_export.precision import Precision
 from gemma_export.progress import Progress
 from gemma_export.request import ExportRequest, Resolved, resolve
+from gemma_export.residual_scale import ResidualScale
 from gemma_export.targets import Target
 from gemma_export.variants import GEMMA_TERMS_URL, Variant
 
@@ -33,6 +35,8 @@ _MANIFEST_BYTES_PER_LAYER, _MANIFEST_BYTES = 2_048, 16_384
 _RESIDENT_BYTES, _RESIDENT_BYTES_PER_LAYER = 480 << 20, 1 << 20
 # the rotary tables are the one thing that is computed whole: cosine, sine, their angles and one product, in float32
 _ROTARY_COPIES = 4
+# longest prompt that the residual stream is measured on (gemma_export.headroom)
+_PROBE_TOKENS = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +78,7 @@ class ExportPlan:
     spec: DecoderSpec
     target: Target
     precision: Precision
+    residual_scale: ResidualScale
     checkpoint: Checkpoint
     # an adapter that is merged into its tensors
     merge: Merge | None
@@ -123,6 +128,7 @@ def plan_export(request: ExportRequest, progress: Progress | None = None) -> Exp
         spec=spec,
         target=target,
         precision=precision,
+        residual_scale=resolved.residual_scale,
         checkpoint=resolved.checkpoint,
         merge=resolved.merge,
         stored=resolved.stored,
@@ -132,7 +138,7 @@ def plan_export(request: ExportRequest, progress: Progress | None = None) -> Exp
         data=data,
         facts=facts,
         files=_files(spec, graphs, data, precision, facts),
-        peak_memory_bytes=_peak_memory(spec, resolved.merge),
+        peak_memory_bytes=_peak_memory(spec, resolved.merge) + _measuring_memory(resolved, tensors),
         download_bytes=source.download_bytes if isinstance(source, HubWeights) else 0,
         warnings=(*resolved.warnings, *(warning for consumer in CONSUMERS for warning in consumer.check(facts))),
     )
@@ -231,6 +237,18 @@ def adapter_json(merge: Merge | None) -> dict[str, Any] | None:
     return {"name": merge.adapter.name, "ranks": list(merge.ranks), "tensors": len(merge.tensors)}
 
 
+def _measuring_memory(resolved: Resolved, tensors: Mapping[str, tuple[int, ...]]) -> int:
+    """What measuring the residual stream adds: one layer in float32, activations of the longest probe."""
+    spec = resolved.spec
+    if resolved.residual_scale.shift is not None:
+        return 0
+    layer = sum(math.prod(shape) for name, shape in tensors.items() if ".layers.0." in name)
+    tokens = min(_PROBE_TOKENS, spec.max_position_embeddings)
+    # gate, its gelu, up and their product; scores, masked scores, weights and their sum's exponents
+    activations = 4 * tokens * (spec.intermediate_size + spec.num_attention_heads * tokens)
+    return 4 * (layer + activations)
+
+
 def plan_json(plan: ExportPlan) -> str:
     """The plan for machines: schemas/plan.schema.json."""
     content = {
@@ -242,6 +260,7 @@ def plan_json(plan: ExportPlan) -> str:
         "precision": plan.precision.name,
         "source": plan.facts.source,
         "adapter": adapter_json(plan.merge),
+        "residual_scale": dataclasses.asdict(plan.residual_scale),
         "files": [{"path": file.path, "size": file.nbytes, "exact": file.exact} for file in plan.files],
         "total_bytes": plan.nbytes,
         "download_bytes": plan.download_bytes,

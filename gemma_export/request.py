@@ -26,6 +26,7 @@ from gemma_export.errors import ConfigError, HubUnreachableError, MissingResourc
 from gemma_export.families import FAMILIES, Family, check_generation_config, family_of
 from gemma_export.precision import PRECISIONS, Precision
 from gemma_export.progress import Progress
+from gemma_export.residual_scale import ResidualScale, choose_residual_scale
 from gemma_export.targets import TARGETS, Target
 from gemma_export.variants import VARIANTS, Variant
 
@@ -59,6 +60,8 @@ class ExportRequest:
     logits: str = "last"
     # tokens that the rotary tables cover; None means the model's own
     context: int | None = None
+    # "auto", "measure", "off" or a number: gemma_export.residual_scale
+    residual_scale: str = "auto"
     output: Path | None = None
     force: bool = False
 
@@ -79,6 +82,7 @@ class Resolved:
     spec: DecoderSpec
     target: Target
     precision: Precision
+    residual_scale: ResidualScale
     # positions with logits in the main graph; 0 means all
     keep: int
     warnings: tuple[str, ...]
@@ -126,6 +130,13 @@ def resolve(request: ExportRequest, progress: Progress | None = None) -> Resolve
             checkpoint = dataclasses.replace(
                 checkpoint, config={**checkpoint.config, "tie_word_embeddings": merge.tied}
             )
+    residual_scale = choose_residual_scale(
+        request.residual_scale,
+        activation_dtype=precision.activation_dtype,
+        variant=variant.name if variant is not None else None,
+        published_peak=variant.published_peak[0] if variant is not None and variant.published_peak else None,
+        source_kind=checkpoint.kind,
+    )
     return Resolved(
         variant=variant,
         checkpoint=checkpoint,
@@ -135,6 +146,7 @@ def resolve(request: ExportRequest, progress: Progress | None = None) -> Resolve
         spec=spec,
         target=target,
         precision=precision,
+        residual_scale=residual_scale,
         keep=keep,
         warnings=tuple(warnings),
     )

@@ -29,6 +29,8 @@ class Variant:
     license_url: str
     # the values that a checkpoint claiming this variant must have in its config.json
     architecture: tuple[tuple[str, int], ...]
+    # largest |value| of the residual stream that was published for it, and where (URL)
+    published_peak: tuple[float, str] | None = None
 
 
 _GEMMA_2B = (

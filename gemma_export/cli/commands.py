@@ -56,6 +56,13 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
 @click.option("--keep-functions", is_flag=True, help="With --target portable: keep Gemma's operators as functions.")
 @click.option("--logits", default="last", show_default=True, metavar="last|all|N", help="Positions that get logits.")
 @click.option("--context", "context_length", type=int, metavar="N", help="Tokens of context. Default: the model's own.")
+@click.option(
+    "--residual-scale",
+    default="auto",
+    show_default=True,
+    metavar="MODE",
+    help="float16: scale the residual stream by 2^-K, exactly: auto, measure, off or K.",
+)
 @click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Default: ./gemma-VARIANT-PRECISION.")
 @click.option("--force", is_flag=True, help="Replace an existing export once the new one is complete.")
 @click.option("--dry-run", is_flag=True, help="Print every file with its size and the memory needed; write nothing.")
@@ -156,6 +163,7 @@ def _request(options: dict[str, Any]) -> ExportRequest:
         keep_functions=options["keep_functions"],
         logits=options["logits"],
         context=options["context_length"],
+        residual_scale=options["residual_scale"],
         output=options["output"],
         force=options["force"],
     )

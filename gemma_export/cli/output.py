@@ -60,8 +60,10 @@ def print_result(result: ExportResult, *, as_json: bool) -> None:
     from gemma_export.progress import format_bytes
 
     plan, folder = result.plan, result.folder
-    for line in result.recovered:
+    for line in (*result.recovered, *result.notes):
         click.echo(f"note: {line}", err=True)
+    for line in result.warnings:
+        click.echo(f"warning: {line}", err=True)
     if as_json:
         content = {
             "schema_version": JSON_VERSION,
@@ -72,6 +74,7 @@ def print_result(result: ExportResult, *, as_json: bool) -> None:
             "target": plan.target.name,
             "graphs": [graph.file for graph in plan.graphs],
             "bytes": folder.total_bytes,
+            "residual_scale": result.options.get("residual_scale"),
             "seconds": {stage: round(value, 3) for stage, value in result.seconds.items()},
         }
         click.echo(json.dumps(content, indent=2))

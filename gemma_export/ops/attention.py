@@ -13,6 +13,7 @@ from onnxscript import BOOL, script
 from onnxscript import opset23 as op
 
 from gemma_export.ops.semantic import OPSET, SemanticOp, is_tracing
+from gemma_export.ops.taps import tap
 
 __all__ = ["ATTENTION", "attention", "rotate"]
 
@@ -147,6 +148,7 @@ def attention(
 
     groups = num_heads // kv_num_heads
     scores = query_BNSD @ present_key.repeat_interleave(groups, 1).transpose(2, 3) * scale
+    tap("attention.scores", scores)
     if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)
     column_T = torch.arange(attention_mask.shape[1])

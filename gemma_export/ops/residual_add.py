@@ -10,6 +10,7 @@ from onnxscript import opset23 as op
 from onnxscript import script
 
 from gemma_export.ops.semantic import OPSET, SemanticOp, is_tracing
+from gemma_export.ops.taps import tap
 
 __all__ = ["POINT", "RESIDUAL_ADD", "residual_add"]
 
@@ -37,4 +38,7 @@ def residual_add(stream: torch.Tensor, branch: torch.Tensor, *, point: str) -> t
     """
     if is_tracing():
         return RESIDUAL_ADD.node((stream, branch), {}, stream.shape, {POINT: point})
-    return stream + branch
+    tap(f"{point}.branch", branch)
+    total = stream + branch
+    tap(point, total)
+    return total

@@ -13,6 +13,7 @@ from gemma_export.passes.lower_geglu import LowerGeGLU
 from gemma_export.passes.lower_linear import LowerLinear
 from gemma_export.passes.lower_linear_to_matmul import LowerLinearToMatMul
 from gemma_export.passes.lower_norms import LowerNorms
+from gemma_export.passes.rescale_residual import RescaleResidual
 from gemma_export.passes.select_columns import SelectColumns
 from gemma_export.passes.select_logits import SelectLogits
 from gemma_export.passes.semantic_nodes import declare_logits, logits_positions
@@ -29,6 +30,7 @@ __all__ = [
     "LowerLinear",
     "LowerLinearToMatMul",
     "LowerNorms",
+    "RescaleResidual",
     "SelectColumns",
     "SelectLogits",
     "declare_logits",

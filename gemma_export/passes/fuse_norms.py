@@ -27,7 +27,8 @@ class FuseNorms(ir.passes.InPlacePass):
     Before: RMSNorm(p, w) with p = ResidualAdd(x, branch)     After: SkipSimplifiedLayerNormalization(x, branch, 1 + w)
             whose fourth output is the sum and keeps the name p
 
-    The gain is added in float32 from the stored weight. A sum that a norm does not read stays an Add.
+    The gain is added in float32 from the stored weight, and multiplied by the node's gain_scale, a power of two, where
+    it has one. A sum that a norm does not read stays an Add.
     Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
     (SkipSimplifiedLayerNormalization; SimplifiedLayerNormalization is registered in the default domain).
     """
@@ -51,7 +52,7 @@ class FuseNorms(ir.passes.InPlacePass):
 
 
 def _fuse(graph: ir.Graph, node: ir.Node) -> None:
-    epsilon = float(attributes_of(node, {"epsilon": None}, _NAME)["epsilon"])
+    epsilon = float(attributes_of(node, {"epsilon": None, "gain_scale": 1.0}, _NAME)["epsilon"])
     gain = gain_value(graph, node, _NAME)
     x = node.inputs[0]
     assert x is not None

@@ -21,7 +21,7 @@ _NAME = "LowerNorms"
 class LowerNorms(ir.passes.InPlacePass):
     """Norms and residual adds by standard operators.
 
-    Before: RMSNorm(x, w)             After: RMSNormalization(x, 1 + w), statistics in float32
+    Before: RMSNorm(x, w)             After: RMSNormalization(x, (1 + w) * gain_scale), statistics in float32
     Before: ResidualAdd(x, branch)    After: Add(x, branch), the sum keeps its name
 
     Precondition: opset 23 or later.
@@ -32,7 +32,7 @@ class LowerNorms(ir.passes.InPlacePass):
         """Rewrites every RMSNorm and every ResidualAdd."""
         norms, adds = nodes_of(model, "RMSNorm"), nodes_of(model, "ResidualAdd")
         for node in norms:
-            epsilon = float(attributes_of(node, {"epsilon": None}, _NAME)["epsilon"])
+            epsilon = float(attributes_of(node, {"epsilon": None, "gain_scale": 1.0}, _NAME)["epsilon"])
             norm = ir.node(
                 "RMSNormalization",
                 inputs=[node.inputs[0], gain_value(model.graph, node, _NAME)],

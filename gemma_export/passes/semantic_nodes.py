@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gemma_export.errors import PassError
-from gemma_export.weights import Shift, Weight, WeightTensor
+from gemma_export.weights import Scale, Shift, Weight, WeightTensor
 
 __all__ = [
     "DOMAIN",
@@ -102,13 +102,17 @@ def weight_value(graph: ir.Graph, name: str, weight: Weight, dtype: ir.DataType)
 
 
 def gain_value(graph: ir.Graph, node: ir.Node, pass_name: str) -> ir.Value:
-    """The gain 1 + w of an RMSNorm node as an initializer; the sum is taken in float32 from the stored weight."""
+    """The gain (1 + w) * gain_scale of an RMSNorm node as an initializer, in float32 from the stored weight."""
     x, stored = node.inputs
     if x is None or x.dtype is None:
         raise refuse(node, pass_name, "its input has no type")
     weight = weight_of(stored, node, pass_name)
     assert stored is not None
-    return weight_value(graph, f"{str(stored.name).removesuffix('.weight')}.gain", Shift(weight, 1.0), x.dtype)
+    gain: Weight = Shift(weight, 1.0)
+    scale = node.attributes.get("gain_scale")
+    if scale is not None and scale.as_float() != 1.0:
+        gain = Scale(gain, scale.as_float())
+    return weight_value(graph, f"{str(stored.name).removesuffix('.weight')}.gain", gain, x.dtype)
 
 
 def int64_constant(graph: ir.Graph, name: str, values: int | Sequence[int]) -> ir.Value:

@@ -51,7 +51,7 @@ def convert_floats(model: ir.Model, dtype: str) -> None:
 def sink_cast(weight: Weight, dtype: torch.dtype) -> Weight:
     """The same expression with one cast, as near to the stored tensor as the value allows.
 
-    Layout changes commute with a cast; arithmetic (1 + w) does not: it stays in float32 and its result is cast.
+    Layout changes commute with a cast; arithmetic (1 + w, w * 2^-k) does not: it stays in float32, its result is cast.
     """
     if isinstance(weight, Transpose):
         return Transpose(sink_cast(weight.weight, dtype))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gemma_export.tracing.binding import bind_weights
+from gemma_export.tracing.binding import bind_weights, model_weight
 from gemma_export.tracing.trace import trace_decoder
 
-__all__ = ["bind_weights", "trace_decoder"]
+__all__ = ["bind_weights", "model_weight", "trace_decoder"]

@@ -14,7 +14,7 @@ from gemma_export.nn import rotary_tables
 from gemma_export.tensors import TensorSource
 from gemma_export.weights import Cast, Constant, Stored, Transpose, Weight, WeightTensor
 
-__all__ = ["bind_weights", "merged_weight"]
+__all__ = ["bind_weights", "merged_weight", "model_weight"]
 
 
 def bind_weights(
@@ -35,8 +35,7 @@ def bind_weights(
     cos, sin = rotary_tables(positions=spec.max_position_embeddings, head_dim=spec.head_dim, theta=spec.rope_theta)
     expressions: dict[str, Weight] = {"cos_cache": Constant(cos, "cos_cache"), "sin_cache": Constant(sin, "sin_cache")}
     for name in family.tensor_shapes(spec):
-        weight = Stored(source, name) if merge is None else merged_weight(source, merge, name)
-        expressions[name] = Cast(weight, torch.float32)
+        expressions[name] = model_weight(source, merge, name)
     initializers = model.graph.initializers
     if spec.tie_word_embeddings and "lm_head.weight" in initializers:
         # torch names a shared parameter after the module it meets first
@@ -49,6 +48,11 @@ def bind_weights(
         )
     for name, value in initializers.items():
         value.const_value = WeightTensor(expressions[name], name)
+
+
+def model_weight(source: TensorSource, merge: Merge | None, name: str) -> Weight:
+    """One float32 tensor of the exported model, lazily: the checkpoint's, with an adapter merged if there is one."""
+    return Cast(Stored(source, name) if merge is None else merged_weight(source, merge, name), torch.float32)
 
 
 def merged_weight(source: TensorSource, merge: Merge, name: str) -> Weight:

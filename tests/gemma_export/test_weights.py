@@ -17,7 +17,7 @@ import torch
 from gemma_export import weights
 from gemma_export.errors import NonFiniteError
 from gemma_export.tensors import StoredTensor
-from gemma_export.weights import Cast, Concat, Constant, Shift, Stored, Transpose, Weight, WeightTensor
+from gemma_export.weights import Cast, Concat, Constant, Scale, Shift, Stored, Transpose, Weight, WeightTensor
 
 NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 DTYPES = list(NAMES)
@@ -338,3 +338,13 @@ def test_streaming_needs_little_memory() -> None:
     assert result["streamed"] < 32e6
     # the measurement sees what it should: one of the two in float32 at once is 205 MB
     assert result["held"] > 150e6
+
+
+def test_scale_rounds_subnormals_and_rescues_what_would_overflow() -> None:
+    """Scaled in float32 before the cast: 2^20 fits float16 afterwards, 3 * 2^-149 is rounded, not cut."""
+    tensor = torch.tensor([1048576.0, -3 * 2.0**-149, 2.0**-130, 0.0, 1.5])
+    scaled = Scale(stored(tensor), 2.0**-6)
+    assert_is(scaled, tensor * 2.0**-6)
+    assert_is(Cast(scaled, torch.float16), (tensor * 2.0**-6).half())
+    with pytest.raises(NonFiniteError, match=r"tensor w, position \[0\]"):
+        Cast(Scale(stored(tensor), 0.5), torch.float16).tensor()

@@ -1,0 +1,96 @@
+"""Hidden states of every batch between two layers: in memory up to a limit, beyond it in a nameless file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gemma_export.errors import ResourceExhaustedError
+
+__all__ = ["HiddenStates"]
+
+
+class HiddenStates:
+    """One float32 tensor [batch_size, sequence_length, hidden_size] for each batch, overwritten in place.
+
+    Args:
+        shapes: of each batch's hidden states.
+        memory_bytes: what may stay in memory; the batches beyond it go to a file.
+        directory: where the file lies (it has no name and vanishes with the process, however that ends); None allows
+            none.
+
+    Raises:
+        ResourceExhaustedError: the batches do not fit and there is no directory, or its disk is full.
+    """
+
+    def __init__(
+        self, shapes: Sequence[tuple[int, int, int]], *, memory_bytes: int = 512 << 20, directory: Path | None = None
+    ) -> None:
+        self._shapes = tuple(shapes)
+        self._kept: dict[int, torch.Tensor] = {}
+        # batch -> its first byte in the file
+        self._spilled: dict[int, int] = {}
+        self._file: Any = None
+        left, end = memory_bytes, 0
+        for batch, shape in enumerate(self._shapes):
+            size = 4 * shape[0] * shape[1] * shape[2]
+            if size <= left:
+                left -= size
+            else:
+                self._spilled[batch], end = end, end + size
+        if self._spilled and directory is None:
+            raise ResourceExhaustedError(
+                f"hidden states of {len(self._shapes)} batches need {(end + memory_bytes - left) >> 20} MiB, "
+                f"{memory_bytes >> 20} MiB are allowed",
+                hint="Use fewer or shorter calibration texts.",
+            )
+        if self._spilled:
+            # outlives this call; close() and the garbage collector end it
+            self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __getitem__(self, batch: int) -> torch.Tensor:
+        """The hidden states of a batch; not to be changed in place."""
+        if batch in self._kept:
+            return self._kept[batch]
+        assert self._file is not None
+        states = torch.empty(self._shapes[batch])
+        self._file.seek(self._spilled[batch])
+        count = self._file.readinto(_bytes(states))
+        assert count == states.nbytes
+        return states
+
+    def __setitem__(self, batch: int, states: torch.Tensor) -> None:
+        """Keeps a batch's new hidden states."""
+        assert tuple(states.shape) == self._shapes[batch], (states.shape, self._shapes[batch])
+        if batch not in self._spilled:
+            self._kept[batch] = states
+            return
+        assert self._file is not None
+        try:
+            self._file.seek(self._spilled[batch])
+            self._file.write(_bytes(states.contiguous()))
+            self._file.flush()
+        except OSError as error:
+            raise ResourceExhaustedError(
+                f"hidden states between two layers cannot be written: {error.strerror}",
+                hint="Free some disk space where the output goes, or use fewer calibration texts.",
+            ) from error
+
+    def close(self) -> None:
+        """Lets go of memory and file."""
+        self._kept.clear()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _bytes(states: torch.Tensor) -> memoryview:
+    view: memoryview = states.view(-1).view(torch.uint8).numpy().data
+    return view
