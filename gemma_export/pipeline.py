@@ -96,6 +96,11 @@ def build_semantic_graph(plan: ExportPlan) -> ir.Model:
 def lower_graphs(plan: ExportPlan, model: ir.Model) -> list[GraphFile]:
     """Target passes and precision once, then one finished twin per planned graph over the same weights."""
     plan.target.lower(model)
+    if plan.precision.scheme is not None:
+        from gemma_export.precision.blockwise import block_quantiser
+
+        assert plan.target.quantise is not None
+        plan.target.quantise(model, block_quantiser(plan.precision), plan.precision.activation_dtype)
     plan.precision.apply(model)
     graphs = []
     for planned in plan.graphs:
@@ -139,7 +144,7 @@ def _manifest(
         precision=plan.precision.name,
         activation_dtype=plan.precision.activation_dtype,
         weight_dtype=plan.precision.weight_dtype,
-        options={},
+        options={} if plan.precision.scheme is None else plan.precision.scheme.options(),
     )
 
 

@@ -13,7 +13,7 @@ from gemma_export.checkpoint import Checkpoint
 from gemma_export.config import DecoderSpec
 from gemma_export.consumers import CONSUMERS, FolderFacts
 from gemma_export.families import Family
-from gemma_export.precision import Precision
+from gemma_export.precision import Precision, check_rules
 from gemma_export.request import ExportRequest, Resolved, resolve
 from gemma_export.targets import Target
 from gemma_export.variants import GEMMA_TERMS_URL, Variant
@@ -28,6 +28,8 @@ _MANIFEST_BYTES_PER_LAYER, _MANIFEST_BYTES = 2_048, 16_384
 # Peak resident memory: interpreter, torch, onnx and the traced graph. Measured 438 MB for 2B and 447 MB for 7B in
 # float16, whatever the source; the rest is room for other builds of torch. Weights in flight are a few megabytes.
 _RESIDENT_BYTES, _RESIDENT_BYTES_PER_LAYER = 480 << 20, 1 << 20
+# pieces of a matrix in flight between threads, in float32 and as codes
+_QUANTISING_BYTES = 64 << 20
 # the rotary tables are the one thing that is computed whole: cosine, sine, their angles and one product, in float32
 _ROTARY_COPIES = 4
 
@@ -101,7 +103,10 @@ def plan_export(request: ExportRequest) -> ExportPlan:
     tensors = family.tensor_shapes(spec)
     graphs = _graphs(precision.suffix, resolved.keep)
     stored = target.stored_tensors(tensors, spec)
-    data = plan_data((name, precision.stored_nbytes(shape)) for name, shape in stored)
+    if precision.scheme is not None:
+        check_rules(precision.scheme, stored)
+    parts = [precision.stored(name, shape) for name, shape in stored]
+    data = plan_data(parts)
     facts = _facts(resolved, graphs)
     return ExportPlan(
         request=request,
@@ -112,12 +117,12 @@ def plan_export(request: ExportRequest) -> ExportPlan:
         precision=precision,
         checkpoint=resolved.checkpoint,
         tensors=tensors,
-        output=_output(request, resolved.variant, resolved.checkpoint),
+        output=_output(request, resolved),
         graphs=graphs,
         data=data,
         facts=facts,
         files=_files(spec, graphs, data, precision, facts),
-        peak_memory_bytes=_peak_memory(spec),
+        peak_memory_bytes=_peak_memory(spec) + _quantising_memory(parts),
         warnings=resolved.warnings,
     )
 
@@ -132,12 +137,13 @@ def _graphs(suffix: str, keep: int) -> tuple[PlannedGraph, ...]:
     )
 
 
-def _output(request: ExportRequest, variant: Variant | None, checkpoint: Checkpoint) -> Path:
+def _output(request: ExportRequest, resolved: Resolved) -> Path:
     if request.output is not None:
         return request.output
-    base = f"gemma-{variant.name}" if variant is not None else checkpoint.name or "gemma"
+    variant = resolved.variant
+    base = f"gemma-{variant.name}" if variant is not None else resolved.checkpoint.name or "gemma"
     target = "" if request.target == "ort" else f"-{request.target}"
-    return Path(f"{base}-{request.precision}{target}")
+    return Path(f"{base}-{resolved.precision.name}{target}")
 
 
 def _facts(resolved: Resolved, graphs: Sequence[PlannedGraph]) -> FolderFacts:
@@ -192,6 +198,12 @@ def _files(
 def _peak_memory(spec: DecoderSpec) -> int:
     rotary = _ROTARY_COPIES * 4 * spec.max_position_embeddings * spec.head_dim // 2
     return _RESIDENT_BYTES + spec.num_hidden_layers * _RESIDENT_BYTES_PER_LAYER + rotary
+
+
+def _quantising_memory(parts: Sequence[Sequence[tuple[str, int]]]) -> int:
+    """Scales and zero points of one matrix wait until its data is written, twice while they are joined."""
+    waiting = [sum(nbytes for _, nbytes in group[1:]) for group in parts]
+    return 2 * max(waiting) + _QUANTISING_BYTES if any(waiting) else 0
 
 
 def plan_json(plan: ExportPlan) -> str:

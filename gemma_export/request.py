@@ -12,7 +12,7 @@ from gemma_export.checkpoint import Checkpoint, builtin_checkpoint, check_tensor
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import ConfigError, MissingResourceError, UnknownVariantError, UsageError
 from gemma_export.families import FAMILIES, Family, check_generation_config, family_of
-from gemma_export.precision import PRECISIONS, Precision
+from gemma_export.precision import PRECISIONS, Precision, WeightOptions, quantised, weight_scheme
 from gemma_export.targets import TARGETS, Target
 from gemma_export.variants import VARIANTS, Variant
 
@@ -33,7 +33,9 @@ class ExportRequest:
     checkpoint: Path | None = None
     # None: weights come from the checkpoint
     synthetic_seed: int | None = None
+    # of activations, and of the weights too unless they are quantised
     precision: str = "fp32"
+    weights: WeightOptions = dataclasses.field(default_factory=WeightOptions)
     target: str = "ort"
     # "last", "all" or a number of positions
     logits: str = "last"
@@ -128,7 +130,15 @@ def _choose(request: ExportRequest) -> tuple[Target, Precision]:
             raise UsageError(
                 f"unknown {option} {name!r}, expected one of: {', '.join(registry)}", hint="See gemma-export --help."
             )
-    return TARGETS[request.target], PRECISIONS[request.precision]
+    target, precision = TARGETS[request.target], PRECISIONS[request.precision]
+    scheme = weight_scheme(request.weights)
+    if scheme is None:
+        return target, precision
+    if target.quantise is None:
+        raise UsageError(
+            f"target {target.name} has no kernels for {scheme.name} weights", hint="Export with --target ort."
+        )
+    return target, quantised(precision, scheme)
 
 
 def _variant(name: str | None) -> Variant | None:

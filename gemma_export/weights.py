@@ -19,7 +19,18 @@ import torch
 from gemma_export.errors import NonFiniteError
 from gemma_export.tensors import TensorSource
 
-__all__ = ["Cast", "Concat", "Constant", "Shift", "Stored", "Transpose", "Weight", "WeightTensor"]
+__all__ = [
+    "Cast",
+    "Concat",
+    "Constant",
+    "Shift",
+    "Stored",
+    "Transpose",
+    "Weight",
+    "WeightTensor",
+    "Writable",
+    "one_thread",
+]
 
 # Fits a core's second-level cache together with its float32 and cast copies. Measured, bfloat16 to float16:
 # 64 KiB 0.96, 256 KiB 1.85, 1 MiB 1.66 GB/s.
@@ -207,8 +218,8 @@ def _non_finite(name: str, wide: torch.Tensor, row: int, dtype: torch.dtype) -> 
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """One torch thread: a pool costs more than converting a megabyte, and the writer needs the other core."""
+def one_thread() -> Iterator[None]:
+    """One torch thread inside: a pool costs more than converting a megabyte, and the writer needs the other core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -217,8 +228,11 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Writable(Protocol):
-    def write(self, data: memoryview, /) -> int: ...
+class Writable(Protocol):
+    """What a tensor streams itself into."""
+
+    def write(self, data: memoryview, /) -> int:
+        """Takes all of `data`."""
 
 
 class WeightTensor:
@@ -249,9 +263,9 @@ class WeightTensor:
         """Size in bytes."""
         return self.size * self.weight.dtype.itemsize
 
-    def tofile(self, file: _Writable) -> None:
+    def tofile(self, file: Writable) -> None:
         """Streams the bytes, little-endian, memory bounded by the expression's chunks."""
-        with _one_thread():
+        with one_thread():
             for chunk in self.weight.chunks():
                 file.write(chunk.reshape(-1).view(torch.uint8).numpy().data)
 

@@ -9,15 +9,18 @@ from gemma_export.passes.fuse_norms import FuseNorms
 from gemma_export.passes.lower_embedding import LowerEmbedding
 from gemma_export.passes.lower_geglu import LowerGeGLU
 from gemma_export.passes.lower_linear import LowerLinear
+from gemma_export.passes.quantise_matrices import BlockQuantised, QuantiseMatrices
 from gemma_export.passes.select_logits import SelectLogits
 
 __all__ = [
     "AlignRows",
+    "BlockQuantised",
     "DropQueryLengths",
     "FuseGroupQueryAttention",
     "FuseNorms",
     "LowerEmbedding",
     "LowerGeGLU",
     "LowerLinear",
+    "QuantiseMatrices",
     "SelectLogits",
 ]

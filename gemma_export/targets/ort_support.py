@@ -44,8 +44,11 @@ _FLOAT_KERNELS: dict[str, dict[tuple[str, str], frozenset[str]]] = {
         ("", "Gelu"): frozenset({"float32"}),
         ("", "Mul"): frozenset({"float32"}),
         ("", "SimplifiedLayerNormalization"): _BOTH,
+        ("", "Slice"): _BOTH,
         (_CONTRIB, "FusedMatMul"): frozenset({"float32"}),
+        (_CONTRIB, "GatherBlockQuantized"): _BOTH,
         (_CONTRIB, "GroupQueryAttention"): _BOTH,
+        (_CONTRIB, "MatMulNBits"): _BOTH,
         (_CONTRIB, "SkipSimplifiedLayerNormalization"): _BOTH,
     },
     "cuda": {
@@ -55,9 +58,12 @@ _FLOAT_KERNELS: dict[str, dict[tuple[str, str], frozenset[str]]] = {
         ("", "Gelu"): _BOTH,
         ("", "Mul"): _BOTH,
         ("", "SimplifiedLayerNormalization"): _BOTH,
+        ("", "Slice"): _BOTH,
         (_CONTRIB, "FusedMatMul"): _BOTH,
+        (_CONTRIB, "GatherBlockQuantized"): _BOTH,
         # no float32: this is why an fp32 graph does not list CUDA
         (_CONTRIB, "GroupQueryAttention"): frozenset({"float16"}),
+        (_CONTRIB, "MatMulNBits"): _BOTH,
         (_CONTRIB, "SkipSimplifiedLayerNormalization"): _BOTH,
     },
 }

@@ -22,7 +22,7 @@ sizes = st.lists(st.one_of(near_limits, st.integers(0, 5 * MIB)), max_size=24)
 @given(sizes)
 @settings(max_examples=200, database=None, deadline=None)
 def test_ranges_are_disjoint_aligned_and_inside(tensors: list[int]) -> None:
-    plan = plan_data((f"t{index}", nbytes) for index, nbytes in enumerate(tensors))
+    plan = plan_data([(f"t{index}", nbytes)] for index, nbytes in enumerate(tensors))
     end = 0
     for entry in plan.ranges:
         assert entry.offset >= end
@@ -36,7 +36,7 @@ def test_ranges_are_disjoint_aligned_and_inside(tensors: list[int]) -> None:
 @given(sizes)
 @settings(max_examples=100, database=None, deadline=None)
 def test_every_tensor_is_stored_once_or_inline(tensors: list[int]) -> None:
-    plan = plan_data((f"t{index}", nbytes) for index, nbytes in enumerate(tensors))
+    plan = plan_data([(f"t{index}", nbytes)] for index, nbytes in enumerate(tensors))
     stored = {entry.index: (entry.name, entry.nbytes) for entry in plan.ranges}
     assert len(stored) == len(plan.ranges)
     assert stored == {index: (f"t{index}", nbytes) for index, nbytes in enumerate(tensors) if nbytes >= INLINE_BYTES}
@@ -47,11 +47,11 @@ def test_every_tensor_is_stored_once_or_inline(tensors: list[int]) -> None:
 def test_the_size_does_not_depend_on_the_order(tensors: list[int], shuffler: random.Random) -> None:
     shuffled = list(tensors)
     shuffler.shuffle(shuffled)
-    assert plan_data(("a", n) for n in tensors).size == plan_data(("a", n) for n in shuffled).size
+    assert plan_data([("a", n)] for n in tensors).size == plan_data([("a", n)] for n in shuffled).size
 
 
 def test_a_plan_by_hand() -> None:
-    plan = plan_data([("small", 1023), ("a", 1025), ("big", MIB + 1), ("middle", 64 * KIB), ("b", 1024)])
+    plan = plan_data([[("small", 1023)], [("a", 1025)], [("big", MIB + 1)], [("middle", 64 * KIB)], [("b", 1024)]])
     assert plan.ranges == (
         Range(index=2, name="big", offset=0, nbytes=MIB + 1),
         Range(index=3, name="middle", offset=MIB + 64 * KIB, nbytes=64 * KIB),
@@ -62,7 +62,7 @@ def test_a_plan_by_hand() -> None:
 
 
 def test_nothing_to_store() -> None:
-    plan = plan_data([("scale", 4), ("shape", 1023)])
+    plan = plan_data([[("scale", 4)], [("shape", 1023)]])
     assert plan.ranges == ()
     assert plan.size == 0
 
