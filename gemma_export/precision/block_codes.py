@@ -55,8 +55,8 @@ def stored_scales(scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def reciprocal(scales: torch.Tensor) -> torch.Tensor:
-    """1 / scale in float32, 0 for a scale of 0."""
-    return torch.where(scales == 0, 0.0, 1 / scales)
+    """1 / scale in float32; 0 for scales that count as 0."""
+    return torch.where(scales.abs() < _SMALLEST, 0.0, 1 / scales)
 
 
 def encode(blocks: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor, layout: BlockFormat) -> BlockCodes:
