@@ -100,7 +100,7 @@ class QuantiseMatrices(ir.passes.InPlacePass):
             _look_up(graph, node, name, matrix)
         else:
             raise PassError(
-                f"{_NAME}: weight {name} is read by input {position} of {node.name} ({node.op_type}), expected a product",
+                f"{_NAME}: weight {name} is read by input {position} of {node.name} ({node.op_type})",
                 hint="Only FusedMatMul and Gather have a quantised kernel. Report this with --debug.",
             )
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemma_export.artifact.plan import INLINE_BYTES, Range, alignment, plan_data, stays_inline
+from gemma_export.artifact.plan import INLINE_BYTES, DataPlan, Range, alignment, plan_data, stays_inline
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -59,6 +59,30 @@ def test_a_plan_by_hand() -> None:
         Range(index=4, name="b", offset=MIB + 128 * KIB + 1088, nbytes=1024),
     )
     assert plan.size == MIB + 128 * KIB + 1088 + 1024
+
+
+grouped = st.lists(st.lists(st.one_of(near_limits, st.integers(0, 5 * MIB)), max_size=4), max_size=8)
+
+
+@given(grouped, st.randoms(use_true_random=False))
+@settings(max_examples=200, database=None, deadline=None)
+def test_groups_stay_together_and_their_order_costs_nothing(groups: list[list[int]], shuffler: random.Random) -> None:
+    def plan(groups: list[list[int]]) -> DataPlan:
+        return plan_data([(f"{number}", nbytes) for nbytes in group] for number, group in enumerate(groups))
+
+    found = plan(groups)
+    end = 0
+    for entry in found.ranges:
+        assert entry.offset >= end
+        assert entry.offset % alignment(entry.nbytes) == 0
+        end = entry.offset + entry.nbytes
+    assert end <= found.size
+    order = [entry.name for entry in found.ranges]
+    assert len([name for name, before in zip(order, [None, *order], strict=False) if name != before]) == len(set(order))
+    assert len({entry.index for entry in found.ranges}) == len(found.ranges)
+    shuffled = [shuffler.sample(group, len(group)) for group in groups]
+    shuffler.shuffle(shuffled)
+    assert plan(shuffled).size == found.size
 
 
 def test_nothing_to_store() -> None:
