@@ -23,8 +23,8 @@ __all__ = ["ORT"]
 
 _OPSET = 21
 _PROVIDERS = {"float32": ("cpu",), "float16": ("cpu", "cuda")}
-# Of MatMulNBits. In float32, which only the CPU runs, 4: it quantises activations to 8 bits block by block, twice the
-# speed at any number of rows. The CUDA kernels ignore it; in float16 the CPU widens and 0 keeps what it computes.
+# Of MatMulNBits. In float32, which only the CPU runs, 4: it quantises activations to 8 bits block by block, faster at
+# any number of rows. The CUDA kernels ignore it; in float16 the CPU widens and 0 keeps what it computes.
 _ACCURACY_LEVELS = {"float32": 4}
 
 
