@@ -33,8 +33,15 @@ class Rule:
         return fnmatch.fnmatchcase(name, self.match)
 
     def as_json(self) -> dict[str, Any]:
-        """The rule's own words."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        """The rule in the words of the precision file."""
+        content = {
+            "match": self.match,
+            "bits": "float" if self.bits == 0 else self.bits,
+            "block_size": self.block_size,
+            "symmetric": self.symmetric,
+            "quantizer": self.quantiser,
+        }
+        return {key: value for key, value in content.items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

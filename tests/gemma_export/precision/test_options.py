@@ -104,7 +104,8 @@ def test_a_precision_file(tmp_path: Path) -> None:
     assert scheme.format_of(other, (64, 128)) == BlockFormat(bits=8, block_size=32, symmetric=True)
     assert scheme.format_of(_TABLE, (99, 64)) is None
     assert (scheme.quantiser_of(_DOWN), scheme.quantiser_of(other)) == ("rtn", "search")
-    assert scheme.options()["rules"][1] == {"match": _DOWN, "symmetric": False, "quantiser": "rtn"}
+    assert scheme.options()["rules"][1] == {"match": _DOWN, "symmetric": False, "quantizer": "rtn"}
+    assert scheme.options()["rules"][2] == {"match": "*.embed_tokens.weight", "bits": "float"}
 
 
 @pytest.mark.parametrize(
