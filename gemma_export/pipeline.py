@@ -166,6 +166,11 @@ def lower_graphs(plan: ExportPlan, model: ir.Model) -> list[GraphFile]:
 
         RescaleResidual(plan.residual_scale.shift)(model)
     plan.target.lower(model)
+    if plan.precision.scheme is not None:
+        from gemma_export.precision.blockwise import block_quantiser
+
+        assert plan.target.quantise is not None
+        plan.target.quantise(model, block_quantiser(plan.precision), plan.precision.activation_dtype)
     plan.precision.apply(model)
     graphs = []
     for planned in plan.graphs:
@@ -226,8 +231,9 @@ def _chunks(target: Target, graph: PlannedGraph) -> str:
 
 def _options(plan: ExportPlan, graphs: Sequence[GraphFile], headroom: Headroom | None) -> dict[str, Any]:
     """The number format's options, in the manifest's words."""
+    options = {} if plan.precision.scheme is None else dict(plan.precision.scheme.options())
     if plan.precision.activation_dtype != "float16":
-        return {}
+        return options
     residual_scale: dict[str, Any] = dataclasses.asdict(plan.residual_scale)
     if headroom is not None:
         from gemma_export.headroom import largest_constant
@@ -235,7 +241,7 @@ def _options(plan: ExportPlan, graphs: Sequence[GraphFile], headroom: Headroom |
         residual_scale["measured"] = headroom.to_dict() | {
             "largest_constant": max(largest_constant(graph.model) for graph in graphs)
         }
-    return {"residual_scale": residual_scale}
+    return {**options, "residual_scale": residual_scale}
 
 
 def _notes(plan: ExportPlan, headroom: Headroom | None) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from gemma_export.checkpoint import Checkpoint, HubWeights
 from gemma_export.config import DecoderSpec
 from gemma_export.consumers import CONSUMERS, FolderFacts
 from gemma_export.families import Family
-from gemma_export.precision import Precision
+from gemma_export.precision import Precision, check_rules
 from gemma_export.progress import Progress
 from gemma_export.request import ExportRequest, Resolved, resolve
 from gemma_export.residual_scale import ResidualScale
@@ -33,6 +33,8 @@ _MANIFEST_BYTES_PER_LAYER, _MANIFEST_BYTES = 2_048, 16_384
 # Peak resident memory: interpreter, torch, onnx and the traced graph. Measured 438 MB for 2B and 447 MB for 7B in
 # float16, whatever the source; the rest is room for other builds of torch. Weights in flight are a few megabytes.
 _RESIDENT_BYTES, _RESIDENT_BYTES_PER_LAYER = 480 << 20, 1 << 20
+# pieces of a matrix in flight between threads, in float32 and as codes
+_QUANTISING_BYTES = 64 << 20
 # the rotary tables are the one thing that is computed whole: cosine, sine, their angles and one product, in float32
 _ROTARY_COPIES = 4
 # longest prompt that the residual stream is measured on (gemma_export.headroom)
@@ -119,7 +121,10 @@ def plan_export(request: ExportRequest, progress: Progress | None = None) -> Exp
     tensors = family.tensor_shapes(spec)
     graphs = _graphs(precision.suffix, resolved.keep, target)
     stored = target.stored_tensors(tensors, spec)
-    data = plan_data((name, precision.stored_nbytes(shape)) for name, shape in stored)
+    if precision.scheme is not None:
+        check_rules(precision.scheme, stored)
+    parts = [precision.stored(name, shape) for name, shape in stored]
+    data = plan_data(parts)
     facts, source = _facts(resolved, graphs), resolved.checkpoint.source
     return ExportPlan(
         request=request,
@@ -138,7 +143,7 @@ def plan_export(request: ExportRequest, progress: Progress | None = None) -> Exp
         data=data,
         facts=facts,
         files=_files(spec, graphs, data, precision, facts),
-        peak_memory_bytes=_peak_memory(spec, resolved.merge) + _measuring_memory(resolved, tensors),
+        peak_memory_bytes=_peak_memory(resolved, tensors, parts),
         download_bytes=source.download_bytes if isinstance(source, HubWeights) else 0,
         warnings=(*resolved.warnings, *(warning for consumer in CONSUMERS for warning in consumer.check(facts))),
     )
@@ -160,7 +165,7 @@ def _output(request: ExportRequest, resolved: Resolved) -> Path:
         return request.output
     base = _title(resolved)
     target = "" if request.target == "ort" else f"-{request.target}"
-    return Path(f"{base}-{request.precision}{target}")
+    return Path(f"{base}-{resolved.precision.name}{target}")
 
 
 def _title(resolved: Resolved) -> str:
@@ -224,10 +229,14 @@ def _files(
     return tuple(sorted(planned, key=lambda file: file.path))
 
 
-def _peak_memory(spec: DecoderSpec, merge: Merge | None) -> int:
+def _peak_memory(
+    resolved: Resolved, tensors: Mapping[str, tuple[int, ...]], parts: Sequence[Sequence[tuple[str, int]]]
+) -> int:
+    spec, merge = resolved.spec, resolved.merge
     rotary = _ROTARY_COPIES * 4 * spec.max_position_embeddings * spec.head_dim // 2
     factors = 0 if merge is None else merge.resident_bytes
-    return _RESIDENT_BYTES + spec.num_hidden_layers * _RESIDENT_BYTES_PER_LAYER + rotary + factors
+    resident = _RESIDENT_BYTES + spec.num_hidden_layers * _RESIDENT_BYTES_PER_LAYER
+    return resident + rotary + factors + _measuring_memory(resolved, tensors) + _quantising_memory(parts)
 
 
 def adapter_json(merge: Merge | None) -> dict[str, Any] | None:
@@ -247,6 +256,12 @@ def _measuring_memory(resolved: Resolved, tensors: Mapping[str, tuple[int, ...]]
     # gate, its gelu, up and their product; scores, masked scores, weights and their sum's exponents
     activations = 4 * tokens * (spec.intermediate_size + spec.num_attention_heads * tokens)
     return 4 * (layer + activations)
+
+
+def _quantising_memory(parts: Sequence[Sequence[tuple[str, int]]]) -> int:
+    """Scales and zero points of one matrix wait until its data is written, twice while they are joined."""
+    waiting = [sum(nbytes for _, nbytes in group[1:]) for group in parts]
+    return 2 * max(waiting) + _QUANTISING_BYTES if any(waiting) else 0
 
 
 def plan_json(plan: ExportPlan) -> str:

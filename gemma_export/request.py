@@ -24,7 +24,7 @@ from gemma_export.checkpoint import (
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import ConfigError, HubUnreachableError, MissingResourceError, UnknownVariantError, UsageError
 from gemma_export.families import FAMILIES, Family, check_generation_config, family_of
-from gemma_export.precision import PRECISIONS, Precision
+from gemma_export.precision import PRECISIONS, Precision, WeightOptions, quantised, weight_scheme
 from gemma_export.progress import Progress
 from gemma_export.residual_scale import ResidualScale, choose_residual_scale
 from gemma_export.targets import TARGETS, Target
@@ -52,7 +52,9 @@ class ExportRequest:
     adapter: str | None = None
     # None: weights come from the checkpoint
     synthetic_seed: int | None = None
+    # of activations, and of the weights too unless they are quantised
     precision: str = "fp32"
+    weights: WeightOptions = dataclasses.field(default_factory=WeightOptions)
     target: str = "ort"
     # keep the semantic operators as functions of the graph, where the target can
     keep_functions: bool = False
@@ -196,7 +198,14 @@ def _choose(request: ExportRequest) -> tuple[Target, Precision]:
             f"target {target.name} has no {precision.activation_dtype} kernels: --{precision.name} cannot run there",
             hint=f"Choose a precision with {' or '.join(target.providers)} activations, or another --target.",
         )
-    return target, precision
+    scheme = weight_scheme(request.weights)
+    if scheme is None:
+        return target, precision
+    if target.quantise is None:
+        raise UsageError(
+            f"target {target.name} has no kernels for {scheme.name} weights", hint="Export with --target ort."
+        )
+    return target, quantised(precision, scheme)
 
 
 def _variant(name: str | None) -> Variant | None:

@@ -29,6 +29,7 @@ __all__ = [
     "Transpose",
     "Weight",
     "WeightTensor",
+    "Writable",
     "one_thread",
 ]
 
@@ -251,8 +252,11 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Writable(Protocol):
-    def write(self, data: memoryview, /) -> int: ...
+class Writable(Protocol):
+    """What a tensor streams itself into."""
+
+    def write(self, data: memoryview, /) -> int:
+        """Takes all of `data`."""
 
 
 class WeightTensor:
@@ -283,7 +287,7 @@ class WeightTensor:
         """Size in bytes."""
         return self.size * self.weight.dtype.itemsize
 
-    def tofile(self, file: _Writable) -> None:
+    def tofile(self, file: Writable) -> None:
         """Streams the bytes, little-endian, memory bounded by the expression's chunks."""
         with one_thread():
             for chunk in self.weight.chunks():

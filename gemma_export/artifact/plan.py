@@ -3,11 +3,12 @@
 Torch-free and onnx-free. The data file has three regions, largest alignment first; inside a region tensors keep the
 order they are given in and each ends at a multiple of the region's alignment. So the file's size depends on the
 tensors' sizes alone, not on their order: a plan made from a config equals what the traced graph later writes.
+Tensors of one group stay together, in the region of the largest, each at its own alignment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 __all__ = ["INLINE_BYTES", "DataPlan", "Range", "alignment", "plan_data", "stays_inline"]
@@ -26,7 +27,7 @@ _ALIGNMENTS = ((1 << 20, 1 << 16), (1 << 16, 1 << 12), (0, 64))
 class Range:
     """One tensor's bytes in the data file."""
 
-    # position in the sequence given to plan_data
+    # position among all tensors given to plan_data
     index: int
     name: str
     offset: int
@@ -51,18 +52,33 @@ def alignment(nbytes: int) -> int:
     return next(step for smallest, step in _ALIGNMENTS if nbytes >= smallest)
 
 
-def plan_data(tensors: Iterable[tuple[str, int]]) -> DataPlan:
+def plan_data(groups: Iterable[Sequence[tuple[str, int]]]) -> DataPlan:
     """Lays tensors out in one data file.
 
     Args:
-        tensors: name and size in bytes of each distinct tensor; what stays inline is left out of the plan.
+        groups: what must lie side by side (the parts of one quantised matrix, which are made in one go; most groups
+            are one tensor): name and size in bytes of each distinct tensor. What stays inline is left out of the plan.
     """
-    stored = [(index, name, nbytes) for index, (name, nbytes) in enumerate(tensors) if not stays_inline(nbytes)]
-    stored.sort(key=lambda entry: -alignment(entry[2]))  # stable: the given order inside a region
+    index = 0
+    stored = []
+    for group in groups:
+        members = [(index + place, name, nbytes) for place, (name, nbytes) in enumerate(group)]
+        index += len(members)
+        # the widest alignment first, so that a group's size does not depend on its order either
+        external = sorted((entry for entry in members if not stays_inline(entry[2])), key=lambda entry: -entry[2])
+        if external:
+            stored.append(external)
+    stored.sort(key=lambda group: -alignment(group[0][2]))  # stable: the given order inside a region
     ranges = []
     offset = 0
-    for index, name, nbytes in stored:
-        ranges.append(Range(index=index, name=name, offset=offset, nbytes=nbytes))
-        step = alignment(nbytes)
-        offset += -(-nbytes // step) * step
+    for external in stored:
+        for member, name, nbytes in external:
+            offset = _aligned(offset, alignment(nbytes))
+            ranges.append(Range(index=member, name=name, offset=offset, nbytes=nbytes))
+            offset += nbytes
+        offset = _aligned(offset, alignment(external[0][2]))
     return DataPlan(ranges=tuple(ranges), size=offset)
+
+
+def _aligned(offset: int, step: int) -> int:
+    return -(-offset // step) * step

@@ -27,7 +27,8 @@ class WeightStore:
 
     Two initializers are one range of bytes when they hold the same tensor object, or when the `weight` of both (the
     lazy expression behind it) is the same object: twins of a graph, an embedding table and the head tied to it, one
-    table read in two shapes. Small and string tensors stay inside their graphs.
+    table read in two shapes. Tensors with one `group` (parts of a quantised matrix, made in one go) lie side by side.
+    Small and string tensors stay inside their graphs.
 
     Args:
         models: the graphs, in the order that decides the order of the data file.
@@ -48,10 +49,14 @@ class WeightStore:
                         f"found {first.nbytes} and {tensor.nbytes} bytes",
                         hint="A pass reshaped a shared weight wrongly. Report this bug.",
                     )
-        self._identities = list(tensors)
+        groups: dict[int, list[int]] = {}
+        for identity, (_, tensor) in tensors.items():
+            groups.setdefault(id(getattr(tensor, "group", tensor)), []).append(identity)
+        self._identities = [identity for members in groups.values() for identity in members]
         # holding the tensors keeps their identities valid
-        self._tensors = [tensor for _, tensor in tensors.values()]
-        self.plan: DataPlan = plan_data((name, _planned_bytes(tensor)) for name, tensor in tensors.values())
+        self._tensors = [tensors[identity][1] for identity in self._identities]
+        named = {identity: (name, _planned_bytes(tensor)) for identity, (name, tensor) in tensors.items()}
+        self.plan: DataPlan = plan_data([named[identity] for identity in members] for members in groups.values())
         self._ranges = {self._identities[entry.index]: entry for entry in self.plan.ranges}
 
     def tensor(self, entry: Range) -> ir.TensorProtocol:

@@ -45,6 +45,15 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
 @click.option("--fp32", "fp32", is_flag=True, help="float32 weights and activations (default): CPU.")
 @click.option("--fp16", "fp16", is_flag=True, help="float16 weights and activations: CPU and CUDA.")
 @click.option("--bf16", "bf16", is_flag=True, help="bfloat16 weights and activations: CUDA.")
+@click.option("--int4", "int4", is_flag=True, help="4-bit weights; with --fp16, float16 activations.")
+@click.option("--int8", "int8", is_flag=True, help="8-bit weights; with --fp16, float16 activations.")
+@click.option("--block-size", type=int, metavar="N", help="Weights that share a scale: 32, 64, 128 or 256.")
+@click.option("--symmetric/--asymmetric", default=None, help="Quantise without or with zero points.")
+@click.option("--quantizer", metavar="NAME", help="How scales are chosen: rtn, search.")
+@click.option("--embedding-bits", type=int, metavar="4|8", help="Bits of the embedding table and the head.")
+@click.option(
+    "--precision-config", metavar="FILE", type=click.Path(path_type=Path), help="TOML: precision of single tensors."
+)
 @click.option(
     "--target",
     default="ort",
@@ -136,6 +145,7 @@ def verify(options: dict[str, Any], directory: Path, as_json: bool) -> None:
 
 
 def _request(options: dict[str, Any]) -> ExportRequest:
+    from gemma_export.precision import WeightOptions
     from gemma_export.request import ExportRequest
 
     precisions = [name for name in _PRECISIONS if options[name]]
@@ -144,6 +154,8 @@ def _request(options: dict[str, Any]) -> ExportRequest:
             f"--{precisions[0]} and --{precisions[1]} exclude each other",
             hint="One folder holds one precision: run twice.",
         )
+    if options["int4"] and options["int8"]:
+        raise UsageError("--int4 and --int8 exclude each other", hint="One folder holds one precision: run twice.")
     seed = options["synthetic_seed"]
     if seed is not None and not (seed.isascii() and seed.isdigit() and int(seed) < 1 << 63):
         raise UsageError(
@@ -159,6 +171,14 @@ def _request(options: dict[str, Any]) -> ExportRequest:
         revision=options["revision"],
         synthetic_seed=None if seed is None else int(seed),
         precision=precisions[0] if precisions else _PRECISIONS[0],
+        weights=WeightOptions(
+            scheme=next((name for name in ("int4", "int8") if options[name]), None),
+            block_size=options["block_size"],
+            symmetric=options["symmetric"],
+            quantiser=options["quantizer"],
+            embedding_bits=options["embedding_bits"],
+            config=options["precision_config"],
+        ),
         target=options["target"],
         keep_functions=options["keep_functions"],
         logits=options["logits"],

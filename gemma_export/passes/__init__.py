@@ -13,6 +13,7 @@ from gemma_export.passes.lower_geglu import LowerGeGLU
 from gemma_export.passes.lower_linear import LowerLinear
 from gemma_export.passes.lower_linear_to_matmul import LowerLinearToMatMul
 from gemma_export.passes.lower_norms import LowerNorms
+from gemma_export.passes.quantise_matrices import BlockQuantised, QuantiseMatrices
 from gemma_export.passes.rescale_residual import RescaleResidual
 from gemma_export.passes.select_columns import SelectColumns
 from gemma_export.passes.select_logits import SelectLogits
@@ -20,6 +21,7 @@ from gemma_export.passes.semantic_nodes import declare_logits, logits_positions
 
 __all__ = [
     "AlignRows",
+    "BlockQuantised",
     "DropQueryLengths",
     "FuseAttentionRotaryOutside",
     "FuseGroupQueryAttention",
@@ -30,6 +32,7 @@ __all__ = [
     "LowerLinear",
     "LowerLinearToMatMul",
     "LowerNorms",
+    "QuantiseMatrices",
     "RescaleResidual",
     "SelectColumns",
     "SelectLogits",

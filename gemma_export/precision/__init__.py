@@ -1,5 +1,7 @@
 """Number formats, one file each. `PRECISIONS` is the registry: to add one, add a file and a line here.
 
+`SCHEMES` are the quantisations of weights that each of them can be combined with (`quantised`).
+
 The descriptions are torch-free (plans read them); `apply` changes a lowered graph.
 """
 
@@ -8,8 +10,22 @@ from __future__ import annotations
 from gemma_export.precision.bf16 import BF16
 from gemma_export.precision.fp16 import FP16
 from gemma_export.precision.fp32 import FP32
-from gemma_export.precision.precision import Precision
+from gemma_export.precision.options import WeightOptions, check_rules, weight_scheme
+from gemma_export.precision.precision import Precision, quantised
+from gemma_export.precision.quantisers import QUANTISERS
+from gemma_export.precision.scheme import WeightScheme
+from gemma_export.precision.schemes import SCHEMES
 
-__all__ = ["PRECISIONS", "Precision"]
+__all__ = [
+    "PRECISIONS",
+    "QUANTISERS",
+    "SCHEMES",
+    "Precision",
+    "WeightOptions",
+    "WeightScheme",
+    "check_rules",
+    "quantised",
+    "weight_scheme",
+]
 
 PRECISIONS: dict[str, Precision] = {precision.name: precision for precision in (FP32, FP16, BF16)}

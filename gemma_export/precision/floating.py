@@ -40,6 +40,9 @@ def convert_floats(model: ir.Model, dtype: str) -> None:
     for value in model.graph.initializers.values():
         if value.dtype != ir.DataType.FLOAT or value.const_value is None:
             continue
+        if value.dtype == element and not isinstance(value.const_value, WeightTensor):
+            # constants, and scales of quantised weights, which are lazy: nothing to cast
+            continue
         if isinstance(value.const_value, WeightTensor):
             weight = sink_cast(value.const_value.weight, _TORCH[dtype])
             value.const_value = WeightTensor(weight, value.name)

@@ -1,4 +1,4 @@
-"""What a precision file provides."""
+"""What a precision file provides: a format of activations, and with a weight scheme on top a quantised precision."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from gemma_export.precision.scheme import WeightScheme
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Precision"]
+__all__ = ["DTYPE_BYTES", "Precision", "quantised"]
+
+# of activations, and of the scales of quantised weights
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+# what loaders append to a quantised file's suffix for the activations: _q4, _q4f16
+_ACTIVATION_SUFFIX = {"float32": "", "float16": "f16", "bfloat16": "bf16"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +30,28 @@ class Precision:
     # ONNX names of the data types, lower case
     activation_dtype: str
     weight_dtype: str
-    # stored bytes of a tensor: shape -> bytes
+    # stored bytes of a tensor that is not quantised: shape -> bytes
     stored_nbytes: Callable[[tuple[int, ...]], int]
     # rewrites a float32 graph in place; weights stay lazy
     apply: Callable[[ir.Model], None]
+    # what is quantised, and how; None: every tensor is stored in weight_dtype
+    scheme: WeightScheme | None = None
+
+    def stored(self, name: str, shape: tuple[int, ...]) -> tuple[tuple[str, int], ...]:
+        """Name and size in bytes of each tensor that one of the target's tensors becomes."""
+        layout = self.scheme.format_of(name, shape) if self.scheme is not None else None
+        if layout is None:
+            return ((name, self.stored_nbytes(shape)),)
+        return layout.stored(name, shape, DTYPE_BYTES[self.activation_dtype])
+
+
+def quantised(activations: Precision, scheme: WeightScheme) -> Precision:
+    """A weight scheme under a format of activations: matrices in integers, all else as the format has it."""
+    plain = activations.activation_dtype == "float32"
+    return dataclasses.replace(
+        activations,
+        name=scheme.name if plain else f"{scheme.name}-{activations.name}",
+        suffix=scheme.suffix + _ACTIVATION_SUFFIX[activations.activation_dtype],
+        weight_dtype=scheme.name,
+        scheme=scheme,
+    )

@@ -13,14 +13,19 @@ if TYPE_CHECKING:
 
 __all__ = ["check_counts", "main_dtype"]
 
+# one weight, one product, whatever the weight is stored in
+_QUANTISED = {"MatMulNBits": "FusedMatMul"}
+
 
 def check_counts(target: str, model: ir.Model, layers: int, expected: Mapping[str, int]) -> None:
     """Compares operator counts with what a decoder of `layers` layers must have.
 
+    A product over integer weights counts as the product that it stands for.
+
     Raises:
         PassError: names the first operator whose count differs.
     """
-    found = Counter(node.op_type for node in model.graph)
+    found = Counter(_QUANTISED.get(node.op_type, node.op_type) for node in model.graph)
     for op_type, count in expected.items():
         if found[op_type] != count:
             raise PassError(
@@ -35,7 +40,9 @@ def main_dtype(target: str, node: ir.Node) -> str:
     Raises:
         PassError: the node has no typed value.
     """
-    for value in (*node.inputs, *node.outputs):
+    # a look-up in a quantised table is known by what it gives: its packed bytes come first, the ids second
+    values = node.outputs if node.op_type == "GatherBlockQuantized" else (*node.inputs, *node.outputs)
+    for value in values:
         if value is not None and value.dtype is not None:
             name = value.dtype.name.lower()
             return "float32" if name == "float" else name

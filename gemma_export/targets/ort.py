@@ -5,7 +5,7 @@ Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from gemma_export.config import DecoderSpec
@@ -16,11 +16,17 @@ from gemma_export.targets.target import Target
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from gemma_export.passes import BlockQuantised
+    from gemma_export.weights import Weight
+
 __all__ = ["ORT"]
 
 _OPSET = 21
 # the CPU provider has no bfloat16 kernels, CUDA's attention no float32 one
 _PROVIDERS = {"float32": ("cpu",), "float16": ("cpu", "cuda"), "bfloat16": ("cuda",)}
+# Of MatMulNBits. In float32, which only the CPU runs, 4: it quantises activations to 8 bits block by block, faster at
+# any number of rows. The CUDA kernels ignore it; in float16 the CPU widens and 0 keeps what it computes.
+_ACCURACY_LEVELS = {"float32": 4}
 
 
 def _lower(model: ir.Model) -> None:
@@ -37,6 +43,13 @@ def _lower(model: ir.Model) -> None:
         passes.LowerEmbedding(),
     ):
         rewrite(model)
+
+
+def _quantise(model: ir.Model, matrices: Callable[[str, Weight], BlockQuantised | None], activation_dtype: str) -> None:
+    """MatMulNBits and GatherBlockQuantized for every weight that the precision quantises."""
+    from gemma_export import passes
+
+    passes.QuantiseMatrices(matrices, accuracy_level=_ACCURACY_LEVELS.get(activation_dtype, 0))(model)
 
 
 def _finish(model: ir.Model, keep: int) -> None:
@@ -112,4 +125,5 @@ ORT = Target(
     check=_check,
     stored_tensors=_stored_tensors,
     with_functions=None,
+    quantise=_quantise,
 )

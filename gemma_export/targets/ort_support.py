@@ -45,8 +45,11 @@ _FLOAT_KERNELS: dict[str, dict[tuple[str, str], frozenset[str]]] = {
         ("", "Gelu"): frozenset({"float32"}),
         ("", "Mul"): frozenset({"float32"}),
         ("", "SimplifiedLayerNormalization"): _BOTH,
+        ("", "Slice"): _BOTH,
         (_CONTRIB, "FusedMatMul"): frozenset({"float32"}),
+        (_CONTRIB, "GatherBlockQuantized"): _BOTH,
         (_CONTRIB, "GroupQueryAttention"): _BOTH,
+        (_CONTRIB, "MatMulNBits"): _BOTH,
         (_CONTRIB, "SkipSimplifiedLayerNormalization"): _BOTH,
     },
     "cuda": {
@@ -56,9 +59,12 @@ _FLOAT_KERNELS: dict[str, dict[tuple[str, str], frozenset[str]]] = {
         ("", "Gelu"): _THREE,
         ("", "Mul"): _THREE,
         ("", "SimplifiedLayerNormalization"): _THREE,
+        ("", "Slice"): _THREE,
         (_CONTRIB, "FusedMatMul"): _THREE,
+        (_CONTRIB, "GatherBlockQuantized"): _THREE,
         # no float32: this is why an fp32 graph does not list CUDA
         (_CONTRIB, "GroupQueryAttention"): frozenset({"float16", "bfloat16"}),
+        (_CONTRIB, "MatMulNBits"): _THREE,
         (_CONTRIB, "SkipSimplifiedLayerNormalization"): _THREE,
     },
 }

@@ -11,6 +11,9 @@ from gemma_export.config import DecoderSpec
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from gemma_export.passes import BlockQuantised
+    from gemma_export.weights import Weight
+
 __all__ = ["Target"]
 
 
@@ -40,3 +43,6 @@ class Target:
     stored_tensors: Callable[[Mapping[str, tuple[int, ...]], DecoderSpec], tuple[tuple[str, tuple[int, ...]], ...]]
     # the same target with the semantic operators kept as functions, where there is one
     with_functions: Target | None
+    # (lowered float32 graph, quantised matrix of an initializer or None, activation dtype): puts the target's kernels
+    # for integer weights in place; None where the target has none
+    quantise: Callable[[ir.Model, Callable[[str, Weight], BlockQuantised | None], str], None] | None = None

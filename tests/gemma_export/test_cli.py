@@ -91,6 +91,13 @@ def test_variants_table() -> None:
         ("--variant tiny --synthetic-weights -3", 2, []),
         ("--variant tiny --synthetic-weights 1e9", 2, ["seed"]),
         ("--variant tiny --int3", 2, ["--int3"]),
+        ("--variant tiny --int4 --int8", 2, ["--int4 and --int8"]),
+        ("--variant tiny --int4 --block-size 100", 2, ["block size 100", "32, 64, 128, 256"]),
+        ("--variant tiny --int4 --quantizer best", 2, ["quantizer 'best'", "rtn, search"]),
+        ("--variant tiny --int4 --embedding-bits 3", 2, ["embedding bits 3"]),
+        ("--variant tiny --fp16 --block-size 64", 2, ["--block-size", "neither --int4 nor --int8"]),
+        ("--variant tiny --asymmetric", 2, ["--asymmetric", "neither --int4 nor --int8"]),
+        ("--variant tiny --int4 --precision-config nowhere.toml", 4, ["nowhere.toml", "cannot be read"]),
         ("--variant tiny variants", 2, ["--variant"]),
         ("--variant 7b", 4, ["google/gemma-7b", "offline", "hf download google/gemma-7b", "--checkpoint"]),
         ("--variant codegemma-2b --fp16", 4, ["google/codegemma-2b"]),
@@ -208,7 +215,17 @@ def test_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "the second" / file).read_bytes(), file
 
 
-@pytest.mark.parametrize("options", ["--fp32", "--fp16 --context 100", "--fp32 --logits all"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--fp32",
+        "--fp16 --context 100",
+        "--fp32 --logits all",
+        "--int4",
+        "--int4 --fp16 --block-size 32 --symmetric",
+        "--int8 --asymmetric",
+    ],
+)
 def test_dry_run_says_what_is_written(options: str, tmp_path: Path) -> None:
     checkpoints.write(tmp_path / "model")
     plan = json.loads(
@@ -233,6 +250,31 @@ def test_dry_run_says_what_is_written(options: str, tmp_path: Path) -> None:
         *(name for name in written if name.endswith(".onnx")),
     }
     assert planned[next(name for name in written if name.endswith("_data"))]["exact"]
+
+
+def test_a_precision_file_decides_and_is_recorded(tmp_path: Path) -> None:
+    checkpoints.write(tmp_path / "model")
+    rule = '[[rule]]\nmatch = "{}"\nbits = 8\nblock_size = 32\n'
+    (tmp_path / "mixed.toml").write_text(rule.format("*.down_proj.weight"))
+    options = ("--checkpoint", "model", "--int4", "--precision-config")
+    assert gemma_export(*options, "mixed.toml", "--output", "out", cwd=tmp_path).returncode == 0
+    assert gemma_export("verify", "out", cwd=tmp_path).returncode == 0
+    precision = json.loads((tmp_path / "out" / "gemma_export.json").read_text())["precision"]
+    assert (precision["name"], precision["weight_dtype"]) == ("int4", "int4")
+    assert precision["options"] == {
+        "scheme": "int4",
+        "bits": 4,
+        "block_size": 128,
+        "symmetric": False,
+        "quantizer": "search",
+        "embedding_bits": 4,
+        "rules": [{"match": "*.down_proj.weight", "bits": 8, "block_size": 32}],
+    }
+    (tmp_path / "none.toml").write_text(rule.format("*.q_proj.weight"))
+    assert_error(gemma_export(*options, "none.toml", cwd=tmp_path), 2, "matches no matrix", "qkv_proj.weight")
+    (tmp_path / "bad.toml").write_text("scheme = ")
+    assert_error(gemma_export(*options, "bad.toml", cwd=tmp_path), 3, "bad.toml", "expected TOML")
+    assert left_in(tmp_path) == ["bad.toml", "mixed.toml", "model", "none.toml", "out"]
 
 
 def test_synthetic_weights_need_no_checkpoint_and_no_tokenizer(tmp_path: Path) -> None:

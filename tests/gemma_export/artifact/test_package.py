@@ -11,7 +11,7 @@ from gemma_export import artifact
 def test_planning_does_not_wait_for_onnx() -> None:
     code = (
         "import sys, gemma_export.artifact as a\n"
-        "assert a.plan_data([('a', 2048)]).size == 2048 and a.data_file('') == 'onnx/model.onnx_data'\n"
+        "assert a.plan_data([[('a', 2048)]]).size == 2048 and a.data_file('') == 'onnx/model.onnx_data'\n"
         "a.check_output, a.check_disk\n"
         "print(sorted({'onnx', 'onnx_ir', 'numpy', 'torch', 'filelock'} & set(sys.modules)))"
     )

@@ -108,7 +108,7 @@ def test_both_graphs_run_on_the_shared_weights(folder: Path, past: int) -> None:
 
 def test_every_weight_lies_in_the_data_file_once(folder: Path) -> None:
     weights = tiny_weights()
-    plan = plan_data((name, weights[name].nbytes) for name in ("embedding", "key", "value", "head"))
+    plan = plan_data([(name, weights[name].nbytes)] for name in ("embedding", "key", "value", "head"))
     content = (folder / DATA).read_bytes()
     assert len(content) == plan.size
     padding = bytearray(content)

@@ -13,7 +13,9 @@ from gemma_export.artifact.plan import stays_inline
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import PassError
 from gemma_export.families import FAMILIES
-from gemma_export.precision import PRECISIONS, Precision
+from gemma_export.precision import PRECISIONS, SCHEMES, Precision, quantised
+from gemma_export.precision.block_weight import BlockPart
+from gemma_export.precision.blockwise import block_quantiser
 from gemma_export.targets import TARGETS
 from gemma_export.targets.onnxruntime_releases import first_release
 from gemma_export.weights import WeightTensor
@@ -29,6 +31,22 @@ _LOWERINGS = (
 )
 
 
+_QUANTISED = {
+    precision.name: precision
+    for precision in (
+        quantised(activations, scheme) for activations in PRECISIONS.values() for scheme in SCHEMES.values()
+    )
+}
+_ALL = {**PRECISIONS, **_QUANTISED}
+
+
+def _apply(precision: Precision, model: ir.Model) -> None:
+    if precision.scheme is not None:
+        assert _ORT.quantise is not None
+        _ORT.quantise(model, block_quantiser(precision), precision.activation_dtype)
+    precision.apply(model)
+
+
 def _finished(keep: int = 0, spec: DecoderSpec = SPEC) -> ir.Model:
     model = semantic_model(spec)
     _ORT.lower(model)
@@ -37,11 +55,11 @@ def _finished(keep: int = 0, spec: DecoderSpec = SPEC) -> ir.Model:
 
 
 @pytest.mark.parametrize("keep", [0, 1, 8])
-@pytest.mark.parametrize("precision", PRECISIONS.values(), ids=list(PRECISIONS))
+@pytest.mark.parametrize("precision", _ALL.values(), ids=list(_ALL))
 def test_finished_graphs_pass_the_check(precision: Precision, keep: int) -> None:
     model = semantic_model()
     _ORT.lower(model)
-    precision.apply(model)
+    _apply(precision, model)
     _ORT.finish(model, keep)
     _ORT.check(model, SPEC, precision.activation_dtype)
     assert not model.functions
@@ -55,6 +73,17 @@ def test_graphs_without_batched_chunks_pass_the_check_and_need_no_new_release() 
     _ORT.compat(model)
     _ORT.check(model, SPEC, "float32")
     assert first_release(model) == "1.20.0"
+
+
+def test_quantised_graphs_need_the_release_that_reads_packed_tables() -> None:
+    model = semantic_model()
+    _ORT.lower(model)
+    _apply(_QUANTISED["int4"], model)
+    _ORT.finish(model, 1)
+    _ORT.compat(model)
+    assert first_release(model) == "1.23.0"
+    levels = {node.attributes["accuracy_level"].value for node in model.graph if node.op_type == "MatMulNBits"}
+    assert levels == {4}
 
 
 @pytest.mark.parametrize("padding", sorted(PADDINGS))
@@ -166,17 +195,21 @@ def test_a_refusal_of_a_pass_reaches_the_user_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("spec", [SPEC, UNTIED], ids=["tied", "untied"])
-@pytest.mark.parametrize("precision", PRECISIONS.values(), ids=list(PRECISIONS))
+@pytest.mark.parametrize("precision", _ALL.values(), ids=list(_ALL))
 def test_stored_tensors_are_what_the_graph_stores(precision: Precision, spec: DecoderSpec) -> None:
     shapes = FAMILIES["gemma"].tensor_shapes(spec)
-    planned = Counter(precision.stored_nbytes(shape) for _, shape in _ORT.stored_tensors(shapes, spec))
+    planned = Counter(
+        nbytes for name, shape in _ORT.stored_tensors(shapes, spec) for _, nbytes in precision.stored(name, shape)
+    )
     model = semantic_model(spec)
     _ORT.lower(model)
-    precision.apply(model)
+    _apply(precision, model)
     _ORT.finish(model, 1)
     tensors = [tensor for tensor in model.graph.initializers.values() if tensor.const_value is not None]
     assert len(tensors) == len(model.graph.initializers)
-    assert planned == Counter(len(tensor.const_value.tobytes()) for tensor in tensors if _is_weight(tensor))
+    # a table and the head tied to it are one range of bytes
+    distinct = {id(tensor.const_value.weight): tensor for tensor in tensors if _is_weight(tensor)}
+    assert planned == Counter(len(tensor.const_value.tobytes()) for tensor in distinct.values())
     # what the plan does not know is small enough to stay inside the graph
     assert all(stays_inline(tensor.const_value.nbytes) for tensor in tensors if not _is_weight(tensor))
 
@@ -197,4 +230,4 @@ def test_interface_survives_lowering() -> None:
 
 
 def _is_weight(tensor: ir.Value) -> bool:
-    return isinstance(tensor.const_value, WeightTensor)
+    return isinstance(tensor.const_value, WeightTensor | BlockPart)

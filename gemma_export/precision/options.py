@@ -1,0 +1,108 @@
+"""From the command line's words and a precision file to a checked weight scheme. Torch-free."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gemma_export.errors import UsageError
+from gemma_export.precision.block_format import BITS, BLOCK_SIZES
+from gemma_export.precision.config_file import read_precision_file
+from gemma_export.precision.quantisers import QUANTISERS
+from gemma_export.precision.scheme import WeightScheme
+from gemma_export.precision.schemes import SCHEMES
+
+__all__ = ["WeightOptions", "check_rules", "weight_scheme"]
+
+# WeightOptions' field -> the flag, for messages
+_FLAGS = {
+    "scheme": "--int4 or --int8",
+    "block_size": "--block-size",
+    "symmetric": "--symmetric or --asymmetric",
+    "quantiser": "--quantizer",
+    "embedding_bits": "--embedding-bits",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightOptions:
+    """What the command line asks of the weights; None leaves the scheme's default."""
+
+    # name in SCHEMES
+    scheme: str | None = None
+    block_size: int | None = None
+    symmetric: bool | None = None
+    quantiser: str | None = None
+    embedding_bits: int | None = None
+    # TOML
+    config: Path | None = None
+
+
+def weight_scheme(options: WeightOptions) -> WeightScheme | None:
+    """The scheme that the options ask for, or None for floating-point weights.
+
+    Raises:
+        UsageError: options without a scheme, values that do not exist, flags and file that contradict each other.
+        InputError: the precision file is not one.
+    """
+    asked = {name: value for name in _FLAGS if (value := getattr(options, name)) is not None}
+    changes, rules = ({}, ()) if options.config is None else read_precision_file(options.config)
+    for name, value in changes.items():
+        if asked.get(name, value) != value:
+            raise UsageError(
+                f"{_FLAGS[name]} contradicts {options.config}: {name} is {value!r} there, {asked[name]!r} here",
+                hint="Say it once: leave the option out, or take it from the file.",
+            )
+    asked |= changes
+    scheme = asked.pop("scheme", None)
+    if scheme is None:
+        if asked or rules:
+            first = _FLAGS[next(iter(asked))] if asked else "--precision-config"
+            raise UsageError(
+                f"{first} is about quantised weights, and neither --int4 nor --int8 is given",
+                hint='Add --int4 or --int8; a precision file can say scheme = "int4" itself.',
+            )
+        return None
+    _check("scheme", scheme, SCHEMES)
+    _check("block_size", asked.get("block_size"), BLOCK_SIZES)
+    _check("embedding_bits", asked.get("embedding_bits"), BITS)
+    _check("quantiser", asked.get("quantiser"), QUANTISERS)
+    for rule in rules:
+        _check("block_size", rule.block_size, BLOCK_SIZES)
+        _check("quantiser", rule.quantiser, QUANTISERS)
+    return dataclasses.replace(SCHEMES[scheme], **asked, rules=rules)
+
+
+def check_rules(scheme: WeightScheme, stored: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+    """Holds the rules of a precision file against the tensors they are about.
+
+    Args:
+        scheme: the scheme with its rules.
+        stored: name and shape of every tensor of the data file.
+
+    Raises:
+        UsageError: a pattern matches no matrix.
+    """
+    names = [name for name, shape in stored if scheme.covers(name, shape)]
+    for rule in scheme.rules:
+        if not any(rule.matches(name) for name in names):
+            near = difflib.get_close_matches(rule.match, names, n=1, cutoff=0.0)
+            packed = any(part in rule.match for part in ("q_proj", "k_proj", "v_proj"))
+            raise UsageError(
+                f"the precision file's pattern {rule.match!r} matches no matrix of this model",
+                hint="Query, key and value are stored as one qkv_proj.weight: name that."
+                if packed and "qkv_proj" not in rule.match
+                else f"A name here is {near[0] if near else 'none'}; * stands for any text.",
+            )
+
+
+def _check(name: str, value: Any, known: Mapping[str, Any] | tuple[int, ...]) -> None:
+    if value is not None and value not in known:
+        raise UsageError(
+            f"unknown {name.replace('_', ' ').replace('quantiser', 'quantizer')} {value!r}, "
+            f"expected one of: {', '.join(map(str, known))}",
+            hint="See gemma-export --help.",
+        )

@@ -1,0 +1,75 @@
+"""Per-block search of scale and zero point for the least squared error of the weights; needs no data.
+
+Each candidate range (the block's own, shrunk or stretched by a factor) gives codes q; the scale is then refitted to
+them by least squares, s = <q, w> / <q, q>, whose squared error is <w, w> - s <q, w>: no second pass over the block.
+The best candidate's scale and zero point round the block once more, which never adds error.
+
+Weighting the error by |w| or w^2 gave no lower KL on the built-in model; twelve candidates with two refits each gave
+0.5 % less error than these four with one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gemma_export.precision.quantisers.quantiser import Quantiser, RowQuantiser
+
+if TYPE_CHECKING:
+    import torch
+
+    from gemma_export.precision.block_format import BlockFormat
+
+__all__ = ["SEARCH"]
+
+# Factors on the block's range. Without zero points one above 1 too: the shorter side may use its extra code.
+_SYMMETRIC = (1.12, 1.0, 0.9, 0.8)
+_ASYMMETRIC = (1.0, 0.92, 0.84, 0.76)
+
+
+def _prepare(name: str, layout: BlockFormat, scale_dtype: torch.dtype) -> RowQuantiser:
+    from gemma_export.precision.block_codes import BlockCodes, blocks_of, encode, stored_scales
+
+    def quantise(rows: torch.Tensor) -> BlockCodes:
+        blocks = blocks_of(rows, layout)
+        scales, zero_points = _search(blocks, layout)
+        return encode(blocks, stored_scales(scales, scale_dtype), zero_points, layout)
+
+    return quantise
+
+
+def _search(blocks: torch.Tensor, layout: BlockFormat) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best float32 scales and zero points, [rows, blocks, 1] each."""
+    import torch
+
+    from gemma_export.precision.block_codes import reciprocal
+
+    low, high = blocks.amin(-1, keepdim=True).clamp_(max=0), blocks.amax(-1, keepdim=True).clamp_(min=0)
+    extreme = torch.where(high >= -low, high, low)
+    codes, products = torch.empty_like(blocks), torch.empty_like(blocks)
+    best: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    for factor in _SYMMETRIC if layout.symmetric else _ASYMMETRIC:
+        if layout.symmetric:
+            scales = extreme * (factor / -layout.middle)
+            zero_points = torch.full_like(low, layout.middle)
+        else:
+            scales = high * (factor / layout.top) - low * (factor / layout.top)
+            zero_points = (low * -factor * reciprocal(scales)).round_().clamp_(0, layout.top)
+        torch.mul(blocks, reciprocal(scales), out=codes).round_()
+        # relative to the zero point in the end; clamping between tensors would take ten times as long
+        codes.add_(zero_points).clamp_(0, layout.top).sub_(zero_points)
+        fit = torch.mul(codes, blocks, out=products).sum(-1, keepdim=True)
+        norm = torch.mul(codes, codes, out=products).sum(-1, keepdim=True)
+        refitted = torch.where(norm > 0, fit / norm, scales)
+        # what the codes explain of the block: the larger, the smaller the error
+        explained = refitted * fit
+        if best is None:
+            best = explained, refitted, zero_points
+        else:
+            better = explained > best[0]
+            new = (explained, refitted, zero_points)
+            best = tuple(torch.where(better, a, b) for a, b in zip(new, best, strict=True))  # type: ignore[assignment]
+    assert best is not None
+    return best[1], best[2]
+
+
+SEARCH = Quantiser(name="search", prepare=_prepare)

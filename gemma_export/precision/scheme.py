@@ -1,0 +1,109 @@
+"""Which matrices are quantised, and how: a weight scheme, as data. Torch-free."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from gemma_export.precision.block_format import BlockFormat
+
+__all__ = ["Rule", "WeightScheme"]
+
+_T = TypeVar("_T")
+
+_TABLES = ("embed_tokens.weight", "lm_head.weight")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What one rule of a precision file changes for the tensors it matches; None leaves it as it is."""
+
+    # shell-style pattern of a stored tensor's name; * also crosses dots
+    match: str
+    # None, 4 or 8; 0 keeps the floating-point type
+    bits: int | None = None
+    block_size: int | None = None
+    symmetric: bool | None = None
+    quantiser: str | None = None
+
+    def matches(self, name: str) -> bool:
+        """Whether the rule is about a tensor; case-sensitive on every system."""
+        return fnmatch.fnmatchcase(name, self.match)
+
+    def as_json(self) -> dict[str, Any]:
+        """The rule in the words of the precision file."""
+        content = {
+            "match": self.match,
+            "bits": "float" if self.bits == 0 else self.bits,
+            "block_size": self.block_size,
+            "symmetric": self.symmetric,
+            "quantizer": self.quantiser,
+        }
+        return {key: value for key, value in content.items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightScheme:
+    """A block-wise quantisation of all projections, the head and the embedding table."""
+
+    # int4 or int8: the flag, and the base of the manifest's name
+    name: str
+    # of file names: _q4, _int8
+    suffix: str
+    bits: int
+    block_size: int
+    symmetric: bool
+    # name in gemma_export.precision.quantisers.QUANTISERS
+    quantiser: str
+    # of the embedding table and the head, which are one where the model ties them
+    embedding_bits: int
+    # later rules win
+    rules: tuple[Rule, ...] = ()
+
+    def covers(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether a stored tensor is a matrix that quantisation is about; norms and rotary tables are not."""
+        return len(shape) == 2 and name.endswith(".weight")
+
+    def format_of(self, name: str, shape: tuple[int, ...]) -> BlockFormat | None:
+        """The layout of a stored tensor, or None where it stays in floating point."""
+        if not self.covers(name, shape):
+            return None
+        rules = [rule for rule in self.rules if rule.matches(name)]
+        bits = _last([rule.bits for rule in rules], self.embedding_bits if name.endswith(_TABLES) else self.bits)
+        if bits == 0:
+            return None
+        layout = BlockFormat(
+            bits=bits,
+            block_size=_last([rule.block_size for rule in rules], self.block_size),
+            symmetric=_last([rule.symmetric for rule in rules], self.symmetric),
+        )
+        if name.endswith(_TABLES[0]) and bits < 8 and layout.blocks(shape[1]) % 2:
+            # With an odd number of blocks a row's packed zero points end in half a byte. MatMulNBits and the CPU's
+            # GatherBlockQuantized start the next row at a whole byte, CUDA's does not: a table without them is
+            # read alike by all.
+            # https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/contrib_ops/cuda/quantization/gather_block_quantized.cu
+            return dataclasses.replace(layout, symmetric=True)
+        return layout
+
+    def quantiser_of(self, name: str) -> str:
+        """Name of the quantiser of a stored tensor."""
+        return _last([rule.quantiser for rule in self.rules if rule.matches(name)], self.quantiser)
+
+    def options(self) -> Mapping[str, Any]:
+        """Everything that decides the numbers, for the manifest."""
+        return {
+            "scheme": self.name,
+            "bits": self.bits,
+            "block_size": self.block_size,
+            "symmetric": self.symmetric,
+            "quantizer": self.quantiser,
+            "embedding_bits": self.embedding_bits,
+            "rules": [rule.as_json() for rule in self.rules],
+        }
+
+
+def _last(values: list[_T | None], default: _T) -> _T:
+    given = [value for value in values if value is not None]
+    return given[-1] if given else default

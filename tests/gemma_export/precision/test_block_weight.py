@@ -1,0 +1,103 @@
+"""The lazy parts of a quantised matrix: read once, written behind one another, refused by position."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from graphs import ArraySource
+
+from gemma_export.errors import NonFiniteError
+from gemma_export.precision.block_format import BlockFormat
+from gemma_export.precision.block_weight import BlockWeight
+from gemma_export.precision.quantisers import QUANTISERS
+from gemma_export.weights import Cast, Concat, Stored
+
+_LAYOUT = BlockFormat(bits=4, block_size=32, symmetric=False)
+
+
+class _Counted(ArraySource):
+    def __init__(self, array: np.ndarray) -> None:
+        super().__init__({"w": array})
+        self.bytes_read = 0
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        self.bytes_read += len(buffer)
+        super().read_into(name, offset, buffer)
+
+
+def _array(rows: int = 40) -> np.ndarray:
+    return np.random.default_rng(5).standard_normal((rows, 72)).astype(np.float32)
+
+
+def _block_weight(
+    source: ArraySource, dtype: torch.dtype = torch.float32, layout: BlockFormat = _LAYOUT
+) -> BlockWeight:
+    weight = Cast(Stored(source, "w"), torch.float32)
+    return BlockWeight(weight, "w", layout, dtype, QUANTISERS["search"].prepare("w", layout, dtype))
+
+
+def _written(part: object) -> bytes:
+    file = io.BytesIO()
+    part.tofile(file)  # type: ignore[attr-defined]
+    return file.getvalue()
+
+
+def test_each_source_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemma_export.precision.block_weight._PIECE", 500)
+    monkeypatch.setattr("gemma_export.weights._CHUNK_BYTES", 1000)
+    array = _array()
+    source = _Counted(array)
+    matrix = _block_weight(source)
+    contents = [_written(part) for part in (matrix.data, matrix.scales, matrix.zero_points)]
+    assert source.bytes_read == array.nbytes
+    assert [len(content) for content in contents] == [40 * 3 * 16, 40 * 3 * 4, 40 * 2]
+    # alone and in any order the bytes are the same; nothing stays behind
+    for part, content in zip((matrix.zero_points, matrix.scales, matrix.table), reversed(contents), strict=True):
+        assert _written(part) == content
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("piece", [1, 500, 1 << 20])
+def test_threads_and_pieces_do_not_change_the_bytes(workers: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = _written(_block_weight(ArraySource({"w": _array()})).data)
+    monkeypatch.setattr("gemma_export.precision.block_weight._WORKERS", workers)
+    monkeypatch.setattr("gemma_export.precision.block_weight._PIECE", piece)
+    monkeypatch.setattr("gemma_export.weights._CHUNK_BYTES", 1000)
+    assert _written(_block_weight(ArraySource({"w": _array()})).data) == expected
+
+
+def test_a_concatenation_is_quantised_in_order() -> None:
+    array = _array()
+    first, second = (Cast(Stored(ArraySource({"w": part}), "w"), torch.float32) for part in (array[:7], array[7:]))
+    rows = QUANTISERS["search"].prepare("w", _LAYOUT, torch.float32)
+    joined = BlockWeight(Concat((first, second)), "w", _LAYOUT, torch.float32, rows)
+    assert _written(joined.data) == _written(_block_weight(ArraySource({"w": array})).data)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_damaged_weight_is_named(number: float) -> None:
+    array = _array()
+    array[17, 5] = number
+    with pytest.raises(NonFiniteError, match=r"tensor w, position \[17, 5\]: "):
+        _written(_block_weight(ArraySource({"w": array})).data)
+
+
+@pytest.mark.parametrize("part", ["data", "scales"])
+def test_a_scale_beyond_float16_is_named(part: str) -> None:
+    array = _array()
+    array[17, 40] = 3e6
+    assert _written(_block_weight(ArraySource({"w": array})).data)
+    with pytest.raises(NonFiniteError, match=r"tensor w, row 17, columns from 32: .* does not fit float16") as caught:
+        _written(getattr(_block_weight(ArraySource({"w": array}), torch.float16), part))
+    assert "float32" in caught.value.hint
+
+
+def test_the_table_is_the_data_in_another_shape() -> None:
+    matrix = _block_weight(ArraySource({"w": _array()}))
+    assert matrix.table.weight is matrix.data.weight
+    assert tuple(matrix.data.shape) == (40, 3, 16)
+    assert tuple(matrix.table.shape) == (40, 48)
+    assert {part.group for part in (matrix.data, matrix.table, matrix.scales, matrix.zero_points)} == {matrix}

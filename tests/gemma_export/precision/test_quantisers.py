@@ -1,0 +1,167 @@
+"""Codes, scales and zero points against an independent numpy reference, and what a search must win."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from gemma_export.precision.block_codes import BlockCodes, dequantise, stored_scales
+from gemma_export.precision.block_format import BLOCK_SIZES, BlockFormat
+from gemma_export.precision.quantisers import QUANTISERS
+
+_ROWS, _COLUMNS = 9, 144
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def _weights(seed: int = 0, columns: int = _COLUMNS) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    return (generator.standard_normal((_ROWS, columns)) * 0.05).astype(np.float32)
+
+
+def _layout(bits: int = 4, block_size: int = 32, symmetric: bool = False) -> BlockFormat:
+    return BlockFormat(bits=bits, block_size=block_size, symmetric=symmetric)
+
+
+def _quantise(
+    name: str, weights: np.ndarray, layout: BlockFormat, dtype: torch.dtype = torch.float32
+) -> tuple[BlockCodes, np.ndarray]:
+    codes = QUANTISERS[name].prepare("w", layout, dtype)(torch.from_numpy(weights))
+    return codes, dequantise(codes, layout).numpy()[:, : weights.shape[1]]
+
+
+def _reference_rtn(weights: np.ndarray, bits: int, block: int, symmetric: bool) -> tuple[np.ndarray, ...]:
+    """Block by block, in float32, as the module's docstring says: codes, scales, zero points."""
+    rows, columns = weights.shape
+    blocks = -(-columns // block)
+    codes = np.zeros((rows, blocks * block), np.uint8)
+    scales = np.zeros((rows, blocks), np.float32)
+    zero_points = np.zeros((rows, blocks), np.uint8)
+    top = np.float32(2**bits - 1)
+    for row in range(rows):
+        for index in range(blocks):
+            part = np.zeros(block, np.float32)
+            stop = min(columns, (index + 1) * block)
+            part[: stop - index * block] = weights[row, index * block : stop]
+            low, high = min(part.min(), np.float32(0)), max(part.max(), np.float32(0))
+            if symmetric:
+                scale = (high if high >= -low else low) / np.float32(-(2 ** (bits - 1)))
+            else:
+                scale = np.float32(high / top) - np.float32(low / top)
+            inverse = np.float32(0) if scale == 0 else np.float32(1) / scale
+            zero = np.float32(2 ** (bits - 1)) if symmetric else np.clip(np.rint(-low * inverse), 0, top)
+            values = np.clip(np.rint(part * inverse) + zero, 0, top)
+            codes[row, index * block : (index + 1) * block] = values
+            scales[row, index], zero_points[row, index] = scale, zero
+    return codes, scales, zero_points
+
+
+def _packed(codes: np.ndarray, bits: int) -> np.ndarray:
+    if bits == 8:
+        return codes
+    if codes.shape[1] % 2:
+        codes = np.pad(codes, ((0, 0), (0, 1)))
+    return codes[:, 0::2] | codes[:, 1::2] << 4
+
+
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rtn_is_the_reference_bit_for_bit(bits: int, symmetric: bool, block_size: int) -> None:
+    weights, layout = _weights(), _layout(bits, block_size, symmetric)
+    found, values = _quantise("rtn", weights, layout)
+    codes, scales, zero_points = _reference_rtn(weights, bits, block_size, symmetric)
+    np.testing.assert_array_equal(found.data.numpy().reshape(_ROWS, -1), _packed(codes, bits))
+    np.testing.assert_array_equal(found.scales.numpy(), scales)
+    if symmetric:
+        assert found.zero_points is None
+    else:
+        np.testing.assert_array_equal(found.zero_points.numpy(), _packed(zero_points, bits))
+    wide = codes.reshape(_ROWS, -1, block_size).astype(np.float32) - zero_points[..., None]
+    np.testing.assert_array_equal(values, (wide * scales[..., None]).reshape(_ROWS, -1)[:, :_COLUMNS])
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("name", sorted(QUANTISERS))
+def test_shapes_are_what_the_layout_plans(name: str, symmetric: bool) -> None:
+    layout = _layout(symmetric=symmetric)
+    found, _ = _quantise(name, _weights(), layout, torch.float16)
+    sizes = dict(layout.stored("w", (_ROWS, _COLUMNS), 2))
+    assert (found.data.nbytes, found.scales.nbytes) == (sizes["w.data"], sizes["w.scales"])
+    assert tuple(found.data.shape) == layout.data_shape((_ROWS, _COLUMNS))
+    assert ("w.zero_points" in sizes) == (not symmetric)
+    if found.zero_points is not None:
+        # five blocks: the last byte of each row holds one of them
+        assert found.zero_points.nbytes == sizes["w.zero_points"] == _ROWS * 3
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", sorted(QUANTISERS))
+def test_a_row_does_not_depend_on_its_neighbours(name: str, bits: int, symmetric: bool) -> None:
+    """Any split over threads gives the same bytes."""
+    weights, layout = _weights(), _layout(bits, 64, symmetric)
+    whole, _ = _quantise(name, weights, layout)
+    for row in range(_ROWS):
+        alone, _ = _quantise(name, weights[row : row + 1].copy(), layout)
+        assert torch.equal(alone.data[0], whole.data[row])
+        assert torch.equal(alone.scales[0], whole.scales[row])
+
+
+@pytest.mark.parametrize(
+    ("block_size", "symmetric", "gain"), [(32, False, 0.985), (128, False, 0.975), (32, True, 0.985), (128, True, 0.97)]
+)
+def test_search_has_less_error_than_rounding(block_size: int, symmetric: bool, gain: float) -> None:
+    weights, layout = _weights(1, 2048), _layout(4, block_size, symmetric)
+    errors = [np.square(_quantise(name, weights, layout)[1] - weights).sum() for name in ("search", "rtn")]
+    assert errors[0] < gain**2 * errors[1]
+
+
+@pytest.mark.parametrize("dtype", sorted(_DTYPES))
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("name", sorted(QUANTISERS))
+def test_blocks_that_hold_nothing_or_everything(name: str, symmetric: bool, dtype: str) -> None:
+    weights = np.zeros((4, 128), np.float32)
+    # all of one sign, one huge outlier, subnormal numbers that no reciprocal takes
+    weights[0, 32:64] = np.linspace(0.5, 1, 32)
+    weights[1, 40] = -3e4
+    weights[1, 41:60] = 1e-3
+    weights[2] = 1e-42
+    found, values = _quantise(name, weights, _layout(4, 32, symmetric), _DTYPES[dtype])
+    assert np.isfinite(values).all()
+    assert (values[3] == 0).all()
+    assert (values[2] == 0).all()
+    assert (found.scales[3] == 0).all()
+    assert values[1, 40] == pytest.approx(-3e4, rel=0.02)
+    np.testing.assert_allclose(values[0, 32:64], weights[0, 32:64], atol=0.07)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("name", sorted(QUANTISERS))
+@pytest.mark.parametrize("size", [2.0**-26, 3e-8, 2.0**-20, 2.0**-15, 1e-4])
+def test_float16_scales_do_not_underflow(name: str, symmetric: bool, size: float) -> None:
+    """The error stays below what the block's own 4 bits or float16's smallest step cost, whichever is larger."""
+    weights = _weights(2, 128) / np.float32(0.05) * np.float32(size)
+    found, values = _quantise(name, weights, _layout(4, 32, symmetric), torch.float16)
+    assert (found.scales != 0).all()
+    span = np.abs(weights).max()
+    # half a step of the widest block (a refit may clip), and half of 2^-24 by which a scale grows at most per code
+    assert np.abs(values - weights).max() <= max(span / 15 * 1.7, 2.0**-24)
+
+
+def test_subnormal_scales_are_rounded_away_from_zero() -> None:
+    scales = torch.tensor([2.0**-30, -(2.0**-30), 1.5 * 2.0**-24, 2.0**-14, 0.1, 0.0])
+    found = stored_scales(scales, torch.float16).float()
+    expected = [2.0**-24, -(2.0**-24), 2.0**-23, 2.0**-14, float(np.float16(0.1)), 0.0]
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("name", sorted(QUANTISERS))
+def test_symmetric_blocks_of_16_levels_come_back_exactly(name: str) -> None:
+    """Weights that are such codes already (quantisation-aware fine-tunes) lose nothing."""
+    generator = np.random.default_rng(3)
+    codes = generator.integers(-8, 8, (_ROWS, 8, 32))
+    codes[..., 0] = -8
+    scales = 2.0 ** generator.integers(-9, -5, (_ROWS, 8, 1))
+    weights = (codes * scales).astype(np.float32).reshape(_ROWS, -1)
+    np.testing.assert_array_equal(_quantise(name, weights, _layout(4, 32, True), torch.float16)[1], weights)
