@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 # the checkout before its tests, whose folders are called as the packages are
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from consumers.environments import CONSUMERS
 
