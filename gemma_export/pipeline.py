@@ -88,7 +88,8 @@ def export(
             clock.lap("download")
         with _hashing(plan) as hashed:
             plan, headroom = settle_residual_scale(plan, progress)
-            clock.lap("measure")
+            if headroom is not None:
+                clock.lap("measure")
             model = build_semantic_graph(plan)
             clock.lap("trace")
             graphs = lower_graphs(plan, model)

@@ -19,6 +19,7 @@ from gemma_export.layerwise import checkpoint_weights
 from gemma_export.passes import RescaleResidual
 from gemma_export.pipeline import build_semantic_graph, export, lower_graphs
 from gemma_export.planning import ExportPlan, plan_export
+from gemma_export.precision import WeightOptions
 from gemma_export.request import ExportRequest
 from gemma_runtime import read_manifest
 from gemma_validation import measure_drift
@@ -124,6 +125,19 @@ def test_stream_beyond_a_million_exports_to_float16(overflowing: Path, tmp_path:
         overflowing, tmp_path / "off", "onnx/model_fp16_all.onnx", precision="fp16", residual_scale="off"
     )
     assert off > 100 * _MEAN_KL
+
+
+def test_int4_with_float16_activations_too(overflowing: Path, tmp_path: Path) -> None:
+    """What float16 activations add to int4's own drift; the reference for that is int4 with float32 activations."""
+    weights = WeightOptions(scheme="int4")
+    wide = overflow_drift(overflowing, tmp_path / "wide", "onnx/model_q4_all.onnx", weights=weights)
+    half = {"weights": weights, "precision": "fp16"}
+    auto = overflow_drift(overflowing, tmp_path / "auto", "onnx/model_q4f16_all.onnx", **half)
+    assert auto <= wide + _MEAN_KL
+    options = read_manifest(tmp_path / "auto").precision.options
+    assert options["residual_scale"]["shift"] >= 6
+    off = overflow_drift(overflowing, tmp_path / "off", "onnx/model_q4f16_all.onnx", residual_scale="off", **half)
+    assert off > 10 * wide
 
 
 def measured_plan(checkpoint: Path | None) -> ExportPlan:

@@ -3,7 +3,10 @@
 Two figures, because neither alone is honest:
 
 - `ru_maxrss`, what `/usr/bin/time -v` prints as "Maximum resident set size": kept by the kernel, never misses a peak,
-  but it is the peak of the largest single process, waited-for children included, and not their sum.
+  but it is the peak of the largest single process, waited-for children included, and not their sum. A program that a
+  larger one starts inherits the larger one's figure on Linux (until it executes it shares its starter's memory), so
+  below the starter's own peak it says nothing: there the kernel's mark of each process's own memory (VmHWM), sampled,
+  has to do.
 - the sum over the tree, sampled every 20 ms or slower: adds children up, may miss a shorter peak. A process alone
   counts its resident pages. Of several, each counts a page shared with n - 1 others as 1/n (the proportional set size
   of /proc/PID/smaps_rollup): forked children share their parent's pages, and a plain sum would count those again for
@@ -35,12 +38,13 @@ class TreeMemory:
 
     Attributes:
         peak_bytes: largest memory of the tree.
+        peak_process_bytes: largest memory of one process of it, by the kernel's own mark where there is one.
         peak_anonymous_bytes: largest sum of anonymous pages; None where the system does not say (macOS).
         processes: largest number of processes at once.
     """
 
     def __init__(self, pid: int) -> None:
-        self.peak_bytes = 0
+        self.peak_bytes = self.peak_process_bytes = 0
         self.peak_anonymous_bytes: int | None = 0 if sys.platform == "linux" else None
         self.processes = 1
         self._pid = pid
@@ -81,6 +85,7 @@ class TreeMemory:
                 sizes = _resident(process) if alone else _proportional(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
+            self.peak_process_bytes = max(self.peak_process_bytes, _high_water(process))
             total += sizes[0]
             anonymous += sizes[1]
         self.peak_bytes = max(self.peak_bytes, total)
@@ -92,6 +97,16 @@ def _resident(process: psutil.Process) -> tuple[int, int]:
     """Resident bytes, and those of them that no file backs."""
     memory = process.memory_info()
     return memory.rss, memory.rss - getattr(memory, "shared", 0)
+
+
+def _high_water(process: psutil.Process) -> int:
+    """The most that a process ever had resident, as far as the system tells."""
+    try:
+        text = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0
+    marks = [int(line.split()[1]) for line in text.splitlines() if line.startswith("VmHWM:")]
+    return marks[0] * 1024 if marks else 0
 
 
 def _proportional(process: psutil.Process) -> tuple[int, int]:

@@ -89,8 +89,7 @@ def run_process(
         ended_by, exit_code, usage = _wait(process, tree, time_limit, interrupts)
         seconds = time.perf_counter() - began
         _end_leftovers(process.pid, tree)
-    # Linux counts ru_maxrss in KiB, macOS in bytes
-    peak_process = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak_process = _peak_process(usage, tree)
     tail = _tail(err) or _tail(out)
     status = ended_by or ("ok" if exit_code == 0 else "failed")
     out_of_memory = _out_of_memory_kills() > kills
@@ -130,6 +129,15 @@ def _wait(
             _signal_group(process.pid, signal.SIGKILL)
         tree.sample(now)
         time.sleep(_POLL_SECONDS)
+
+
+def _peak_process(usage: resource.struct_rusage, tree: TreeMemory) -> int:
+    """The kernel's figure for the largest process, unless it may be what it inherited from this one (memory.py)."""
+    # Linux counts in KiB, macOS in bytes
+    unit = 1 if sys.platform == "darwin" else 1024
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    counted = usage.ru_maxrss * unit
+    return counted if counted > own or not tree.peak_process_bytes else tree.peak_process_bytes
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
