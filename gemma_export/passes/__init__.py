@@ -7,6 +7,7 @@ from gemma_export.passes.drop_query_lengths import DropQueryLengths
 from gemma_export.passes.fuse_attention import FuseGroupQueryAttention
 from gemma_export.passes.fuse_attention_rotary_outside import FuseAttentionRotaryOutside
 from gemma_export.passes.fuse_norms import FuseNorms
+from gemma_export.passes.logits_positions import declare_logits, logits_positions
 from gemma_export.passes.lower_attention import LowerAttention
 from gemma_export.passes.lower_embedding import LowerEmbedding
 from gemma_export.passes.lower_geglu import LowerGeGLU
@@ -17,7 +18,6 @@ from gemma_export.passes.quantise_matrices import BlockQuantised, QuantiseMatric
 from gemma_export.passes.rescale_residual import RescaleResidual
 from gemma_export.passes.select_columns import SelectColumns
 from gemma_export.passes.select_logits import SelectLogits
-from gemma_export.passes.semantic_nodes import declare_logits, logits_positions
 
 __all__ = [
     "AlignRows",

@@ -5,20 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from gemma_export.passes.align_rows import FIRST, QUERY_LENGTHS, SEQUENCE
-from gemma_export.passes.semantic_nodes import (
-    attributes_of,
-    declare_logits,
-    drop_unused_initializers,
-    insert_before,
-    int64_constant,
-    logits_positions,
-    nodes_of,
-    output_like,
-    refuse,
-    replace,
-    require_none,
-    value_named,
-)
+from gemma_export.passes.logits_positions import select_positions
+from gemma_export.passes.semantic_nodes import int64_constant, require_none, value_named
 
 __all__ = ["SelectLogits"]
 
@@ -46,37 +34,11 @@ class SelectLogits(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites the LastTokens node and declares the logits' shape."""
-        nodes = nodes_of(model, "LastTokens")
-        for node in nodes:
-            keep = attributes_of(node, {"keep": 0}, _NAME)["keep"]
-            if keep not in (0, self.keep):
-                raise refuse(node, _NAME, f"keep is {keep}, expected 0 (all) or {self.keep}")
-            self._lower(model.graph, node)
-        if nodes:
-            declare_logits(model, self.keep)
-            drop_unused_initializers(model.graph)
-        return ir.passes.PassResult(model, modified=bool(nodes))
+        return select_positions(model, self.keep, self._index, _NAME)
 
     def ensures(self, model: ir.Model) -> None:
         """No LastTokens node is left."""
         require_none(model, "LastTokens", _NAME)
-
-    def _lower(self, graph: ir.Graph, node: ir.Node) -> None:
-        tape = ir.tape.Tape()
-        index = self._index(graph, tape)
-        axis_2 = int64_constant(graph, "constant.[2]", [2])
-        hidden = node.inputs[0]
-        assert hidden is not None
-        assert hidden.shape is not None
-        selected = tape.op(
-            "GatherND",
-            [hidden, tape.op("Unsqueeze", [index, axis_2])],
-            {"batch_dims": 1},
-            output=output_like(node.outputs[0]),
-        )
-        selected.shape = ir.Shape(["batch_size", logits_positions(self.keep), hidden.shape[2]])
-        insert_before(graph, node, tape, "logits_positions")
-        replace(graph, node, [], [selected])
 
     def _index(self, graph: ir.Graph, tape: ir.tape.Tape) -> ir.Value:
         """int64 [batch_size, positions]: rows of the aligned hidden states."""

@@ -13,12 +13,10 @@ from gemma_export.weights import Scale, Shift, Weight, WeightTensor
 __all__ = [
     "DOMAIN",
     "attributes_of",
-    "declare_logits",
     "drop_unused_initializers",
     "gain_value",
     "insert_before",
     "int64_constant",
-    "logits_positions",
     "nodes_of",
     "output_like",
     "refuse",
@@ -177,19 +175,6 @@ def value_named(graph: ir.Graph, name: str) -> ir.Value:
         if value.name == name:
             return value
     raise PassError(f"no value called {name!r} in the graph", hint="A pass ran out of order. Report this with --debug.")
-
-
-def logits_positions(keep: int) -> int | str:
-    """The logits' second dimension for `keep` positions per row (0 means all): a number or the contract's symbol."""
-    symbols: dict[int, int | str] = {0: "sequence_length", 1: 1}
-    return symbols.get(keep, "logits_length")
-
-
-def declare_logits(model: ir.Model, keep: int) -> None:
-    """Declares the shape of the output `logits` for `keep` positions per row."""
-    logits = next(value for value in model.graph.outputs if value.name == "logits")
-    assert logits.shape is not None
-    logits.shape = ir.Shape(["batch_size", logits_positions(keep), logits.shape[2]])
 
 
 def drop_unused_initializers(graph: ir.Graph) -> None:
