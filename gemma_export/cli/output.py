@@ -65,6 +65,7 @@ def print_result(result: ExportResult, *, as_json: bool) -> None:
     for line in result.warnings:
         click.echo(f"warning: {line}", err=True)
     if as_json:
+        scale = result.options.get("residual_scale")
         content = {
             "schema_version": JSON_VERSION,
             "output": str(plan.output),
@@ -74,7 +75,7 @@ def print_result(result: ExportResult, *, as_json: bool) -> None:
             "target": plan.target.name,
             "graphs": [graph.file for graph in plan.graphs],
             "bytes": folder.total_bytes,
-            "residual_scale": result.options.get("residual_scale"),
+            "residual_scale": None if scale is None else {"measured": None, **scale},
             "seconds": {stage: round(value, 3) for stage, value in result.seconds.items()},
         }
         click.echo(json.dumps(content, indent=2))

@@ -39,8 +39,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, *, epsilon: float, gain_scal
         [..., hidden_size], in x's dtype.
     """
     if is_tracing():
-        attributes = {"epsilon": epsilon, **({"gain_scale": gain_scale} if gain_scale != 1.0 else {})}
-        return RMS_NORM.node((x, weight), attributes, x.shape)
+        # always written: onnx.inliner knows no defaults
+        return RMS_NORM.node((x, weight), {"epsilon": epsilon, "gain_scale": gain_scale}, x.shape)
     x_f32 = x.float()
     normed = x_f32 * torch.rsqrt(x_f32.pow(2).mean(-1, keepdim=True) + epsilon)
     return (normed * ((1.0 + weight.float()) * gain_scale)).to(x.dtype)

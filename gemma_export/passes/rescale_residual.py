@@ -166,5 +166,4 @@ def _scale_writer(node: ir.Node, factor: float) -> None:
 
 def _multiply(node: ir.Node, name: str, factor: float) -> None:
     attribute = node.attributes.get(name)
-    # gain_scale is left out where it is 1
     node.attributes[name] = ir.AttrFloat32(name, (1.0 if attribute is None else attribute.as_float()) * factor)

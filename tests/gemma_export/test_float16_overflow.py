@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import adapters
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from decoders import Graph, builtin_reference, reference_logits
 from graphs import serialize
 
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
+from gemma_export.families import FAMILIES
 from gemma_export.headroom import measure_headroom, probes_for
 from gemma_export.layerwise import checkpoint_weights
 from gemma_export.passes import RescaleResidual
@@ -35,7 +37,9 @@ def tiny_graph(shift: int) -> Graph:
     model = build_semantic_graph(plan)
     if shift:
         RescaleResidual(shift)(model)
-    return Graph(serialize(lower_graphs(plan, model)[0].model))
+    # chunks of several rows
+    (batched,) = [graph for graph in lower_graphs(plan, model) if graph.role == "batched"]
+    return Graph(serialize(batched.model))
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +176,22 @@ def test_measured_peak_is_what_transformers_shows(name: str, overflowing: Path) 
     fits = [k for k in range(17) if peaks["stream"] * 2.0**-k * 4 <= 65504]
     assert headroom.shift == fits[0]
     assert headroom.warnings() == []
+
+
+def test_what_is_measured_is_the_model_with_its_adapter(tmp_path: Path) -> None:
+    """An adapter of large numbers moves the peaks, and so the rescaling."""
+    family = FAMILIES["gemma"]
+    spec, _ = family.parse_config(json.loads((BUILTIN_DIRECTORY / "config.json").read_text()))
+    weights = adapters.tensors(family.tensor_shapes(spec), kinds=("down_proj",))
+    adapters.write(tmp_path / "lora", weights, target_modules=["down_proj"])
+    options = {}
+    for name, adapter in (("plain", None), ("merged", str(tmp_path / "lora"))):
+        request = ExportRequest(
+            variant="tiny", precision="fp16", residual_scale="measure", adapter=adapter, output=tmp_path / name
+        )
+        export(request)
+        options[name] = read_manifest(tmp_path / name).precision.options["residual_scale"]
+    peaks = {name: found["measured"]["peaks"]["mlp_residual"]["peak"] for name, found in options.items()}
+    assert peaks["merged"] > 5 * peaks["plain"]
+    bits = {name: found["measured"]["headroom_bits"] for name, found in options.items()}
+    assert bits["merged"] < bits["plain"]

@@ -106,7 +106,7 @@ def test_peaks_beyond_every_shift() -> None:
         ("--variant tiny --fp16 --residual-scale 40", 2, ["'40'"]),
         ("--variant tiny --fp32 --residual-scale 6", 2, ["float16 activations", "float32"]),
         ("--variant tiny --residual-scale measure", 2, ["float16 activations"]),
-        ("--variant 2b --fp16 --residual-scale measure", 4, ["no weights", "--checkpoint"]),
+        ("--variant 2b --fp16 --residual-scale measure", 4, ["google/gemma-2b", "--checkpoint"]),
     ],
 )
 def test_command_line_refusals(arguments: str, code: int, phrases: list[str], tmp_path: Path) -> None:

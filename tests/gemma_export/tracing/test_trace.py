@@ -96,7 +96,7 @@ def test_attributes_are_the_specification() -> None:
                 "softcap": 0.0,
                 "window": 0,
             },
-            "RMSNorm": {"epsilon": pytest.approx(SPEC.rms_norm_eps)},
+            "RMSNorm": {"epsilon": pytest.approx(SPEC.rms_norm_eps), "gain_scale": 1.0},
             "ScaledEmbedding": {"scale": pytest.approx(SPEC.hidden_size**0.5)},
             "LastTokens": {"keep": 0},
         }
