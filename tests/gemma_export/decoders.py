@@ -16,7 +16,8 @@ import transformers
 
 # Every trap in one place: head_dim differs from hidden / heads, kv_heads from heads, epsilon and rotary base are odd.
 _BASE = {
-    "vocab_size": 320,
+    # the built-in tokenizer's
+    "vocab_size": 3072,
     "hidden_size": 48,
     "intermediate_size": 80,
     "num_hidden_layers": 3,

@@ -36,7 +36,7 @@ class Exported:
             )
         )
         self.manifest = read_manifest(self.folder)
-        self.ids = np.random.default_rng(1).integers(108, 320, (2, _LENGTH))
+        self.ids = np.random.default_rng(1).integers(108, 3072, (2, _LENGTH))
         self.expected = reference_logits(self.model, self.ids)
 
     def graph(self, role: str) -> Graph:
