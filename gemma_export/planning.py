@@ -16,7 +16,7 @@ from gemma_export.checkpoint import Checkpoint, HubWeights
 from gemma_export.config import DecoderSpec
 from gemma_export.consumers import CONSUMERS, FolderFacts
 from gemma_export.families import Family
-from gemma_export.precision import Precision, check_rules
+from gemma_export.precision import Precision, check_packing, check_rules
 from gemma_export.progress import Progress
 from gemma_export.request import ExportRequest, Resolved, resolve
 from gemma_export.residual_scale import ResidualScale
@@ -123,6 +123,7 @@ def plan_export(request: ExportRequest, progress: Progress | None = None) -> Exp
     stored = target.stored_tensors(tensors, spec)
     if precision.scheme is not None:
         check_rules(precision.scheme, stored)
+        check_packing(precision.scheme, stored)
     parts = [precision.stored(name, shape) for name, shape in stored]
     data = plan_data(parts)
     facts, source = _facts(resolved, graphs), resolved.checkpoint.source
@@ -236,7 +237,13 @@ def _peak_memory(
     rotary = _ROTARY_COPIES * 4 * spec.max_position_embeddings * spec.head_dim // 2
     factors = 0 if merge is None else merge.resident_bytes
     resident = _RESIDENT_BYTES + spec.num_hidden_layers * _RESIDENT_BYTES_PER_LAYER
-    return resident + rotary + factors + _measuring_memory(resolved, tensors) + _quantising_memory(parts)
+    return (
+        resident
+        + rotary
+        + factors
+        + _measuring_memory(resolved, tensors)
+        + _quantising_memory(parts, resolved.precision)
+    )
 
 
 def adapter_json(merge: Merge | None) -> dict[str, Any] | None:
@@ -258,10 +265,18 @@ def _measuring_memory(resolved: Resolved, tensors: Mapping[str, tuple[int, ...]]
     return 4 * (layer + activations)
 
 
-def _quantising_memory(parts: Sequence[Sequence[tuple[str, int]]]) -> int:
-    """Scales and zero points of one matrix wait until its data is written, twice while they are joined."""
-    waiting = [sum(nbytes for _, nbytes in group[1:]) for group in parts]
-    return 2 * max(waiting) + _QUANTISING_BYTES if any(waiting) else 0
+def _quantising_memory(parts: Sequence[Sequence[tuple[str, int]]], precision: Precision) -> int:
+    """Scales and zero points of one matrix wait until its data is written, twice while they are joined.
+
+    A transposed matrix waits as a whole, packed.
+    """
+    waiting = [2 * sum(nbytes for _, nbytes in group[1:]) for group in parts]
+    if not any(waiting):
+        return 0
+    assert precision.scheme is not None
+    if precision.scheme.format == "qdq":
+        waiting = [nbytes + group[0][1] for nbytes, group in zip(waiting, parts, strict=True) if nbytes]
+    return max(waiting) + _QUANTISING_BYTES
 
 
 def plan_json(plan: ExportPlan) -> str:

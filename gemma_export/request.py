@@ -24,7 +24,7 @@ from gemma_export.checkpoint import (
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import ConfigError, HubUnreachableError, MissingResourceError, UnknownVariantError, UsageError
 from gemma_export.families import FAMILIES, Family, check_generation_config, family_of
-from gemma_export.precision import PRECISIONS, Precision, WeightOptions, quantised, weight_scheme
+from gemma_export.precision import PRECISIONS, Precision, WeightOptions, WeightScheme, quantised, weight_scheme
 from gemma_export.progress import Progress
 from gemma_export.residual_scale import ResidualScale, choose_residual_scale
 from gemma_export.targets import TARGETS, Target
@@ -193,19 +193,33 @@ def _choose(request: ExportRequest) -> tuple[Target, Precision]:
                 hint="Add --target portable, or leave --keep-functions out.",
             )
         target = target.with_functions
+    scheme = weight_scheme(request.weights)
+    if scheme is not None:
+        target = _with_format(target, request, scheme)
+        scheme = dataclasses.replace(scheme, format=target.weight_format)
     if precision.activation_dtype not in target.providers:
         raise UsageError(
             f"target {target.name} has no {precision.activation_dtype} kernels: --{precision.name} cannot run there",
             hint=f"Choose a precision with {' or '.join(target.providers)} activations, or another --target.",
         )
-    scheme = weight_scheme(request.weights)
-    if scheme is None:
-        return target, precision
+    return target, precision if scheme is None else quantised(precision, scheme)
+
+
+def _with_format(target: Target, request: ExportRequest, scheme: WeightScheme) -> Target:
+    """The target that stores integer weights as asked for."""
     if target.quantise is None:
         raise UsageError(
-            f"target {target.name} has no kernels for {scheme.name} weights", hint="Export with --target ort."
+            f"target {target.name} has no kernels for {scheme.name} weights"
+            + (" among functions" if request.keep_functions else ""),
+            hint="Leave --keep-functions out." if request.keep_functions else "Export with --target ort.",
         )
-    return target, quantised(precision, scheme)
+    found = target.with_format(scheme.format)
+    if found is None:
+        raise UsageError(
+            f"target {target.name} stores integer weights as {target.weight_format}, not as {scheme.format}",
+            hint="Leave --format out, or export with --target ort, which has both.",
+        )
+    return found
 
 
 def _variant(name: str | None) -> Variant | None:

@@ -51,6 +51,7 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
 @click.option("--symmetric/--asymmetric", default=None, help="Quantise without or with zero points.")
 @click.option("--quantizer", metavar="NAME", help="How scales are chosen: rtn, search.")
 @click.option("--embedding-bits", type=int, metavar="4|8", help="Bits of the embedding table and the head.")
+@click.option("--format", "weight_format", metavar="NAME", help="Of integer weights: nbits (MatMulNBits) or qdq.")
 @click.option(
     "--precision-config", metavar="FILE", type=click.Path(path_type=Path), help="TOML: precision of single tensors."
 )
@@ -177,6 +178,7 @@ def _request(options: dict[str, Any]) -> ExportRequest:
             symmetric=options["symmetric"],
             quantiser=options["quantizer"],
             embedding_bits=options["embedding_bits"],
+            format=options["weight_format"],
             config=options["precision_config"],
         ),
         target=options["target"],
@@ -197,7 +199,7 @@ def _refuse_export_options(context: click.Context) -> None:
         if name not in shared and source is not None and source.name == "COMMANDLINE":
             option = "--" + name.replace("synthetic_seed", "synthetic_weights").replace(
                 "context_length", "context"
-            ).replace("_", "-")
+            ).replace("weight_format", "format").replace("_", "-")
             raise UsageError(
                 f"{option} belongs to an export, not to `{context.invoked_subcommand}`", hint="See gemma-export --help."
             )

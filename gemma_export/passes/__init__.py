@@ -15,6 +15,7 @@ from gemma_export.passes.lower_linear import LowerLinear
 from gemma_export.passes.lower_linear_to_matmul import LowerLinearToMatMul
 from gemma_export.passes.lower_norms import LowerNorms
 from gemma_export.passes.quantise_matrices import BlockQuantised, QuantiseMatrices
+from gemma_export.passes.quantise_qdq import QuantiseQdq, TransposedBlocks
 from gemma_export.passes.rescale_residual import RescaleResidual
 from gemma_export.passes.select_columns import SelectColumns
 from gemma_export.passes.select_logits import SelectLogits
@@ -33,9 +34,11 @@ __all__ = [
     "LowerLinearToMatMul",
     "LowerNorms",
     "QuantiseMatrices",
+    "QuantiseQdq",
     "RescaleResidual",
     "SelectColumns",
     "SelectLogits",
+    "TransposedBlocks",
     "declare_logits",
     "logits_positions",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from gemma_export.precision.bf16 import BF16
 from gemma_export.precision.fp16 import FP16
 from gemma_export.precision.fp32 import FP32
-from gemma_export.precision.options import WeightOptions, check_rules, weight_scheme
+from gemma_export.precision.options import WeightOptions, check_packing, check_rules, weight_scheme
 from gemma_export.precision.precision import Precision, quantised
 from gemma_export.precision.quantisers import QUANTISERS
 from gemma_export.precision.scheme import WeightScheme
@@ -23,6 +23,7 @@ __all__ = [
     "Precision",
     "WeightOptions",
     "WeightScheme",
+    "check_packing",
     "check_rules",
     "quantised",
     "weight_scheme",

@@ -1,7 +1,8 @@
 """How a block-quantised matrix is laid out: shapes and bytes of its tensors. Torch-free, so that plans can ask.
 
 Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md (MatMulNBits, GatherBlockQuantized);
-both read the same bytes: low nibble first, each row's last block and last zero-point byte padded.
+both read the same bytes: low nibble first, each row's last block and last zero-point byte padded. The transposed layout
+is DequantizeLinear's: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ class BlockFormat:
     """Integer codes of `bits` bits with one scale, and unless symmetric one zero point, per `block_size` columns.
 
     A weight is (code - zero point) * scale; the zero point of a symmetric block is 2^(bits - 1).
+
+    `transposed` only changes where the numbers lie: elements [columns, rows] in the element types of ONNX, without
+    padding, nibbles of neighbouring rows sharing a byte; scales and zero points [blocks, rows].
     """
 
     bits: int
     block_size: int
     symmetric: bool
+    transposed: bool = False
 
     @property
     def top(self) -> int:
@@ -57,10 +62,22 @@ class BlockFormat:
 
     def stored(self, name: str, shape: tuple[int, ...], scale_bytes: int) -> tuple[tuple[str, int], ...]:
         """Name and size in bytes of each tensor that a matrix becomes, in the order of the data file."""
+        if self.transposed:
+            return self._stored_transposed(name, shape, scale_bytes)
         parts = [
             (f"{name}.data", math.prod(self.data_shape(shape))),
             (f"{name}.scales", scale_bytes * math.prod(self.scales_shape(shape))),
         ]
         if not self.symmetric:
             parts.append((f"{name}.zero_points", math.prod(self.zero_points_shape(shape))))
+        return tuple(parts)
+
+    def _stored_transposed(self, name: str, shape: tuple[int, ...], scale_bytes: int) -> tuple[tuple[str, int], ...]:
+        levels = math.prod(self.scales_shape(shape))
+        parts = [
+            (f"{name}.data", -(-math.prod(shape) * self.bits // 8)),
+            (f"{name}.scales", scale_bytes * levels),
+        ]
+        if not self.symmetric:
+            parts.append((f"{name}.zero_points", -(-levels * self.bits // 8)))
         return tuple(parts)

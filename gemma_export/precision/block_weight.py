@@ -7,7 +7,7 @@ import io
 import os
 from collections import deque
 from collections.abc import Iterator, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from gemma_export.precision.block_format import BlockFormat
 from gemma_export.precision.quantisers import RowQuantiser
 from gemma_export.weights import Weight, Writable, one_thread
 
-__all__ = ["BlockPart", "BlockWeight"]
+__all__ = ["BlockPart", "BlockWeight", "onnx_type", "write_bytes"]
 
 # Threads that quantise while this one reads and widens; the result does not depend on their number.
 _WORKERS = min(4, os.cpu_count() or 1)
@@ -56,22 +56,25 @@ class BlockWeight:
     ) -> None:
         self.name, self.bits, self.block_size = name, layout.bits, layout.block_size
         self.rows, self.columns = weight.shape
-        self._weight, self._quantise, self._layout = weight, quantise, layout
+        self.layout = layout
+        self._weight, self._quantise = weight, quantise
         self._kept: dict[str, torch.Tensor] = {}
         shape = (self.rows, self.columns)
         data = layout.data_shape(shape)
-        self.data = BlockPart(self, "data", data, torch.uint8)
+        self.data = BlockPart(self, "data", data, ir.DataType.UINT8)
         # the same bytes as GatherBlockQuantized reads them
-        self.table = BlockPart(self, "data", (data[0], data[1] * data[2]), torch.uint8, self.data.weight)
-        self.scales = BlockPart(self, "scales", layout.scales_shape(shape), scale_dtype)
+        self.table = BlockPart(self, "data", (data[0], data[1] * data[2]), ir.DataType.UINT8, self.data.weight)
+        self.scales = BlockPart(self, "scales", layout.scales_shape(shape), onnx_type(scale_dtype))
         self.zero_points = (
-            None if layout.symmetric else BlockPart(self, "zero_points", layout.zero_points_shape(shape), torch.uint8)
+            None
+            if layout.symmetric
+            else BlockPart(self, "zero_points", layout.zero_points_shape(shape), ir.DataType.UINT8)
         )
 
     def write(self, part: str, file: Writable) -> None:
         """Writes the bytes of one part, little-endian."""
         if part in self._kept:
-            _write(self._kept.pop(part), file)
+            write_bytes(self._kept.pop(part), file)
             return
         with one_thread():
             self._quantise_all(part, file)
@@ -79,19 +82,19 @@ class BlockWeight:
     def _quantise_all(self, part: str, file: Writable) -> None:
         wanted: list[torch.Tensor] = []
         kept: dict[str, list[torch.Tensor]] = {"scales": [], "zero_points": []}
-        for codes in self._codes():
+        for codes in self.codes():
             if part == "data":
-                _write(codes.data, file)
+                write_bytes(codes.data, file)
                 kept["scales"].append(codes.scales)
                 if codes.zero_points is not None:
                     kept["zero_points"].append(codes.zero_points)
             else:
                 wanted.append(getattr(codes, part))
         for tensor in wanted:
-            _write(tensor, file)
+            write_bytes(tensor, file)
         self._kept = {name: torch.cat(tensors) for name, tensors in kept.items() if tensors}
 
-    def _codes(self) -> Iterator[BlockCodes]:
+    def codes(self) -> Iterator[BlockCodes]:
         """The matrix in order, quantised on several threads."""
         row = 0
         pending: deque[tuple[int, concurrent.futures.Future[BlockCodes]]] = deque()
@@ -127,14 +130,23 @@ class BlockWeight:
         return codes
 
     def __repr__(self) -> str:
-        return f"BlockWeight({self.name}, {self._layout})"
+        return f"BlockWeight({self.name}, {self.layout})"
+
+
+class _Parts(Protocol):
+    @property
+    def name(self) -> str:
+        """Of the matrix."""
+
+    def write(self, part: str, file: Writable) -> None:
+        """Writes the bytes of one part."""
 
 
 class BlockPart:
     """One stored tensor of a block-quantised matrix, as an initializer's value.
 
     Args:
-        group: the matrix; the writer keeps tensors of one `group` behind one another.
+        group: the matrix, which writes its parts by name; the writer keeps tensors of one `group` behind one another.
         part: "data", "scales" or "zero_points".
         shape: of the initializer.
         dtype: of the elements.
@@ -142,15 +154,15 @@ class BlockPart:
     """
 
     def __init__(
-        self, group: BlockWeight, part: str, shape: tuple[int, ...], dtype: torch.dtype, weight: object | None = None
+        self, group: _Parts, part: str, shape: tuple[int, ...], dtype: ir.DataType, weight: object | None = None
     ) -> None:
         self.group, self.part = group, part
         self.weight = object() if weight is None else weight
         self.name: str | None = None
         self.shape: ir.ShapeProtocol = ir.Shape(shape)
-        self.dtype = _ONNX[dtype]
+        self.dtype = dtype
         self.size = int(np.prod(shape, dtype=np.int64))
-        self.nbytes = self.size * dtype.itemsize
+        self.nbytes = -(-self.size * dtype.bitwidth // 8)
         self.raw: Any = group
         self.doc_string: str | None = None
         self.metadata_props: MutableMapping[str, str] = {}
@@ -168,7 +180,13 @@ class BlockPart:
 
     def numpy(self) -> npt.NDArray[Any]:
         """The tensor, all at once."""
-        return np.frombuffer(self.tobytes(), self.dtype.numpy()).reshape(self.shape.numpy())
+        content = self.tobytes()
+        if self.dtype.bitwidth == 4:
+            packed = np.frombuffer(content, np.uint8)
+            nibbles = np.stack((packed & 15, packed >> 4), axis=-1).reshape(-1)[: self.size]
+            signed = np.where(nibbles > 7, nibbles - 16.0, nibbles) if self.dtype == ir.DataType.INT4 else nibbles
+            return signed.astype(self.dtype.numpy()).reshape(self.shape.numpy())
+        return np.frombuffer(content, self.dtype.numpy()).reshape(self.shape.numpy())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return self.numpy() if dtype is None else self.numpy().astype(dtype)
@@ -183,5 +201,11 @@ class BlockPart:
         return f"BlockPart({self.group.name}, {self.part}, {self.dtype.name}{list(self.shape)})"
 
 
-def _write(tensor: torch.Tensor, file: Writable) -> None:
+def onnx_type(dtype: torch.dtype) -> ir.DataType:
+    """The element type of a stored tensor."""
+    return _ONNX[dtype]
+
+
+def write_bytes(tensor: torch.Tensor, file: Writable) -> None:
+    """Writes a tensor's elements, little-endian."""
     file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

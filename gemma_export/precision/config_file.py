@@ -32,6 +32,7 @@ _OPTIONS: dict[str, tuple[str, type]] = {
     "symmetric": ("symmetric", bool),
     "quantizer": ("quantiser", str),
     "embedding_bits": ("embedding_bits", int),
+    "format": ("format", str),
 }
 _RULE: dict[str, tuple[str, type]] = {
     "match": ("match", str),

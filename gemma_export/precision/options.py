@@ -12,10 +12,10 @@ from gemma_export.errors import UsageError
 from gemma_export.precision.block_format import BITS, BLOCK_SIZES
 from gemma_export.precision.config_file import read_precision_file
 from gemma_export.precision.quantisers import QUANTISERS
-from gemma_export.precision.scheme import WeightScheme
+from gemma_export.precision.scheme import FORMATS, WeightScheme
 from gemma_export.precision.schemes import SCHEMES
 
-__all__ = ["WeightOptions", "check_rules", "weight_scheme"]
+__all__ = ["WeightOptions", "check_packing", "check_rules", "weight_scheme"]
 
 # WeightOptions' field -> the flag, for messages
 _FLAGS = {
@@ -24,6 +24,7 @@ _FLAGS = {
     "symmetric": "--symmetric or --asymmetric",
     "quantiser": "--quantizer",
     "embedding_bits": "--embedding-bits",
+    "format": "--format",
 }
 
 
@@ -37,6 +38,8 @@ class WeightOptions:
     symmetric: bool | None = None
     quantiser: str | None = None
     embedding_bits: int | None = None
+    # one of FORMATS; None takes the target's own
+    format: str | None = None
     # TOML
     config: Path | None = None
 
@@ -70,6 +73,7 @@ def weight_scheme(options: WeightOptions) -> WeightScheme | None:
     _check("block_size", asked.get("block_size"), BLOCK_SIZES)
     _check("embedding_bits", asked.get("embedding_bits"), BITS)
     _check("quantiser", asked.get("quantiser"), QUANTISERS)
+    _check("format", asked.get("format"), FORMATS)
     for rule in rules:
         _check("block_size", rule.block_size, BLOCK_SIZES)
         _check("quantiser", rule.quantiser, QUANTISERS)
@@ -99,7 +103,22 @@ def check_rules(scheme: WeightScheme, stored: Iterable[tuple[str, tuple[int, ...
             )
 
 
-def _check(name: str, value: Any, known: Mapping[str, Any] | tuple[int, ...]) -> None:
+def check_packing(scheme: WeightScheme, stored: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+    """Holds the format against the tensors: a look-up in a transposed table takes two rows from each byte.
+
+    Raises:
+        UsageError: a 4-bit embedding table of an odd number of rows in the format qdq.
+    """
+    for name, shape in stored:
+        layout = scheme.format_of(name, shape)
+        if layout is not None and layout.transposed and layout.bits == 4 and shape[0] % 2 and scheme.is_table(name):
+            raise UsageError(
+                f"--format qdq packs two tokens of a 4-bit table into a byte, and this vocabulary has {shape[0]}",
+                hint="Add --embedding-bits 8.",
+            )
+
+
+def _check(name: str, value: Any, known: Mapping[str, Any] | tuple[object, ...]) -> None:
     if value is not None and value not in known:
         raise UsageError(
             f"unknown {name.replace('_', ' ').replace('quantiser', 'quantizer')} {value!r}, "

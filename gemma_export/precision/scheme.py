@@ -9,7 +9,10 @@ from typing import Any, TypeVar
 
 from gemma_export.precision.block_format import BlockFormat
 
-__all__ = ["Rule", "WeightScheme"]
+__all__ = ["FORMATS", "Rule", "WeightScheme"]
+
+# how graphs read integer weights: onnxruntime's MatMulNBits, or standard DequantizeLinear
+FORMATS = ("nbits", "qdq")
 
 _T = TypeVar("_T")
 
@@ -59,6 +62,8 @@ class WeightScheme:
     quantiser: str
     # of the embedding table and the head, which are one where the model ties them
     embedding_bits: int
+    # one of FORMATS, None until the target is known; the numbers are the same, their places in the file are not
+    format: str | None = None
     # later rules win
     rules: tuple[Rule, ...] = ()
 
@@ -78,6 +83,7 @@ class WeightScheme:
             bits=bits,
             block_size=_last([rule.block_size for rule in rules], self.block_size),
             symmetric=_last([rule.symmetric for rule in rules], self.symmetric),
+            transposed=self.format == "qdq",
         )
         if name.endswith(_TABLES[0]) and bits < 8 and layout.blocks(shape[1]) % 2:
             # With an odd number of blocks a row's packed zero points end in half a byte. MatMulNBits and the CPU's
@@ -86,6 +92,10 @@ class WeightScheme:
             # https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/contrib_ops/cuda/quantization/gather_block_quantized.cu
             return dataclasses.replace(layout, symmetric=True)
         return layout
+
+    def is_table(self, name: str) -> bool:
+        """Whether a stored tensor is looked up in: the embedding's."""
+        return name.endswith(_TABLES[0])
 
     def quantiser_of(self, name: str) -> str:
         """Name of the quantiser of a stored tensor."""
@@ -100,6 +110,7 @@ class WeightScheme:
             "symmetric": self.symmetric,
             "quantizer": self.quantiser,
             "embedding_bits": self.embedding_bits,
+            "format": self.format,
             "rules": [rule.as_json() for rule in self.rules],
         }
 

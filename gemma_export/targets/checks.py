@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 __all__ = ["check_counts", "main_dtype"]
 
 # one weight, one product, whatever the weight is stored in
-_QUANTISED = {"MatMulNBits": "FusedMatMul"}
+_QUANTISED = {"MatMulNBits": "FusedMatMul", "MatMul": "FusedMatMul"}
+# operators whose first input is not of the type that they compute in: packed bytes, a condition, another type
+_BY_OUTPUT = frozenset({"CastLike", "DequantizeLinear", "GatherBlockQuantized", "Where"})
 
 
 def check_counts(target: str, model: ir.Model, layers: int, expected: Mapping[str, int]) -> None:
@@ -25,7 +27,9 @@ def check_counts(target: str, model: ir.Model, layers: int, expected: Mapping[st
     Raises:
         PassError: names the first operator whose count differs.
     """
-    found = Counter(_QUANTISED.get(node.op_type, node.op_type) for node in model.graph)
+    # a target's own products are counted under their own name
+    meaning = {name: product for name, product in _QUANTISED.items() if name not in expected}
+    found = Counter(meaning.get(node.op_type, node.op_type) for node in model.graph)
     for op_type, count in expected.items():
         if found[op_type] != count:
             raise PassError(
@@ -40,8 +44,7 @@ def main_dtype(target: str, node: ir.Node) -> str:
     Raises:
         PassError: the node has no typed value.
     """
-    # a look-up in a quantised table is known by what it gives: its packed bytes come first, the ids second
-    values = node.outputs if node.op_type == "GatherBlockQuantized" else (*node.inputs, *node.outputs)
+    values = node.outputs if node.op_type in _BY_OUTPUT else (*node.inputs, *node.outputs)
     for value in values:
         if value is not None and value.dtype is not None:
             name = value.dtype.name.lower()

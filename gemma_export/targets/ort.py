@@ -5,6 +5,7 @@ Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from gemma_export.targets.target import Target
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from gemma_export.passes import BlockQuantised
+    from gemma_export.passes import BlockQuantised, TransposedBlocks
     from gemma_export.weights import Weight
 
 __all__ = ["ORT"]
@@ -27,6 +28,8 @@ _PROVIDERS = {"float32": ("cpu",), "float16": ("cpu", "cuda"), "bfloat16": ("cud
 # Of MatMulNBits. In float32, which only the CPU runs, 4: it quantises activations to 8 bits block by block, faster at
 # any number of rows. The CUDA kernels ignore it; in float16 the CPU widens and 0 keeps what it computes.
 _ACCURACY_LEVELS = {"float32": 4}
+# of graphs with DequantizeLinear: only the CPU provider has kernels for all that a look-up in a table takes apart
+_QDQ_PROVIDERS = {"float32": ("cpu",), "float16": ("cpu",)}
 
 
 def _lower(model: ir.Model) -> None:
@@ -52,6 +55,15 @@ def _quantise(model: ir.Model, matrices: Callable[[str, Weight], BlockQuantised 
     passes.QuantiseMatrices(matrices, accuracy_level=_ACCURACY_LEVELS.get(activation_dtype, 0))(model)
 
 
+def _quantise_qdq(
+    model: ir.Model, matrices: Callable[[str, Weight], TransposedBlocks | None], activation_dtype: str
+) -> None:
+    """DequantizeLinear in front of each product; sessions fold the two into MatMulNBits at accuracy level 4."""
+    from gemma_export import passes
+
+    passes.QuantiseQdq(matrices)(model)
+
+
 def _finish(model: ir.Model, keep: int) -> None:
     """Chooses the logits' positions; nothing semantic is left, so neither are the function bodies."""
     from gemma_export import passes
@@ -70,6 +82,16 @@ def _compat(model: ir.Model) -> None:
 
 
 def _check(model: ir.Model, spec: DecoderSpec, activation_dtype: str) -> None:
+    _check_fusions(model, spec)
+    _check_kernels(model, _PROVIDERS[activation_dtype])
+
+
+def _check_qdq(model: ir.Model, spec: DecoderSpec, activation_dtype: str) -> None:
+    _check_fusions(model, spec)
+    _check_kernels(model, _QDQ_PROVIDERS[activation_dtype])
+
+
+def _check_fusions(model: ir.Model, spec: DecoderSpec) -> None:
     layers = spec.num_hidden_layers
     expected = {
         "GroupQueryAttention": layers,
@@ -80,15 +102,14 @@ def _check(model: ir.Model, spec: DecoderSpec, activation_dtype: str) -> None:
         "FusedMatMul": 5 * layers + 1,
     }
     check_counts("ort", model, layers, expected)
-    _check_kernels(model, activation_dtype)
 
 
-def _check_kernels(model: ir.Model, activation_dtype: str) -> None:
+def _check_kernels(model: ir.Model, providers: tuple[str, ...]) -> None:
     from gemma_export.targets.ort_support import supported
 
     for node in model.graph:
         dtype = main_dtype("ort", node)
-        for provider in _PROVIDERS[activation_dtype]:
+        for provider in providers:
             if not supported(provider, node.domain, node.op_type, dtype):
                 raise PassError(
                     f"target ort: the {provider} provider has no kernel for {node.op_type} ({dtype}) of {node.name}",
@@ -113,7 +134,7 @@ def _stored_tensors(
     return (*stored.items(), ("cos_cache", table), ("sin_cache", table))
 
 
-ORT = Target(
+_NBITS = Target(
     name="ort",
     opset=_OPSET,
     cache_layout="compacted",
@@ -127,3 +148,7 @@ ORT = Target(
     with_functions=None,
     quantise=_quantise,
 )
+_QDQ = dataclasses.replace(
+    _NBITS, quantise=_quantise_qdq, check=_check_qdq, providers=_QDQ_PROVIDERS, weight_format="qdq"
+)
+ORT = dataclasses.replace(_NBITS, formats={"qdq": _QDQ})

@@ -18,6 +18,7 @@ _INDEX_OPS = frozenset(
         "Add",
         "ArgMax",
         "Cast",
+        "Div",
         "Equal",
         "GatherElements",
         "Max",
@@ -68,6 +69,18 @@ _FLOAT_KERNELS: dict[str, dict[tuple[str, str], frozenset[str]]] = {
         (_CONTRIB, "SkipSimplifiedLayerNormalization"): _THREE,
     },
 }
+# What graphs with DequantizeLinear (`--format qdq`) need besides, on the CPU alone
+_QDQ_KERNELS: dict[tuple[str, str], frozenset[str]] = {
+    ("", "DequantizeLinear"): _BOTH,
+    ("", "Floor"): frozenset({"float32"}),
+    ("", "Gather"): frozenset({"int8", "uint8"}),
+    ("", "MatMul"): frozenset({"float32"}),
+    ("", "Sub"): frozenset({"float32"}),
+    ("", "Transpose"): _BOTH,
+    ("", "Where"): frozenset({"float32"}),
+}
+# functions of the standard that sessions replace by operators above
+_QDQ_FUNCTIONS = frozenset({("", "CastLike")})
 # A float16 node without a float16 kernel runs in float32 between two casts that onnxruntime inserts; only its CPU
 # provider does that. Source: https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/core/optimizer/insert_cast_transformer.cc
 _WIDENED = {"cpu": {"float16": "float32"}}
@@ -85,4 +98,8 @@ def supported(provider: str, domain: str, op_type: str, dtype: str) -> bool:
     if dtype in _INTEGERS:
         return domain == "" and op_type in _INDEX_OPS
     kernels = _FLOAT_KERNELS[provider].get((domain, op_type), frozenset())
+    if provider == "cpu":
+        if (domain, op_type) in _QDQ_FUNCTIONS:
+            return dtype in _BOTH
+        kernels |= _QDQ_KERNELS.get((domain, op_type), frozenset())
     return dtype in kernels or _WIDENED.get(provider, {}).get(dtype) in kernels

@@ -6,7 +6,7 @@ Source: https://onnx.ai/onnx/operators/ (Attention, RotaryEmbedding, RMSNormaliz
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from gemma_export.config import DecoderSpec
@@ -16,6 +16,9 @@ from gemma_export.targets.target import Target
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from gemma_export.passes import TransposedBlocks
+    from gemma_export.weights import Weight
 
 __all__ = ["PORTABLE"]
 
@@ -38,6 +41,15 @@ def _lower(model: ir.Model) -> None:
         passes.LowerEmbedding(),
     ):
         rewrite(model)
+
+
+def _quantise(
+    model: ir.Model, matrices: Callable[[str, Weight], TransposedBlocks | None], activation_dtype: str
+) -> None:
+    """DequantizeLinear for every weight that the precision quantises."""
+    from gemma_export import passes
+
+    passes.QuantiseQdq(matrices)(model)
 
 
 def _finish(model: ir.Model, keep: int) -> None:
@@ -142,5 +154,11 @@ _WITH_FUNCTIONS = Target(
     with_functions=None,
 )
 PORTABLE = dataclasses.replace(
-    _WITH_FUNCTIONS, lower=_lower, finish=_finish, check=_check, with_functions=_WITH_FUNCTIONS
+    _WITH_FUNCTIONS,
+    lower=_lower,
+    finish=_finish,
+    check=_check,
+    with_functions=_WITH_FUNCTIONS,
+    quantise=_quantise,
+    weight_format="qdq",
 )

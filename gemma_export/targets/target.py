@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gemma_export.config import DecoderSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from gemma_export.passes import BlockQuantised
     from gemma_export.weights import Weight
 
 __all__ = ["Target"]
@@ -43,6 +42,14 @@ class Target:
     stored_tensors: Callable[[Mapping[str, tuple[int, ...]], DecoderSpec], tuple[tuple[str, tuple[int, ...]], ...]]
     # the same target with the semantic operators kept as functions, where there is one
     with_functions: Target | None
-    # (lowered float32 graph, quantised matrix of an initializer or None, activation dtype): puts the target's kernels
-    # for integer weights in place; None where the target has none
-    quantise: Callable[[ir.Model, Callable[[str, Weight], BlockQuantised | None], str], None] | None = None
+    # (lowered float32 graph, quantised matrix of an initializer or None in the pass's own protocol, activation
+    # dtype): puts the target's kernels for integer weights in place; None where the target has none
+    quantise: Callable[[ir.Model, Callable[[str, Weight], Any], str], None] | None = None
+    # how it stores them, a name of gemma_export.precision.scheme.FORMATS
+    weight_format: str = "nbits"
+    # other formats that it can store them in -> the target that does
+    formats: Mapping[str, Target] = dataclasses.field(default_factory=dict)
+
+    def with_format(self, name: str | None) -> Target | None:
+        """The target that stores integer weights in a format, None for its own; None if there is none."""
+        return self if name in (None, self.weight_format) else self.formats.get(str(name))

@@ -95,6 +95,10 @@ def test_variants_table() -> None:
         ("--variant tiny --int4 --block-size 100", 2, ["block size 100", "32, 64, 128, 256"]),
         ("--variant tiny --int4 --quantizer best", 2, ["quantizer 'best'", "rtn, search"]),
         ("--variant tiny --int4 --embedding-bits 3", 2, ["embedding bits 3"]),
+        ("--variant tiny --int4 --format onnx", 2, ["format 'onnx'", "nbits, qdq"]),
+        ("--variant tiny --format qdq", 2, ["--format", "neither --int4 nor --int8"]),
+        ("--variant tiny --int4 --target portable --format nbits", 2, ["portable", "as qdq, not as nbits"]),
+        ("--variant tiny --int4 --target portable --keep-functions", 2, ["int4 weights among functions"]),
         ("--variant tiny --fp16 --block-size 64", 2, ["--block-size", "neither --int4 nor --int8"]),
         ("--variant tiny --asymmetric", 2, ["--asymmetric", "neither --int4 nor --int8"]),
         ("--variant tiny --int4 --precision-config nowhere.toml", 4, ["nowhere.toml", "cannot be read"]),
@@ -268,6 +272,7 @@ def test_a_precision_file_decides_and_is_recorded(tmp_path: Path) -> None:
         "symmetric": False,
         "quantizer": "search",
         "embedding_bits": 4,
+        "format": "nbits",
         "rules": [{"match": "*.down_proj.weight", "bits": 8, "block_size": 32}],
     }
     (tmp_path / "none.toml").write_text(rule.format("*.q_proj.weight"))

@@ -62,7 +62,7 @@ def _values(matrix: BlockWeight) -> np.ndarray:
     parts = [torch.from_numpy(part.numpy().copy()) for part in (matrix.data, matrix.scales)]
     zero_points = None if matrix.zero_points is None else torch.from_numpy(matrix.zero_points.numpy().copy())
     codes = BlockCodes(data=parts[0], scales=parts[1], zero_points=zero_points)
-    return dequantise(codes, matrix._layout).numpy()[:, : matrix.columns]
+    return dequantise(codes, matrix.layout).numpy()[:, : matrix.columns]
 
 
 def _float_twin(scheme: WeightScheme, spec: DecoderSpec = SPEC, activations: str = "fp32") -> ir.Model:

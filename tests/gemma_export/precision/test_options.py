@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from gemma_export.errors import ConfigError, GemmaExportError, MissingResourceError, UsageError
-from gemma_export.precision import PRECISIONS, SCHEMES, WeightOptions, check_rules, quantised, weight_scheme
+from gemma_export.precision import (
+    PRECISIONS,
+    SCHEMES,
+    WeightOptions,
+    check_packing,
+    check_rules,
+    quantised,
+    weight_scheme,
+)
 from gemma_export.precision.block_format import BlockFormat
 from gemma_export.precision.scheme import Rule, WeightScheme
 
@@ -192,3 +200,28 @@ def test_a_pattern_that_matches_nothing(pattern: str, hint: str) -> None:
     assert pattern in caught.value.message
     assert hint in caught.value.hint
     assert caught.value.exit_code == 2
+
+
+def test_the_format_only_moves_the_numbers(tmp_path: Path) -> None:
+    scheme = _scheme(tmp_path, 'scheme = "int4"\nformat = "qdq"')
+    layout = scheme.format_of(_DOWN, (64, 128))
+    plain = SCHEMES["int4"].format_of(_DOWN, (64, 128))
+    assert layout is not None
+    assert plain is not None
+    assert (layout.transposed, plain.transposed) == (True, False)
+    # two blocks a row: MatMulNBits pads an odd number of zero points to a whole byte
+    assert layout.stored("w", (64, 256), 2) == plain.stored("w", (64, 256), 2)
+    assert scheme.options()["format"] == "qdq"
+
+
+def test_two_tokens_share_a_byte_of_a_standard_table() -> None:
+    stored = ((_TABLE, (99, 64)),)
+    scheme = weight_scheme(WeightOptions(scheme="int4", format="qdq"))
+    assert scheme is not None
+    with pytest.raises(UsageError, match=r"packs two tokens .* this vocabulary has 99") as caught:
+        check_packing(scheme, stored)
+    assert (caught.value.exit_code, caught.value.hint) == (2, "Add --embedding-bits 8.")
+    eight = weight_scheme(WeightOptions(scheme="int4", format="qdq", embedding_bits=8))
+    assert eight is not None
+    check_packing(eight, stored)
+    check_packing(SCHEMES["int4"], stored)

@@ -6,7 +6,13 @@ import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import get_all_opkernel_def
 
 from gemma_export.targets import TARGETS
-from gemma_export.targets.ort_support import _FLOAT_KERNELS, _INDEX_OPS, _WIDENED, supported
+from gemma_export.targets.ort_support import (
+    _FLOAT_KERNELS,
+    _INDEX_OPS,
+    _QDQ_KERNELS,
+    _WIDENED,
+    supported,
+)
 
 _TENSORS = {
     "float32": "tensor(float)",
@@ -15,7 +21,10 @@ _TENSORS = {
     "int64": "tensor(int64)",
     "int32": "tensor(int32)",
     "bool": "tensor(bool)",
+    "int8": "tensor(int8)",
+    "uint8": "tensor(uint8)",
 }
+_QDQ = sorted((domain, op_type, dtype) for (domain, op_type), dtypes in _QDQ_KERNELS.items() for dtype in dtypes)
 _CPU_FLOATS = sorted(
     (domain, op_type, dtype) for (domain, op_type), dtypes in _FLOAT_KERNELS["cpu"].items() for dtype in dtypes
 )
@@ -39,6 +48,14 @@ def _installed(domain: str, op_type: str, dtype: str) -> bool:
 @pytest.mark.parametrize(("domain", "op_type", "dtype"), _CPU_FLOATS)
 def test_every_float_entry_is_a_kernel(domain: str, op_type: str, dtype: str) -> None:
     assert _installed(domain, op_type, dtype)
+
+
+@pytest.mark.parametrize(("domain", "op_type", "dtype"), _QDQ)
+def test_every_kernel_of_the_format_qdq_is_installed(domain: str, op_type: str, dtype: str) -> None:
+    # DequantizeLinear's T1 is the integers' type, T2 the scales'
+    assert _installed(domain, op_type, dtype)
+    assert supported("cpu", domain, op_type, dtype)
+    assert (op_type == "Gather") == (dtype in ("int8", "uint8"))
 
 
 @pytest.mark.parametrize(("domain", "op_type"), sorted(_FLOAT_KERNELS["cpu"]))
