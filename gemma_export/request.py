@@ -24,7 +24,7 @@ from gemma_export.checkpoint import (
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import ConfigError, HubUnreachableError, MissingResourceError, UnknownVariantError, UsageError
 from gemma_export.families import FAMILIES, Family, check_generation_config, family_of
-from gemma_export.precision import PRECISIONS, Precision, WeightOptions, quantised, weight_scheme
+from gemma_export.precision import PRECISIONS, Precision, WeightOptions, WeightScheme, quantised, weight_scheme
 from gemma_export.progress import Progress
 from gemma_export.residual_scale import ResidualScale, choose_residual_scale
 from gemma_export.targets import TARGETS, Target
@@ -64,6 +64,8 @@ class ExportRequest:
     context: int | None = None
     # "auto", "measure", "off" or a number: gemma_export.residual_scale
     residual_scale: str = "auto"
+    # mean KL in nats that mixed precision must keep; None: the scheme as it is
+    max_kl: float | None = None
     output: Path | None = None
     force: bool = False
 
@@ -199,6 +201,7 @@ def _choose(request: ExportRequest) -> tuple[Target, Precision]:
             hint=f"Choose a precision with {' or '.join(target.providers)} activations, or another --target.",
         )
     scheme = weight_scheme(request.weights)
+    _check_max_kl(request.max_kl, scheme)
     if scheme is None:
         return target, precision
     if target.quantise is None:
@@ -206,6 +209,22 @@ def _choose(request: ExportRequest) -> tuple[Target, Precision]:
             f"target {target.name} has no kernels for {scheme.name} weights", hint="Export with --target ort."
         )
     return target, quantised(precision, scheme)
+
+
+def _check_max_kl(max_kl: float | None, scheme: WeightScheme | None) -> None:
+    if max_kl is None:
+        return
+    if not 0 < max_kl < math.inf:
+        raise UsageError(
+            f"--max-kl must be a finite number above 0, found {max_kl:g}",
+            hint="It is the mean KL divergence in nats: 0.01 is strict for 4 bits, 0.05 loose.",
+        )
+    if scheme is None or scheme.bits != 4:
+        found = "neither --int4 nor --int8 is given" if scheme is None else f"--{scheme.name} is given"
+        raise UsageError(
+            f"--max-kl spends bytes on a 4-bit export, and {found}",
+            hint="Add --int4. Its most bytes are what --int8 stores everywhere.",
+        )
 
 
 def _variant(name: str | None) -> Variant | None:

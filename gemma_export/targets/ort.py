@@ -126,4 +126,5 @@ ORT = Target(
     stored_tensors=_stored_tensors,
     with_functions=None,
     quantise=_quantise,
+    rounded_activations=frozenset(_ACCURACY_LEVELS),
 )

@@ -46,3 +46,5 @@ class Target:
     # (lowered float32 graph, quantised matrix of an initializer or None, activation dtype): puts the target's kernels
     # for integer weights in place; None where the target has none
     quantise: Callable[[ir.Model, Callable[[str, Weight], BlockQuantised | None], str], None] | None = None
+    # activation dtypes whose products with integer weights round the activations too, to 8 bits in each block
+    rounded_activations: frozenset[str] = frozenset()
