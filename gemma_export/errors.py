@@ -14,6 +14,7 @@
     │   └── HubUnreachableError                  no network, or a server that keeps failing: a cached copy heals it
     │       └── NotTheHubError                   something else answered in the Hub's place
     ├── ResourceExhaustedError           exit 5  disk or memory too small
+    ├── DriftError                       exit 6  the numbers would drift further than was allowed
     ├── OutputError                      exit 7  the output exists or another export holds it
     ├── ProviderUnavailableError         exit 8  execution provider or onnxruntime release cannot run this
     └── InternalError                    exit 1  a stage broke its own promise
@@ -28,6 +29,7 @@ from __future__ import annotations
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "DriftError",
     "FolderError",
     "GemmaExportError",
     "HubUnreachableError",
@@ -122,6 +124,12 @@ class ResourceExhaustedError(GemmaExportError):
     """Not enough disk or memory."""
 
     exit_code = 5
+
+
+class DriftError(GemmaExportError):
+    """A drift budget that nothing within the request can meet; the message says how near it came."""
+
+    exit_code = 6
 
 
 class OutputError(GemmaExportError):

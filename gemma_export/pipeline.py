@@ -1,7 +1,8 @@
 """The export, stage by stage: the only file that knows them all.
 
 variant or checkpoint -> config -> residual stream measured, where asked for
-  -> decoder on fake tensors -> semantic graph -> lazy weights bound, residual stream rescaled
+  -> decoder on fake tensors -> semantic graph -> lazy weights bound -> mixed precision chosen, where asked for
+  -> residual stream rescaled
   -> target passes (fusion) -> precision -> consumer files -> folder + manifest
 """
 
@@ -14,10 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma_export.artifact import GraphFile, WrittenFolder, check_disk, claim_output, data_file, write_folder
 from gemma_export.artifact.disk import nearest_existing
+from gemma_export.artifact.lock import cache_directory
 from gemma_export.artifact.manifest import build_manifest, hashed_adapter, hashed_source
 from gemma_export.checkpoint import (
     GENERATOR_VERSION,
@@ -28,7 +31,8 @@ from gemma_export.checkpoint import (
     download_weights,
     hash_files,
 )
-from gemma_export.planning import ExportPlan, PlannedGraph, consumer_files, plan_export
+from gemma_export.mixed_precision import JSON_FILE, PLOT_FILE, MixedPrecision, can_plot
+from gemma_export.planning import ExportPlan, PlannedGraph, consumer_files, plan_export, with_chosen
 from gemma_export.progress import NullProgress, Progress
 from gemma_export.request import ExportRequest
 from gemma_export.targets import Target
@@ -40,7 +44,15 @@ if TYPE_CHECKING:
     from gemma_export.headroom import Headroom
     from gemma_runtime.manifest import FileEntry, Manifest, Source
 
-__all__ = ["ExportRequest", "ExportResult", "build_semantic_graph", "export", "lower_graphs", "settle_residual_scale"]
+__all__ = [
+    "ExportRequest",
+    "ExportResult",
+    "build_semantic_graph",
+    "export",
+    "lower_graphs",
+    "settle_precision",
+    "settle_residual_scale",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +67,8 @@ class ExportResult:
     seconds: Mapping[str, float]
     # of the number format, as the manifest states them
     options: Mapping[str, Any]
+    # how the precision of each tensor was chosen, where that was asked for
+    mixed: MixedPrecision | None
     # what the user should know, a line each: how the residual stream was scaled; hazards that were measured
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -92,14 +106,17 @@ def export(
                 clock.lap("measure")
             model = build_semantic_graph(plan)
             clock.lap("trace")
+            plan, mixed = settle_precision(plan, model, progress)
+            if mixed is not None:
+                clock.lap("choose")
             graphs = lower_graphs(plan, model)
-            options = _options(plan, graphs, headroom)
+            options = _options(plan, graphs, headroom, mixed)
             clock.lap("lower")
             folder = write_folder(
                 plan.output,
                 graphs=graphs,
                 data_file=data_file(plan.precision.suffix),
-                extra_files=consumer_files(plan.facts),
+                extra_files=consumer_files(plan.facts) | _choice_files(mixed),
                 manifest=lambda files: _manifest(plan, graphs, files, hashed.result(), options),
                 force=request.force,
                 progress=progress or NullProgress(),
@@ -111,7 +128,8 @@ def export(
         recovered=claim.recovered,
         seconds=clock.laps,
         options=options,
-        notes=_notes(plan, headroom),
+        mixed=mixed,
+        notes=_notes(plan, headroom, mixed),
         warnings=tuple(headroom.warnings()) if headroom is not None else (),
     )
 
@@ -130,6 +148,69 @@ def settle_residual_scale(plan: ExportPlan, progress: Progress | None = None) ->
     )
     settled = dataclasses.replace(plan.residual_scale, shift=headroom.shift)
     return dataclasses.replace(plan, residual_scale=settled), headroom
+
+
+def settle_precision(
+    plan: ExportPlan, model: ir.Model, progress: Progress | None = None
+) -> tuple[ExportPlan, MixedPrecision | None]:
+    """The plan with the precision of every tensor; under `--max-kl`, runs the reference to choose it.
+
+    Raises:
+        DriftError: the bound cannot be met.
+    """
+    if plan.request.max_kl is None:
+        return plan, None
+    from gemma_export.mixed_precision.choose import choose_mixed_precision, reference_for
+    from gemma_export.tracing import model_weight
+
+    source = plan.checkpoint.source
+    assert source is not None
+    stored = plan.target.stored_tensors(plan.tensors, plan.spec)
+    reference = reference_for(
+        plan.checkpoint,
+        plan.family,
+        plan.spec,
+        lambda name: model_weight(source, plan.merge, name),
+        stored,
+        factors=_residual_factors(plan, model),
+        rounds_activations=plan.precision.activation_dtype in plan.target.rounded_activations,
+        progress=progress,
+    )
+    mixed = choose_mixed_precision(
+        reference,
+        plan.precision,
+        stored,
+        plan.request.max_kl,
+        directory=nearest_existing(plan.output.absolute().parent),
+        progress=progress,
+    )
+    return with_chosen(plan, mixed.scheme), mixed
+
+
+def _residual_factors(plan: ExportPlan, model: ir.Model) -> dict[str, float]:
+    """What the rescaled stream will multiply each matrix by, before it is quantised."""
+    if not plan.residual_scale.shift:
+        return {}
+    from gemma_export.passes import RescaleResidual
+    from gemma_export.weights import Scale, WeightTensor
+
+    rescaled = model.clone()
+    RescaleResidual(plan.residual_scale.shift)(rescaled)
+    tensors = {str(name): value.const_value for name, value in rescaled.graph.initializers.items()}
+    weights = {name: tensor.weight for name, tensor in tensors.items() if isinstance(tensor, WeightTensor)}
+    return {name: weight.factor for name, weight in weights.items() if isinstance(weight, Scale)}
+
+
+def _choice_files(mixed: MixedPrecision | None) -> dict[str, bytes | Path]:
+    """The trade-off, beside the manifest."""
+    if mixed is None:
+        return {}
+    files: dict[str, bytes | Path] = {JSON_FILE: mixed.to_json()}
+    if can_plot():
+        from gemma_export.mixed_precision.plot import draw
+
+        files[PLOT_FILE] = draw(mixed, cache_directory())
+    return files
 
 
 def _with_weights(plan: ExportPlan, progress: Progress | None) -> ExportPlan:
@@ -230,9 +311,13 @@ def _chunks(target: Target, graph: PlannedGraph) -> str:
     return "single" if target.compat is not None and not graph.batched else target.chunks
 
 
-def _options(plan: ExportPlan, graphs: Sequence[GraphFile], headroom: Headroom | None) -> dict[str, Any]:
+def _options(
+    plan: ExportPlan, graphs: Sequence[GraphFile], headroom: Headroom | None, mixed: MixedPrecision | None
+) -> dict[str, Any]:
     """The number format's options, in the manifest's words."""
     options = {} if plan.precision.scheme is None else dict(plan.precision.scheme.options())
+    if mixed is not None:
+        options["mixed_precision"] = mixed.summary()
     if plan.precision.activation_dtype != "float16":
         return options
     residual_scale: dict[str, Any] = dataclasses.asdict(plan.residual_scale)
@@ -245,17 +330,20 @@ def _options(plan: ExportPlan, graphs: Sequence[GraphFile], headroom: Headroom |
     return {**options, "residual_scale": residual_scale}
 
 
-def _notes(plan: ExportPlan, headroom: Headroom | None) -> tuple[str, ...]:
+def _notes(plan: ExportPlan, headroom: Headroom | None, mixed: MixedPrecision | None) -> tuple[str, ...]:
+    notes = [] if mixed is None else [mixed.note()]
+    if mixed is not None and not can_plot():
+        notes.append(f"{PLOT_FILE} was not drawn: pip install matplotlib")
     scale = plan.residual_scale
     if plan.precision.activation_dtype != "float16":
-        return ()
+        return tuple(notes)
     how = f"scaled by 2^-{scale.shift}" if scale.shift else "not scaled"
     why = scale.reason
     if headroom is not None:
         peak = headroom.stream
         where = "the embedding" if peak.layer is None else f"layer {peak.layer}"
         why = f"measured: peaks at {peak.value:,.4g} in {where}, {headroom.headroom_bits:.1f} bits of headroom"
-    return (f"residual stream {how} ({why})",)
+    return (*notes, f"residual stream {how} ({why})")
 
 
 def _source(plan: ExportPlan, hashed: Sequence[HashedFile]) -> Source:

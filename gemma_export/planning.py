@@ -16,14 +16,24 @@ from gemma_export.checkpoint import Checkpoint, HubWeights
 from gemma_export.config import DecoderSpec
 from gemma_export.consumers import CONSUMERS, FolderFacts
 from gemma_export.families import Family
-from gemma_export.precision import Precision, check_packing, check_rules
+from gemma_export.mixed_precision import JSON_FILE, PLOT_FILE, can_plot, largest_scheme, matrices_of, with_scheme
+from gemma_export.precision import Precision, WeightScheme, check_packing, check_rules
 from gemma_export.progress import Progress
 from gemma_export.request import ExportRequest, Resolved, resolve
 from gemma_export.residual_scale import ResidualScale
 from gemma_export.targets import Target
 from gemma_export.variants import GEMMA_TERMS_URL, Variant
 
-__all__ = ["ExportPlan", "PlannedFile", "PlannedGraph", "adapter_json", "consumer_files", "plan_export", "plan_json"]
+__all__ = [
+    "ExportPlan",
+    "PlannedFile",
+    "PlannedGraph",
+    "adapter_json",
+    "consumer_files",
+    "plan_export",
+    "plan_json",
+    "with_chosen",
+]
 
 # positions that the speculative-verification twin returns
 _LAST_FEW = 8
@@ -39,6 +49,11 @@ _QUANTISING_BYTES = 64 << 20
 _ROTARY_COPIES = 4
 # longest prompt that the residual stream is measured on (gemma_export.headroom)
 _PROBE_TOKENS = 1024
+# What choosing a mixed precision keeps (gemma_export.mixed_precision): hidden states of every branch up to a limit,
+# 512 positions each, and logits of a block of the vocabulary in float64, several times.
+_BRANCH_BYTES, _BRANCH_POSITIONS, _LOGITS_BYTES = 512 << 20, 512, 320 << 20
+# upper bounds of its files: a point of the curve, a tensor, the plot
+_POINT_BYTES, _PLOT_BYTES = 512, 256 << 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +78,10 @@ class PlannedGraph:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlannedFile:
-    """One file of the folder. Data and copied files are exact; graphs and the manifest are upper bounds."""
+    """One file of the folder. Copied files are exact, and so is data unless its precision is yet to be measured.
+
+    Graphs, the manifest and what a measurement writes are upper bounds.
+    """
 
     path: str
     nbytes: int
@@ -90,7 +108,10 @@ class ExportPlan:
     tensors: Mapping[str, tuple[int, ...]]
     output: Path
     graphs: tuple[PlannedGraph, ...]
+    # the largest that it can be, until `smallest_data` is None
     data: DataPlan
+    # bytes of the data file where every matrix is as the scheme says; None once, or where, nothing is to be chosen
+    smallest_data: int | None
     facts: FolderFacts
     files: tuple[PlannedFile, ...]
     peak_memory_bytes: int
@@ -124,8 +145,12 @@ def plan_export(request: ExportRequest, progress: Progress | None = None) -> Exp
     if precision.scheme is not None:
         check_rules(precision.scheme, stored)
         check_packing(precision.scheme, stored)
-    parts = [precision.stored(name, shape) for name, shape in stored]
-    data = plan_data(parts)
+    smallest = None if request.max_kl is None else _plan_data(precision, stored).size
+    largest = precision
+    if request.max_kl is not None:
+        largest = with_scheme(precision, largest_scheme(precision, stored))
+    data = _plan_data(largest, stored)
+    chosen = _choice_files(precision, stored) if request.max_kl is not None else ()
     facts, source = _facts(resolved, graphs), resolved.checkpoint.source
     return ExportPlan(
         request=request,
@@ -142,12 +167,37 @@ def plan_export(request: ExportRequest, progress: Progress | None = None) -> Exp
         output=_output(request, resolved),
         graphs=graphs,
         data=data,
+        smallest_data=smallest,
         facts=facts,
-        files=_files(spec, graphs, data, precision, facts),
-        peak_memory_bytes=_peak_memory(resolved, tensors, parts),
+        files=_files(spec, graphs, data, precision, facts, chosen),
+        peak_memory_bytes=_peak_memory(resolved, tensors, largest, stored),
         download_bytes=source.download_bytes if isinstance(source, HubWeights) else 0,
         warnings=(*resolved.warnings, *(warning for consumer in CONSUMERS for warning in consumer.check(facts))),
     )
+
+
+def with_chosen(plan: ExportPlan, scheme: WeightScheme) -> ExportPlan:
+    """The plan once its mixed precision is chosen: the data file's size is exact again."""
+    precision = with_scheme(plan.precision, scheme)
+    data = _plan_data(precision, plan.target.stored_tensors(plan.tensors, plan.spec))
+    path = data_file(precision.suffix)
+    files = tuple(
+        PlannedFile(path=path, nbytes=data.size, exact=True) if file.path == path else file for file in plan.files
+    )
+    return dataclasses.replace(plan, precision=precision, data=data, smallest_data=None, files=files)
+
+
+def _plan_data(precision: Precision, stored: Sequence[tuple[str, tuple[int, ...]]]) -> DataPlan:
+    return plan_data([precision.stored(name, shape) for name, shape in stored])
+
+
+def _choice_files(precision: Precision, stored: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[PlannedFile, ...]:
+    """What a measured choice is told in; its parts in the manifest are as large as the tensors' in the JSON file."""
+    matrices = matrices_of(precision, stored)
+    points = len(stored) + sum(len(matrix.choices) for matrix in matrices)
+    json_file = PlannedFile(path=JSON_FILE, nbytes=_MANIFEST_BYTES + points * _POINT_BYTES, exact=False)
+    plot_file = PlannedFile(path=PLOT_FILE, nbytes=_PLOT_BYTES, exact=False)
+    return (json_file, plot_file) if can_plot() else (json_file,)
 
 
 def _graphs(suffix: str, keep: int, target: Target) -> tuple[PlannedGraph, ...]:
@@ -216,34 +266,41 @@ def consumer_files(facts: FolderFacts) -> dict[str, bytes | Path]:
 
 
 def _files(
-    spec: DecoderSpec, graphs: Sequence[PlannedGraph], data: DataPlan, precision: Precision, facts: FolderFacts
+    spec: DecoderSpec,
+    graphs: Sequence[PlannedGraph],
+    data: DataPlan,
+    precision: Precision,
+    facts: FolderFacts,
+    chosen: Sequence[PlannedFile],
 ) -> tuple[PlannedFile, ...]:
     layers = spec.num_hidden_layers
     graph_bytes = _GRAPH_BYTES + layers * _GRAPH_BYTES_PER_LAYER
     planned = [PlannedFile(path=graph.file, nbytes=graph_bytes, exact=False) for graph in graphs]
-    planned.append(PlannedFile(path=data_file(precision.suffix), nbytes=data.size, exact=True))
+    planned.append(PlannedFile(path=data_file(precision.suffix), nbytes=data.size, exact=not chosen))
+    planned += chosen
     for path, content in consumer_files(facts).items():
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         planned.append(PlannedFile(path=path, nbytes=size, exact=True))
     manifest_bytes = _MANIFEST_BYTES + layers * len(graphs) * _MANIFEST_BYTES_PER_LAYER
+    manifest_bytes += sum(file.nbytes for file in chosen[:1])
     planned.append(PlannedFile(path="gemma_export.json", nbytes=manifest_bytes, exact=False))
     return tuple(sorted(planned, key=lambda file: file.path))
 
 
 def _peak_memory(
-    resolved: Resolved, tensors: Mapping[str, tuple[int, ...]], parts: Sequence[Sequence[tuple[str, int]]]
+    resolved: Resolved,
+    tensors: Mapping[str, tuple[int, ...]],
+    largest: Precision,
+    stored: Sequence[tuple[str, tuple[int, ...]]],
 ) -> int:
+    parts = [largest.stored(name, shape) for name, shape in stored]
+    choosing = 0 if largest is resolved.precision else _choosing_memory(resolved, tensors, stored)
     spec, merge = resolved.spec, resolved.merge
     rotary = _ROTARY_COPIES * 4 * spec.max_position_embeddings * spec.head_dim // 2
     factors = 0 if merge is None else merge.resident_bytes
     resident = _RESIDENT_BYTES + spec.num_hidden_layers * _RESIDENT_BYTES_PER_LAYER
-    return (
-        resident
-        + rotary
-        + factors
-        + _measuring_memory(resolved, tensors)
-        + _quantising_memory(parts, resolved.precision)
-    )
+    working = max(_measuring_memory(resolved, tensors), choosing)
+    return resident + rotary + factors + working + _quantising_memory(parts, resolved.precision)
 
 
 def adapter_json(merge: Merge | None) -> dict[str, Any] | None:
@@ -265,6 +322,15 @@ def _measuring_memory(resolved: Resolved, tensors: Mapping[str, tuple[int, ...]]
     return 4 * (layer + activations)
 
 
+def _choosing_memory(
+    resolved: Resolved, tensors: Mapping[str, tuple[int, ...]], stored: Sequence[tuple[str, tuple[int, ...]]]
+) -> int:
+    """What choosing a mixed precision adds: one layer in float32, its largest matrix once more, branches, logits."""
+    layer = [math.prod(shape) for name, shape in tensors.items() if ".layers.0." in name]
+    branches = 4 * _BRANCH_POSITIONS * resolved.spec.hidden_size * len(matrices_of(resolved.precision, stored))
+    return 4 * (sum(layer) + 2 * max(layer)) + min(branches, _BRANCH_BYTES) + _LOGITS_BYTES
+
+
 def _quantising_memory(parts: Sequence[Sequence[tuple[str, int]]], precision: Precision) -> int:
     """Scales and zero points of one matrix wait until its data is written, twice while they are joined.
 
@@ -279,6 +345,14 @@ def _quantising_memory(parts: Sequence[Sequence[tuple[str, int]]], precision: Pr
     return max(waiting) + _QUANTISING_BYTES
 
 
+def _bounds_json(plan: ExportPlan) -> dict[str, Any]:
+    return {
+        "max_kl": plan.request.max_kl,
+        "smallest_data_bytes": plan.smallest_data,
+        "largest_data_bytes": plan.data.size,
+    }
+
+
 def plan_json(plan: ExportPlan) -> str:
     """The plan for machines: schemas/plan.schema.json."""
     content = {
@@ -291,6 +365,7 @@ def plan_json(plan: ExportPlan) -> str:
         "source": plan.facts.source,
         "adapter": adapter_json(plan.merge),
         "residual_scale": dataclasses.asdict(plan.residual_scale),
+        "max_kl": None if plan.request.max_kl is None else _bounds_json(plan),
         "files": [{"path": file.path, "size": file.nbytes, "exact": file.exact} for file in plan.files],
         "total_bytes": plan.nbytes,
         "download_bytes": plan.download_bytes,

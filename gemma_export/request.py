@@ -64,6 +64,8 @@ class ExportRequest:
     context: int | None = None
     # "auto", "measure", "off" or a number: gemma_export.residual_scale
     residual_scale: str = "auto"
+    # mean KL in nats that mixed precision must keep; None: the scheme as it is
+    max_kl: float | None = None
     output: Path | None = None
     force: bool = False
 
@@ -194,9 +196,15 @@ def _choose(request: ExportRequest) -> tuple[Target, Precision]:
             )
         target = target.with_functions
     scheme = weight_scheme(request.weights)
+    _check_max_kl(request.max_kl, scheme)
     if scheme is not None:
         target = _with_format(target, request, scheme)
         scheme = dataclasses.replace(scheme, format=target.weight_format)
+        if request.max_kl is not None and scheme.format == "qdq":
+            raise UsageError(
+                "--max-kl measures the kernels of target ort, not --format qdq",
+                hint="Choose with --target ort, then give the chosen rules with --precision-config.",
+            )
     if precision.activation_dtype not in target.providers:
         raise UsageError(
             f"target {target.name} has no {precision.activation_dtype} kernels: --{precision.name} cannot run there",
@@ -220,6 +228,22 @@ def _with_format(target: Target, request: ExportRequest, scheme: WeightScheme) -
             hint="Leave --format out, or export with --target ort, which has both.",
         )
     return found
+
+
+def _check_max_kl(max_kl: float | None, scheme: WeightScheme | None) -> None:
+    if max_kl is None:
+        return
+    if not 0 < max_kl < math.inf:
+        raise UsageError(
+            f"--max-kl must be a finite number above 0, found {max_kl:g}",
+            hint="It is the mean KL divergence in nats: 0.01 is strict for 4 bits, 0.05 loose.",
+        )
+    if scheme is None or scheme.bits != 4:
+        found = "neither --int4 nor --int8 is given" if scheme is None else f"--{scheme.name} is given"
+        raise UsageError(
+            f"--max-kl spends bytes on a 4-bit export, and {found}",
+            hint="Add --int4. Its most bytes are what --int8 stores everywhere.",
+        )
 
 
 def _variant(name: str | None) -> Variant | None:

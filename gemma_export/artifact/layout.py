@@ -15,6 +15,8 @@ GRAPH_DIRECTORY = "onnx"
 
 _SUFFIX = re.compile(r"(_[a-z0-9]+)?")
 _ROLE = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
+# what a measured choice of precisions is told in: for people, no loader reads it
+_REPORT_FILES = frozenset({"mixed_precision.json", "mixed_precision.png"})
 _TOKENIZER_FILES = frozenset(
     {
         "added_tokens.json",
@@ -61,7 +63,7 @@ def file_kind(path: str) -> str:
         return "data"
     if name in _TOKENIZER_FILES:
         return "tokenizer"
-    return "config" if name.endswith(".json") else "document"
+    return "config" if name.endswith(".json") and name not in _REPORT_FILES else "document"
 
 
 def check_relative(path: str) -> str:

@@ -55,6 +55,7 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
 @click.option(
     "--precision-config", metavar="FILE", type=click.Path(path_type=Path), help="TOML: precision of single tensors."
 )
+@click.option("--max-kl", type=float, metavar="X", help="int4: the fewest bytes whose mean KL, measured, is at most X.")
 @click.option(
     "--target",
     default="ort",
@@ -186,6 +187,7 @@ def _request(options: dict[str, Any]) -> ExportRequest:
         logits=options["logits"],
         context=options["context_length"],
         residual_scale=options["residual_scale"],
+        max_kl=options["max_kl"],
         output=options["output"],
         force=options["force"],
     )

@@ -46,6 +46,9 @@ def print_plan(plan: ExportPlan, *, as_json: bool) -> None:
     for file in plan.files:
         click.echo(f"  {'' if file.exact else '<= '}{file.nbytes:,}".rjust(22) + f"  {file.path}")
     click.echo(f"  {plan.nbytes:,}".rjust(22) + f"  in all ({format_bytes(plan.nbytes)})")
+    if plan.smallest_data is not None:
+        low, high = format_bytes(plan.smallest_data), format_bytes(plan.data.size)
+        click.echo(f"weights: {low} to {high}, as --max-kl {plan.request.max_kl:g} needs: an export measures it first")
     if plan.download_bytes:
         click.echo(f"download: {format_bytes(plan.download_bytes)} ({plan.download_bytes:,} bytes) of weights")
     elif plan.facts.source_kind == "hub":
@@ -76,10 +79,14 @@ def print_result(result: ExportResult, *, as_json: bool) -> None:
             "graphs": [graph.file for graph in plan.graphs],
             "bytes": folder.total_bytes,
             "residual_scale": None if scale is None else {"measured": None, **scale},
+            "mixed_precision": None if result.mixed is None else result.mixed.to_dict(),
             "seconds": {stage: round(value, 3) for stage, value in result.seconds.items()},
         }
         click.echo(json.dumps(content, indent=2))
         return
+    if result.mixed is not None:
+        for line in result.mixed.table():
+            click.echo(line)
     stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in result.seconds.items())
     click.echo(f"wrote {plan.output}: {format_bytes(folder.total_bytes)} ({stages})")
     prompt = "def read_lines(path):" if plan.facts.source_kind == "builtin" else "Your prompt"

@@ -14,7 +14,7 @@ validation runs another implementation's layers (transformers') over the same we
 from __future__ import annotations
 
 from gemma_export.layerwise.hidden_states import HiddenStates
-from gemma_export.layerwise.run import LayerwiseRun, LoadedLayer, Observer, Tap, require_finite
+from gemma_export.layerwise.run import LayerwiseRun, LoadedLayer, Observer, Tap, require_finite, row_blocks
 from gemma_export.layerwise.stack import LayerStack, checkpoint_weights, reference_stack
 
 __all__ = [
@@ -27,4 +27,5 @@ __all__ = [
     "checkpoint_weights",
     "reference_stack",
     "require_finite",
+    "row_blocks",
 ]

@@ -35,25 +35,50 @@ class HiddenStates:
         # batch -> its first byte in the file
         self._spilled: dict[int, int] = {}
         self._file: Any = None
-        left, end = memory_bytes, 0
-        for batch, shape in enumerate(self._shapes):
-            size = 4 * shape[0] * shape[1] * shape[2]
-            if size <= left:
-                left -= size
-            else:
-                self._spilled[batch], end = end, end + size
-        if self._spilled and directory is None:
-            raise ResourceExhaustedError(
-                f"hidden states of {len(self._shapes)} batches need {(end + memory_bytes - left) >> 20} MiB, "
-                f"{memory_bytes >> 20} MiB are allowed",
-                hint="Use fewer or shorter calibration texts.",
-            )
-        if self._spilled:
-            # outlives this call; close() and the garbage collector end it
-            self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115
+        self._memory_bytes, self._left, self._end = memory_bytes, memory_bytes, 0
+        self._directory = directory
+        for batch in range(len(self._shapes)):
+            self._place(batch)
+        self._open()
 
     def __len__(self) -> int:
         return len(self._shapes)
+
+    def append(self, states: torch.Tensor) -> int:
+        """Keeps one batch more; returns its index.
+
+        Raises:
+            ResourceExhaustedError: as for the batches that were there from the start.
+        """
+        batch, sequence, hidden = states.shape
+        self._shapes = (*self._shapes, (batch, sequence, hidden))
+        index = len(self._shapes) - 1
+        self._place(index)
+        self._open()
+        self[index] = states
+        return index
+
+    def _place(self, batch: int) -> None:
+        """Decides where a batch is kept."""
+        shape = self._shapes[batch]
+        size = 4 * shape[0] * shape[1] * shape[2]
+        if size <= self._left:
+            self._left -= size
+        else:
+            self._spilled[batch], self._end = self._end, self._end + size
+
+    def _open(self) -> None:
+        if not self._spilled or self._file is not None:
+            return
+        if self._directory is None:
+            raise ResourceExhaustedError(
+                f"hidden states of {len(self._shapes)} batches need "
+                f"{(self._end + self._memory_bytes - self._left) >> 20} MiB, "
+                f"{self._memory_bytes >> 20} MiB are allowed",
+                hint="Use fewer or shorter calibration texts.",
+            )
+        # outlives this call; close() and the garbage collector end it
+        self._file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115
 
     def __getitem__(self, batch: int) -> torch.Tensor:
         """The hidden states of a batch; not to be changed in place."""

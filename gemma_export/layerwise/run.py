@@ -18,7 +18,7 @@ from gemma_export.ops.taps import observing
 from gemma_export.progress import NullProgress, Progress
 from gemma_export.weights import Weight, one_thread
 
-__all__ = ["LayerwiseRun", "LoadedLayer", "Observer", "Tap", "require_finite"]
+__all__ = ["LayerwiseRun", "LoadedLayer", "Observer", "Tap", "require_finite", "row_blocks"]
 
 # rows of the head in memory at a time: 48 MiB for a hidden size of 3072
 _HEAD_ROWS = 4096
@@ -147,11 +147,11 @@ class LayerwiseRun:
         Args:
             observer: shown "norm.output" of each batch, and "logits" of each block.
         """
-        self._normalise(observer)
+        self.normalise(observer)
         table = self._weights(self.stack.head)
         self._progress.start(_nbytes(table), f"{self._label}: head")
         try:
-            for first, rows in _blocks(table):
+            for first, rows in row_blocks(table):
                 for batch in range(len(self.hidden)):
                     # not around the yield: the caller's code is not ours to switch gradients and threads for
                     with torch.no_grad(), self.threads():
@@ -163,7 +163,12 @@ class LayerwiseRun:
         finally:
             self._progress.finish()
 
-    def _normalise(self, observer: Observer | None) -> None:
+    def normalise(self, observer: Observer | None = None) -> None:
+        """The norm before the head; `head` begins with it, so only who computes logits himself calls it.
+
+        Args:
+            observer: shown "norm.output" of each batch.
+        """
         norm = self._load(self.stack.norm(), self.stack.norm_weight)
         for batch in range(len(self.hidden)):
             with torch.no_grad():
@@ -275,7 +280,7 @@ def _show(observer: Observer, tap: Tap, *values: object) -> None:
             observer(tap, value)
 
 
-def _blocks(weight: Weight) -> Iterator[tuple[int, torch.Tensor]]:
+def row_blocks(weight: Weight) -> Iterator[tuple[int, torch.Tensor]]:
     """A matrix in blocks of rows that are worth a multiplication; each is valid until the next is taken."""
     block = torch.empty(min(_HEAD_ROWS, weight.shape[0]), *weight.shape[1:], dtype=weight.dtype)
     first = filled = 0

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import torch
 
 from gemma_export.errors import NonFiniteError
-from gemma_export.precision.block_codes import BlockCodes
+from gemma_export.precision.block_codes import BlockCodes, dequantise
 from gemma_export.precision.block_format import BlockFormat
 from gemma_export.precision.quantisers import RowQuantiser
 from gemma_export.weights import Weight, Writable, one_thread
@@ -78,6 +78,11 @@ class BlockWeight:
             return
         with one_thread():
             self._quantise_all(part, file)
+
+    def dequantised(self) -> Iterator[torch.Tensor]:
+        """Rows [n, columns] in order, in float32, as a kernel multiplies with them."""
+        for codes in self.codes():
+            yield dequantise(codes, self.layout)[:, : self.columns]
 
     def _quantise_all(self, part: str, file: Writable) -> None:
         wanted: list[torch.Tensor] = []

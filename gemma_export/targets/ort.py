@@ -147,6 +147,7 @@ _NBITS = Target(
     stored_tensors=_stored_tensors,
     with_functions=None,
     quantise=_quantise,
+    rounded_activations=frozenset(_ACCURACY_LEVELS),
 )
 _QDQ = dataclasses.replace(
     _NBITS, quantise=_quantise_qdq, check=_check_qdq, providers=_QDQ_PROVIDERS, weight_format="qdq"

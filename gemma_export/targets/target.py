@@ -47,6 +47,8 @@ class Target:
     quantise: Callable[[ir.Model, Callable[[str, Weight], Any], str], None] | None = None
     # how it stores them, a name of gemma_export.precision.scheme.FORMATS
     weight_format: str = "nbits"
+    # activation dtypes whose products with integer weights round the activations too, to 8 bits in each block
+    rounded_activations: frozenset[str] = frozenset()
     # other formats that it can store them in -> the target that does
     formats: Mapping[str, Target] = dataclasses.field(default_factory=dict)
 

@@ -46,6 +46,8 @@ def test_names_outside_the_rule_are_refused(suffix: str, role: str) -> None:
         ("tokenizer_config.json", "tokenizer"),
         ("config.json", "config"),
         ("README.md", "document"),
+        ("mixed_precision.json", "document"),
+        ("mixed_precision.png", "document"),
     ],
 )
 def test_kinds(path: str, kind: str) -> None:

@@ -1,0 +1,88 @@
+"""Float32 weights as an export's kernels will read them: quantised, and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+
+import torch
+
+from gemma_export.precision import Precision
+from gemma_export.precision.block_format import BlockFormat
+from gemma_export.precision.block_weight import BlockWeight
+from gemma_export.precision.blockwise import block_quantiser
+from gemma_export.weights import Scale, Weight
+
+__all__ = ["ExportedWeights", "round_activations"]
+
+_PACKED = re.compile(r"\.[qkv]_proj\.")
+
+
+class ExportedWeights:
+    """Name of a checkpoint's tensor -> what the export computes with, in float32.
+
+    Args:
+        weights: name -> lazy float32 weight of the model that is exported.
+        stored: names in the data file, where query, key and value may be one matrix.
+        factors: what a tensor is multiplied by before it is quantised (a rescaled residual stream): powers of two,
+            so dividing afterwards is exact, and what is left is what the scales' type loses.
+    """
+
+    def __init__(self, weights: Callable[[str], Weight], stored: Collection[str], factors: Mapping[str, float]) -> None:
+        self._weights, self._stored, self._factors = weights, frozenset(stored), factors
+
+    def stored_name(self, name: str) -> str:
+        """The matrix of the data file that holds a checkpoint's tensor."""
+        packed = _PACKED.sub(".qkv_proj.", name)
+        return packed if packed in self._stored else name
+
+    def plain(self, name: str) -> Weight:
+        """The weight before it is quantised."""
+        return self._weights(name)
+
+    def quantised(self, name: str, precision: Precision) -> Weight:
+        """The weight as a precision has it; as it is where the scheme leaves it alone."""
+        weight, factor = self._weights(name), self._factors.get(name, 1.0)
+        scaled = weight if factor == 1.0 else Scale(weight, factor)
+        matrix = block_quantiser(precision)(self.stored_name(name), scaled)
+        if matrix is None:
+            return weight
+        # the command line refuses --max-kl with the one format whose matrices are others
+        assert isinstance(matrix, BlockWeight)
+        return _Dequantised(matrix) if factor == 1.0 else Scale(_Dequantised(matrix), 1 / factor)
+
+    def layout(self, name: str, precision: Precision) -> BlockFormat | None:
+        """How a precision stores the weight; None for floating point."""
+        assert precision.scheme is not None
+        return precision.scheme.format_of(self.stored_name(name), self._weights(name).shape)
+
+
+def round_activations(values: torch.Tensor, block_size: int) -> torch.Tensor:
+    """Activations [..., columns] as MatMulNBits at accuracy level 4 takes them: 8 bits with one scale in each block.
+
+    Source: QuantizeARow of https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/core/mlas/lib/qnbitgemm.h:
+    the scale is the block's largest |value| / 127, values are rounded to the nearest.
+    """
+    columns = values.shape[-1]
+    missing = -columns % block_size
+    padded = torch.nn.functional.pad(values, (0, missing))
+    blocks = padded.view(*padded.shape[:-1], -1, block_size)
+    scales = blocks.abs().amax(-1, keepdim=True) / 127.0
+    rounded = torch.where(scales > 0, blocks / scales, 0.0).round_() * scales
+    return rounded.flatten(-2)[..., :columns]
+
+
+class _Dequantised(Weight):
+    """A quantised matrix as the float32 matrix that its codes stand for."""
+
+    def __init__(self, matrix: BlockWeight) -> None:
+        self._matrix = matrix
+        self.shape, self.dtype = (matrix.rows, matrix.columns), torch.float32
+
+    def chunks(self) -> Iterator[torch.Tensor]:
+        """See Weight."""
+        for rows in self._matrix.dequantised():
+            yield rows.contiguous()
+
+    def __str__(self) -> str:
+        return self._matrix.name
