@@ -115,6 +115,7 @@ def resolve(request: ExportRequest, progress: Progress | None = None) -> Resolve
         warnings.append(f"config.json: keys that nothing reads: {', '.join(unread)}")
     if variant is not None:
         _check_agreement(variant, family, native)
+    _check_head_dim(target, native)
     if checkpoint.generation_config is not None:
         check_generation_config(checkpoint.generation_config, vocab_size=native.vocab_size)
     spec = _with_context(native, request.context, warnings)
@@ -187,6 +188,10 @@ def _choose(request: ExportRequest) -> tuple[Target, Precision]:
             raise UsageError(
                 f"unknown {option} {name!r}, expected one of: {', '.join(registry)}", hint="See gemma-export --help."
             )
+    for option, value in (("checkpoint", request.checkpoint), ("adapter", request.adapter)):
+        if value == "":
+            # as a path it would be the current folder
+            raise UsageError(f"--{option} is empty", hint="Name a folder or a Hub repository, or leave it out.")
     target, precision = TARGETS[request.target], PRECISIONS[request.precision]
     if request.keep_functions:
         if target.with_functions is None:
@@ -339,6 +344,16 @@ def _check_agreement(variant: Variant, family: Family, spec: DecoderSpec) -> Non
                 f"the checkpoint is not variant {variant.name}: {key} is {found[key]}, expected {expected}",
                 hint="Leave --variant out to export the checkpoint as it is, or name the variant that it is.",
             )
+
+
+def _check_head_dim(target: Target, spec: DecoderSpec) -> None:
+    """Kernels refuse other head sizes only when they run: the folder would be whole and useless."""
+    if spec.head_dim % target.head_dim_multiple:
+        raise ConfigError(
+            f"target {target.name}: its attention kernel needs a head_dim that is a multiple of "
+            f"{target.head_dim_multiple}, found {spec.head_dim}",
+            hint="Export with --target portable, which takes any even head_dim.",
+        )
 
 
 def _with_context(spec: DecoderSpec, context: int | None, warnings: list[str]) -> DecoderSpec:

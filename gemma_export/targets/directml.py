@@ -89,6 +89,8 @@ DIRECTML = Target(
     opset=OPSET_CEILING,
     cache_layout="compacted",
     providers=_PROVIDERS,
+    # without it: "head_size must be a multiple of 8" (CPU provider, 1.32)
+    head_dim_multiple=8,
     chunks="none",
     lower=_lower,
     finish=_finish,

@@ -139,6 +139,8 @@ _NBITS = Target(
     opset=_OPSET,
     cache_layout="compacted",
     providers=_PROVIDERS,
+    # with rotary embedding inside: "head_size shall be a multiple of 16" (1.32)
+    head_dim_multiple=16,
     chunks="batched",
     lower=_lower,
     finish=_finish,

@@ -145,6 +145,8 @@ _WITH_FUNCTIONS = Target(
     opset=_OPSET,
     cache_layout="columns",
     providers=_PROVIDERS,
+    # what rotary embedding itself asks for
+    head_dim_multiple=2,
     chunks="batched",
     lower=_keep_functions,
     finish=_finish_functions,

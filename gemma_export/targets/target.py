@@ -26,6 +26,8 @@ class Target:
     cache_layout: str
     # activation dtype -> the execution providers that run it
     providers: Mapping[str, tuple[str, ...]]
+    # the attention kernel's head sizes: multiples of this
+    head_dim_multiple: int
     # steps of several tokens with a cache: "batched", "single" row only, or "none"; one token is always possible
     chunks: str
     # semantic graph -> the target's graph, in place, with LastTokens still semantic

@@ -136,6 +136,22 @@ def test_checkpoints_that_contradict_their_config(
     assert left_in(tmp_path) == ["model"]
 
 
+@pytest.mark.parametrize(("target", "head_dim"), [("ort", 24), ("ort", 8), ("directml", 6), ("directml", 12)])
+def test_head_sizes_that_the_attention_kernel_refuses(target: str, head_dim: int, tmp_path: Path) -> None:
+    config = {**checkpoints.CONFIG, "head_dim": head_dim}
+    checkpoints.write(tmp_path / "model", weights=checkpoints.tensors(config), head_dim=head_dim)
+    found = gemma_export("--checkpoint", "model", "--target", target, cwd=tmp_path)
+    assert_error(found, 3, f"target {target}", "head_dim", f"found {head_dim}", "--target portable")
+    assert left_in(tmp_path) == ["model"]
+    assert gemma_export("--checkpoint", "model", "--target", "portable", "--dry-run", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("option", ["--checkpoint", "--adapter"])
+def test_an_empty_name_is_not_the_current_folder(option: str, tmp_path: Path) -> None:
+    model = checkpoints.write(tmp_path / "model")
+    assert_error(gemma_export("--variant", "tiny", option, "", cwd=model), 2, option, "is empty")
+
+
 def test_broken_checkpoint_files(tmp_path: Path) -> None:
     model = checkpoints.write(tmp_path / "model")
     weights = (model / "model.safetensors").read_bytes()

@@ -9,7 +9,7 @@ import pytest
 
 from gemma_export.errors import UsageError
 from gemma_export.planning import plan_export
-from gemma_export.precision import PRECISIONS
+from gemma_export.precision import PRECISIONS, SCHEMES, WeightOptions
 from gemma_export.request import ExportRequest
 from gemma_export.targets import TARGETS
 from gemma_export.variants import VARIANTS
@@ -53,4 +53,34 @@ def test_dry_run(target: str, functions: bool, precision: str, variant: str, tmp
     # small tensors stay in the graphs, large ones are aligned
     assert stored * 0.99 <= plan.data.size <= stored * 1.01
     assert plan.nbytes > plan.data.size
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_dry_run_of_integer_weights(target: str, scheme: str, precision: str, variant: str, tmp_path: Path) -> None:
+    request = ExportRequest(
+        variant=variant,
+        synthetic_seed=0,
+        target=target,
+        precision=precision,
+        weights=WeightOptions(scheme=scheme),
+        output=tmp_path / "folder",
+    )
+    if PRECISIONS[precision].activation_dtype not in TARGETS[target].providers:
+        with pytest.raises(UsageError, match=f"target {target} has no .* kernels: --{precision}"):
+            plan_export(request)
+        return
+    if TARGETS[target].quantise is None:
+        with pytest.raises(UsageError, match=f"target {target} has no kernels for {scheme} weights"):
+            plan_export(request)
+        return
+    plan = plan_export(request)
+    parameters = sum(math.prod(shape) for shape in plan.tensors.values())
+    bits = {"int4": 4, "int8": 8}[scheme]
+    tables = PRECISIONS[precision].stored_nbytes((plan.spec.max_position_embeddings * plan.spec.head_dim,))
+    # scales and zero points come on top: at most 32 + 8 bits a block of 128
+    assert parameters * bits / 8 < plan.data.size - tables < parameters * (bits + 0.35) / 8
     assert list(tmp_path.iterdir()) == []

@@ -141,13 +141,14 @@ def test_sentencepiece_alone_gives_the_same_tokens(generator: TextGenerator, tin
     assert (result.token_ids, result.text) == (expected.token_ids, expected.text)
 
 
-def test_tokenizer_of_a_larger_model(tmp_path: Path) -> None:
+def test_tokenizer_of_a_larger_model(tiny_fp32: Path, tmp_path: Path) -> None:
     """Its ids would read past the embedding table."""
-    config = {**checkpoints.CONFIG, "vocab_size": 200}
-    checkpoints.write(tmp_path / "model", weights=checkpoints.tensors(config), vocab_size=200)
-    export(ExportRequest(checkpoint=tmp_path / "model", output=tmp_path / "folder"))
-    with pytest.raises(ManifestError, match="embedding has 200 rows"):
-        TextGenerator(tmp_path / "folder").generate("import os")
+    content = json.loads((tiny_fp32 / "tokenizer.json").read_bytes())
+    vocabulary = content["model"]["vocab"]
+    content["model"]["vocab"] = {text: token + 3072 * (token >= 300) for text, token in vocabulary.items()}
+    folder = altered(tiny_fp32, tmp_path / "folder", {"tokenizer.json": json.dumps(content).encode()})
+    with pytest.raises(ManifestError, match="embedding has 3072 rows"):
+        TextGenerator(folder).generate("import os")
 
 
 def test_overflow_in_float16_is_an_error_not_text(tmp_path: Path) -> None:
@@ -156,11 +157,16 @@ def test_overflow_in_float16_is_an_error_not_text(tmp_path: Path) -> None:
         if name.endswith("down_proj.weight"):
             weights[name] = (weights[name].astype(np.float32) * 3e5).clip(-6e4, 6e4).astype(weights[name].dtype)
     checkpoints.write(tmp_path / "model", weights=weights)
-    export(ExportRequest(checkpoint=tmp_path / "model", precision="fp16", output=tmp_path / "folder"))
+    request = ExportRequest(checkpoint=tmp_path / "model", precision="fp16", output=tmp_path / "folder")
+    export(dataclasses.replace(request, residual_scale="off"))
     with pytest.raises(ModelOutputError, match="NaN or infinite") as caught:
         TextGenerator(tmp_path / "folder").generate("import os", max_new_tokens=3)
     assert caught.value.exit_code == 3
+    assert "--residual-scale measure" in caught.value.hint
     assert "--fp32" in caught.value.hint
+    # what the hint says helps
+    export(dataclasses.replace(request, residual_scale="measure", force=True))
+    assert TextGenerator(tmp_path / "folder").generate("import os", max_new_tokens=3).token_ids
 
 
 def test_providers_are_never_replaced_silently(tiny_fp32: Path, tiny_fp16: Path, tmp_path: Path) -> None:
