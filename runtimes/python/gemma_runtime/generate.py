@@ -183,7 +183,7 @@ def _check_finite(logits: np.ndarray[Any, np.dtype[np.float32]], position: int) 
     if not np.isfinite(logits).all():
         raise ModelOutputError(
             f"{int((~np.isfinite(logits)).sum())} logits are NaN or infinite at new token {position}",
-            hint="float16 overflowed: export again with --residual-scale measure or with --fp32, and report the prompt.",
+            hint="float16 overflowed: export with --residual-scale measure or with --fp32, and report the prompt.",
         )
 
 
