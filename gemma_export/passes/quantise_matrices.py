@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Protocol
 
 import onnx_ir as ir
 
 from gemma_export.errors import PassError
-from gemma_export.passes.semantic_nodes import drop_unused_initializers, int64_constant, replace
-from gemma_export.weights import Weight, WeightTensor
+from gemma_export.passes.semantic_nodes import int64_constant, replace, replace_weights, tensor_value
+from gemma_export.weights import Weight
 
 __all__ = ["BlockQuantised", "QuantiseMatrices"]
 
@@ -79,18 +80,8 @@ class QuantiseMatrices(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites every reader of every weight that `quantise` takes."""
-        modified = False
-        for value in list(model.graph.initializers.values()):
-            if not isinstance(value.const_value, WeightTensor):
-                continue
-            matrix = self.quantise(str(value.name), value.const_value.weight)
-            if matrix is not None:
-                for use in list(value.uses()):
-                    self._rewrite(model.graph, use.node, use.idx, str(value.name), matrix)
-                modified = True
-        if modified:
-            drop_unused_initializers(model.graph)
-        return ir.passes.PassResult(model, modified)
+        rewrite = functools.partial(self._rewrite, model.graph)
+        return ir.passes.PassResult(model, replace_weights(model.graph, self.quantise, rewrite))
 
     def _rewrite(self, graph: ir.Graph, node: ir.Node, position: int, name: str, matrix: BlockQuantised) -> None:
         transposed = node.attributes.get("transB")
@@ -116,7 +107,7 @@ class QuantiseMatrices(ir.passes.InPlacePass):
             attributes["accuracy_level"] = self.accuracy_level
         product = ir.node(
             "MatMulNBits",
-            inputs=[node.inputs[0], _part(graph, f"{name}.data", matrix.data), *_levels(graph, name, matrix)],
+            inputs=[node.inputs[0], tensor_value(graph, f"{name}.data", matrix.data), *_levels(graph, name, matrix)],
             attributes=attributes,
             domain=_CONTRIB,
             name=str(node.name).replace(".FusedMatMul", ".MatMulNBits"),
@@ -128,7 +119,7 @@ def _look_up(graph: ir.Graph, node: ir.Node, name: str, matrix: BlockQuantised) 
     ids = node.inputs[1]
     rows = ir.node(
         "GatherBlockQuantized",
-        inputs=[_part(graph, f"{name}.table", matrix.table), ids, *_levels(graph, name, matrix)],
+        inputs=[tensor_value(graph, f"{name}.table", matrix.table), ids, *_levels(graph, name, matrix)],
         attributes={"bits": matrix.bits, "block_size": matrix.block_size, "gather_axis": 0, "quantize_axis": 1},
         domain=_CONTRIB,
         name=str(node.name).replace(".Gather", ".GatherBlockQuantized"),
@@ -147,18 +138,7 @@ def _look_up(graph: ir.Graph, node: ir.Node, name: str, matrix: BlockQuantised) 
 
 
 def _levels(graph: ir.Graph, name: str, matrix: BlockQuantised) -> list[ir.Value]:
-    levels = [_part(graph, f"{name}.scales", matrix.scales)]
+    levels = [tensor_value(graph, f"{name}.scales", matrix.scales)]
     if matrix.zero_points is not None:
-        levels.append(_part(graph, f"{name}.zero_points", matrix.zero_points))
+        levels.append(tensor_value(graph, f"{name}.zero_points", matrix.zero_points))
     return levels
-
-
-def _part(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    if name not in graph.initializers:
-        tensor.name = name
-        graph.register_initializer(
-            ir.Value(
-                name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
-            )
-        )
-    return graph.initializers[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Protocol
 
@@ -9,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from gemma_export.errors import PassError
-from gemma_export.passes.semantic_nodes import drop_unused_initializers, int64_constant, replace
-from gemma_export.weights import Weight, WeightTensor
+from gemma_export.passes.semantic_nodes import int64_constant, replace, replace_weights, tensor_value
+from gemma_export.weights import Weight
 
 __all__ = ["QuantiseQdq", "TransposedBlocks"]
 
@@ -89,18 +90,8 @@ class QuantiseQdq(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites every reader of every weight that `quantise` takes."""
-        modified = False
-        for value in list(model.graph.initializers.values()):
-            if not isinstance(value.const_value, WeightTensor):
-                continue
-            matrix = self.quantise(str(value.name), value.const_value.weight)
-            if matrix is not None:
-                for use in list(value.uses()):
-                    _rewrite(model.graph, use.node, use.idx, str(value.name), matrix)
-                modified = True
-        if modified:
-            drop_unused_initializers(model.graph)
-        return ir.passes.PassResult(model, modified)
+        rewrite = functools.partial(_rewrite, model.graph)
+        return ir.passes.PassResult(model, replace_weights(model.graph, self.quantise, rewrite))
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node, position: int, name: str, matrix: TransposedBlocks) -> None:
@@ -127,7 +118,7 @@ def _product(graph: ir.Graph, node: ir.Node, name: str, matrix: TransposedBlocks
         parts.append(("zero_points", matrix.zero_points))
     weight = ir.node(
         "DequantizeLinear",
-        inputs=[_part(graph, f"{name}.{part}", tensor) for part, tensor in parts],
+        inputs=[tensor_value(graph, f"{name}.{part}", tensor) for part, tensor in parts],
         attributes={"axis": 0, "block_size": matrix.block_size},
         name=f"{prefix}.DequantizeLinear",
     )
@@ -153,7 +144,7 @@ class _LookUp:
         self.prefix = str(node.name).removesuffix(".Gather")
         self.nodes: list[ir.Node] = []
         # where the activations' type is read off
-        self.like = _part(graph, f"{name}.table_scales", matrix.table_scales)
+        self.like = tensor_value(graph, f"{name}.table_scales", matrix.table_scales)
 
     def build(self) -> None:
         """Puts the nodes where the Gather was."""
@@ -174,7 +165,7 @@ class _LookUp:
         replace(self.graph, self.node, self.nodes, [rows])
 
     def _codes(self, part: str, tensor: ir.TensorProtocol, ids: ir.Value | None) -> ir.Value:
-        stored = _part(self.graph, f"{self.name}.{part}", tensor)
+        stored = tensor_value(self.graph, f"{self.name}.{part}", tensor)
         if self.matrix.bits == 8:
             return self._add("CastLike", self._add("Gather", stored, ids, axis=1), self.like)
         two = int64_constant(self.graph, "constant.2", 2)
@@ -186,11 +177,7 @@ class _LookUp:
 
     def _float(self, number: float) -> ir.Value:
         name = f"constant.{number:g}.float"
-        if name not in self.graph.initializers:
-            constant = ir.tensor(np.asarray(number, dtype=np.float32))
-            value = ir.Value(name=name, shape=ir.Shape([]), type=ir.TensorType(ir.DataType.FLOAT), const_value=constant)
-            self.graph.register_initializer(value)
-        return self.graph.initializers[name]
+        return tensor_value(self.graph, name, ir.tensor(np.asarray(number, dtype=np.float32)))
 
     def _add(self, op_type: str, *inputs: ir.Value | None, **attributes: int | list[int]) -> ir.Value:
         number = sum(node.op_type == op_type for node in self.nodes)
@@ -211,14 +198,3 @@ def _element_type(node: ir.Node, like: ir.Value) -> ir.DataType:
     assert source.dtype is not None
     # the graph is float32 still, whatever the scales will be
     return source.dtype if source.dtype != like.dtype else ir.DataType.FLOAT
-
-
-def _part(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    if name not in graph.initializers:
-        tensor.name = name
-        graph.register_initializer(
-            ir.Value(
-                name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
-            )
-        )
-    return graph.initializers[name]

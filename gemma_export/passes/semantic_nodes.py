@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -21,7 +22,9 @@ __all__ = [
     "output_like",
     "refuse",
     "replace",
+    "replace_weights",
     "require_none",
+    "tensor_value",
     "value_named",
     "weight_of",
     "weight_value",
@@ -31,6 +34,8 @@ __all__ = [
 DOMAIN = "gemma"
 
 Scalar = int | float | str
+
+_Replacement = TypeVar("_Replacement")
 
 _LOGICAL = frozenset({"And", "Equal", "Greater", "Less", "LessOrEqual", "Or"})
 
@@ -99,6 +104,44 @@ def weight_value(graph: ir.Graph, name: str, weight: Weight, dtype: ir.DataType)
     return value
 
 
+def tensor_value(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """A new initializer over a tensor, which takes the name too, or the existing one of that name."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    tensor.name = name
+    value = ir.Value(
+        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def replace_weights(
+    graph: ir.Graph,
+    choose: Callable[[str, Weight], _Replacement | None],
+    rewrite: Callable[[ir.Node, int, str, _Replacement], None],
+) -> bool:
+    """Rewrites every reader of the weights that are stored otherwise; says whether there was any.
+
+    Args:
+        graph: with its weights bound.
+        choose: (initializer, its lazy weight) -> what stands for it, or None for a weight that stays as it is.
+        rewrite: (reader, position of the weight among its inputs, initializer, what stands for it).
+    """
+    modified = False
+    for value in list(graph.initializers.values()):
+        if not isinstance(value.const_value, WeightTensor):
+            continue
+        replacement = choose(str(value.name), value.const_value.weight)
+        if replacement is not None:
+            for use in list(value.uses()):
+                rewrite(use.node, use.idx, str(value.name), replacement)
+            modified = True
+    if modified:
+        drop_unused_initializers(graph)
+    return modified
+
+
 def gain_value(graph: ir.Graph, node: ir.Node, pass_name: str) -> ir.Value:
     """The gain (1 + w) * gain_scale of an RMSNorm node as an initializer, in float32 from the stored weight."""
     x, stored = node.inputs
@@ -115,14 +158,7 @@ def gain_value(graph: ir.Graph, node: ir.Node, pass_name: str) -> ir.Value:
 
 def int64_constant(graph: ir.Graph, name: str, values: int | Sequence[int]) -> ir.Value:
     """A small int64 initializer (a scalar for an int, a vector for a sequence), one per name."""
-    if name in graph.initializers:
-        return graph.initializers[name]
-    array = np.asarray(values, dtype=np.int64)
-    value = ir.Value(
-        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.INT64), const_value=ir.tensor(array)
-    )
-    graph.register_initializer(value)
-    return value
+    return tensor_value(graph, name, ir.tensor(np.asarray(values, dtype=np.int64)))
 
 
 def output_like(value: ir.Value) -> ir.Value:
