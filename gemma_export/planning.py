@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +15,13 @@ from gemma_export.checkpoint import Checkpoint, HubWeights
 from gemma_export.config import DecoderSpec
 from gemma_export.consumers import CONSUMERS, FolderFacts
 from gemma_export.families import Family
+from gemma_export.memory_estimate import peak_memory
 from gemma_export.mixed_precision import JSON_FILE, PLOT_FILE, can_plot, largest_scheme, matrices_of, with_scheme
 from gemma_export.precision import Precision, WeightScheme, check_packing, check_rules
 from gemma_export.progress import Progress
-from gemma_export.request import ExportRequest, Resolved, resolve
+from gemma_export.request import ExportRequest
 from gemma_export.residual_scale import ResidualScale
+from gemma_export.resolution import Resolved, resolve
 from gemma_export.targets import Target
 from gemma_export.variants import GEMMA_TERMS_URL, Variant
 
@@ -40,19 +41,7 @@ _LAST_FEW = 8
 # Upper bounds of a graph file, measured: 6.5 KB a layer and 10 KB beside the layers on the ort target, with room.
 _GRAPH_BYTES_PER_LAYER, _GRAPH_BYTES = 12_288, 32_768
 _MANIFEST_BYTES_PER_LAYER, _MANIFEST_BYTES = 2_048, 16_384
-# Peak resident memory: interpreter, torch, onnx and the traced graph. Measured 438 MB for 2B and 447 MB for 7B in
-# float16, whatever the source; the rest is room for other builds of torch. Weights in flight are a few megabytes.
-_RESIDENT_BYTES, _RESIDENT_BYTES_PER_LAYER = 480 << 20, 1 << 20
-# pieces of a matrix in flight between threads, in float32 and as codes
-_QUANTISING_BYTES = 64 << 20
-# the rotary tables are the one thing that is computed whole: cosine, sine, their angles and one product, in float32
-_ROTARY_COPIES = 4
-# longest prompt that the residual stream is measured on (gemma_export.headroom)
-_PROBE_TOKENS = 1024
-# What choosing a mixed precision keeps (gemma_export.mixed_precision): hidden states of every branch up to a limit,
-# 512 positions each, and logits of a block of the vocabulary in float64, several times.
-_BRANCH_BYTES, _BRANCH_POSITIONS, _LOGITS_BYTES = 512 << 20, 512, 320 << 20
-# upper bounds of its files: a point of the curve, a tensor, the plot
+# Upper bounds of what choosing a mixed precision writes: a point of the curve, a tensor, the plot
 _POINT_BYTES, _PLOT_BYTES = 512, 256 << 10
 
 
@@ -170,7 +159,7 @@ def plan_export(request: ExportRequest, progress: Progress | None = None) -> Exp
         smallest_data=smallest,
         facts=facts,
         files=_files(spec, graphs, data, precision, facts, chosen),
-        peak_memory_bytes=_peak_memory(resolved, tensors, largest, stored),
+        peak_memory_bytes=peak_memory(resolved, tensors, largest, stored),
         download_bytes=source.download_bytes if isinstance(source, HubWeights) else 0,
         warnings=(*resolved.warnings, *(warning for consumer in CONSUMERS for warning in consumer.check(facts))),
     )
@@ -287,62 +276,11 @@ def _files(
     return tuple(sorted(planned, key=lambda file: file.path))
 
 
-def _peak_memory(
-    resolved: Resolved,
-    tensors: Mapping[str, tuple[int, ...]],
-    largest: Precision,
-    stored: Sequence[tuple[str, tuple[int, ...]]],
-) -> int:
-    parts = [largest.stored(name, shape) for name, shape in stored]
-    choosing = 0 if largest is resolved.precision else _choosing_memory(resolved, tensors, stored)
-    spec, merge = resolved.spec, resolved.merge
-    rotary = _ROTARY_COPIES * 4 * spec.max_position_embeddings * spec.head_dim // 2
-    factors = 0 if merge is None else merge.resident_bytes
-    resident = _RESIDENT_BYTES + spec.num_hidden_layers * _RESIDENT_BYTES_PER_LAYER
-    working = max(_measuring_memory(resolved, tensors), choosing)
-    return resident + rotary + factors + working + _quantising_memory(parts, resolved.precision)
-
-
 def adapter_json(merge: Merge | None) -> dict[str, Any] | None:
     """The merged adapter for machines."""
     if merge is None:
         return None
     return {"name": merge.adapter.name, "ranks": list(merge.ranks), "tensors": len(merge.tensors)}
-
-
-def _measuring_memory(resolved: Resolved, tensors: Mapping[str, tuple[int, ...]]) -> int:
-    """What measuring the residual stream adds: one layer in float32, activations of the longest probe."""
-    spec = resolved.spec
-    if resolved.residual_scale.shift is not None:
-        return 0
-    layer = sum(math.prod(shape) for name, shape in tensors.items() if ".layers.0." in name)
-    tokens = min(_PROBE_TOKENS, spec.max_position_embeddings)
-    # gate, its gelu, up and their product; scores, masked scores, weights and their sum's exponents
-    activations = 4 * tokens * (spec.intermediate_size + spec.num_attention_heads * tokens)
-    return 4 * (layer + activations)
-
-
-def _choosing_memory(
-    resolved: Resolved, tensors: Mapping[str, tuple[int, ...]], stored: Sequence[tuple[str, tuple[int, ...]]]
-) -> int:
-    """What choosing a mixed precision adds: one layer in float32, its largest matrix once more, branches, logits."""
-    layer = [math.prod(shape) for name, shape in tensors.items() if ".layers.0." in name]
-    branches = 4 * _BRANCH_POSITIONS * resolved.spec.hidden_size * len(matrices_of(resolved.precision, stored))
-    return 4 * (sum(layer) + 2 * max(layer)) + min(branches, _BRANCH_BYTES) + _LOGITS_BYTES
-
-
-def _quantising_memory(parts: Sequence[Sequence[tuple[str, int]]], precision: Precision) -> int:
-    """Scales and zero points of one matrix wait until its data is written, twice while they are joined.
-
-    A transposed matrix waits as a whole, packed.
-    """
-    waiting = [2 * sum(nbytes for _, nbytes in group[1:]) for group in parts]
-    if not any(waiting):
-        return 0
-    assert precision.scheme is not None
-    if precision.scheme.format == "qdq":
-        waiting = [nbytes + group[0][1] for nbytes, group in zip(waiting, parts, strict=True) if nbytes]
-    return max(waiting) + _QUANTISING_BYTES
 
 
 def _bounds_json(plan: ExportPlan) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def cli(context: click.Context, /, **options: Any) -> None:
 @click.pass_obj
 def variants(options: dict[str, Any], as_json: bool) -> None:
     """List the models that --variant knows, with sizes and licence pages."""
-    from gemma_export.request import variant_rows
+    from gemma_export.resolution import variant_rows
 
     print_variants(variant_rows(), as_json=as_json or options["as_json"])
 

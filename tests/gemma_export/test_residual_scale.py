@@ -11,9 +11,9 @@ import checkpoints
 import pytest
 from programs import assert_error, gemma_export
 
-from gemma_export import request as request_module
 from gemma_export.errors import NonFiniteError, UsageError
-from gemma_export.request import ExportRequest, resolve
+from gemma_export.request import ExportRequest
+from gemma_export.resolution import resolve
 from gemma_export.residual_scale import FLOAT16_MAX, MAX_SHIFT, choose_residual_scale, shift_for_peak
 from gemma_export.variants import VARIANTS
 from gemma_runtime import read_manifest
@@ -68,7 +68,7 @@ def test_numbers_out_of_range(option: str, dtype: str) -> None:
 
 def test_published_peak_of_a_variant_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     peaked = dataclasses.replace(VARIANTS["2b"], published_peak=(3e7, "https://example.org/peak"))
-    monkeypatch.setitem(request_module.VARIANTS, "2b", peaked)
+    monkeypatch.setitem(VARIANTS, "2b", peaked)
     resolved = resolve(ExportRequest(variant="2b", precision="fp16", synthetic_seed=0))
     assert resolved.residual_scale.shift == 11
 

@@ -1,0 +1,204 @@
+"""A request held against what there is: variant, checkpoint, adapter, architecture. Torch-free."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gemma_export.adapter import Merge, find_adapter, plan_merge
+from gemma_export.base_checkpoint import base_checkpoint, released_config
+from gemma_export.checkpoint import (
+    Checkpoint,
+    HubWeights,
+    check_tensors,
+    synthetic_checkpoint,
+)
+from gemma_export.config import DecoderSpec
+from gemma_export.errors import ConfigError, UnknownVariantError, UsageError
+from gemma_export.families import FAMILIES, Family, check_generation_config, family_of
+from gemma_export.precision import Precision
+from gemma_export.progress import Progress
+from gemma_export.request import ExportRequest, target_and_precision
+from gemma_export.residual_scale import ResidualScale, choose_residual_scale
+from gemma_export.targets import Target
+from gemma_export.variants import VARIANTS, Variant
+
+__all__ = ["Resolved", "resolve", "variant_rows"]
+
+# The longest rotary tables: 131,072 positions, the context of the largest Gemma. They are computed in memory,
+# 64 MiB each at a head size of 256.
+_LONGEST_CONTEXT = 1 << 17
+# more positions than any speculative verification asks for
+_MOST_POSITIONS = 1024
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """A request whose every name has been looked up and whose checkpoint has been checked."""
+
+    variant: Variant | None
+    # with its tensors, real or synthetic; of one on the Hub only their names, shapes and types
+    checkpoint: Checkpoint
+    # tensors that the checkpoint must hold, and their shapes; an adapter may untie one more from them
+    stored: Mapping[str, tuple[int, ...]]
+    # the adapter, held against those tensors
+    merge: Merge | None
+    family: Family
+    # with the exported context length
+    spec: DecoderSpec
+    target: Target
+    precision: Precision
+    residual_scale: ResidualScale
+    # positions with logits in the main graph; 0 means all
+    keep: int
+    warnings: tuple[str, ...]
+
+
+def resolve(request: ExportRequest, progress: Progress | None = None) -> Resolved:
+    """Looks everything up and checks names and shapes of checkpoint and adapter both ways; no weights are read.
+
+    Args:
+        request: what to export.
+        progress: told of the small files of a checkpoint on the Hub.
+
+    Raises:
+        UsageError: the request contradicts itself.
+        ConfigError, CheckpointError: the checkpoint or the adapter is not what it says, or they do not fit.
+        MissingResourceError: no weights, no tokenizer or no adapter.
+    """
+    target, precision = target_and_precision(request)
+    keep = _positions(request.logits)
+    variant = _variant(request.variant)
+    checkpoint = base_checkpoint(request, variant, progress)
+    family = family_of(checkpoint.config)
+    native, unread = family.parse_config(checkpoint.config)
+    warnings = [checkpoint.note] if checkpoint.note is not None else []
+    if unread:
+        warnings.append(f"config.json: keys that nothing reads: {', '.join(unread)}")
+    if variant is not None:
+        _check_agreement(variant, family, native)
+    _check_head_dim(target, native)
+    if checkpoint.generation_config is not None:
+        check_generation_config(checkpoint.generation_config, vocab_size=native.vocab_size)
+    spec = _with_context(native, request.context, warnings)
+    tensors = family.tensor_shapes(spec)
+    if request.synthetic_seed is not None:
+        checkpoint = synthetic_checkpoint(checkpoint, tensors, seed=request.synthetic_seed)
+    assert checkpoint.source is not None
+    check_tensors(checkpoint.source, tensors, headers_only=isinstance(checkpoint.source, HubWeights))
+    merge = None
+    if request.adapter is not None:
+        adapter, note = find_adapter(request.adapter, progress)
+        merge = plan_merge(adapter, tensors, tied=spec.tie_word_embeddings)
+        base = checkpoint.repository or (variant.repository if variant is not None else None)
+        warnings += [text for text in (note, adapter.base_model_warning(base)) if text is not None]
+        if merge.tied != spec.tie_word_embeddings:
+            spec = dataclasses.replace(spec, tie_word_embeddings=merge.tied)
+            checkpoint = dataclasses.replace(
+                checkpoint, config={**checkpoint.config, "tie_word_embeddings": merge.tied}
+            )
+    residual_scale = choose_residual_scale(
+        request.residual_scale,
+        activation_dtype=precision.activation_dtype,
+        variant=variant.name if variant is not None else None,
+        published_peak=variant.published_peak[0] if variant is not None and variant.published_peak else None,
+        source_kind=checkpoint.kind,
+    )
+    return Resolved(
+        variant=variant,
+        checkpoint=checkpoint,
+        stored=tensors,
+        merge=merge,
+        family=family,
+        spec=spec,
+        target=target,
+        precision=precision,
+        residual_scale=residual_scale,
+        keep=keep,
+        warnings=tuple(warnings),
+    )
+
+
+def variant_rows() -> list[dict[str, Any]]:
+    """The table of variants: name, parameters, size in float16, kind of prompt, licence page."""
+    rows = []
+    for variant in VARIANTS.values():
+        family = FAMILIES[variant.family]
+        spec, _ = family.parse_config(released_config(variant))
+        parameters = sum(math.prod(shape) for shape in family.tensor_shapes(spec).values())
+        rows.append(
+            {
+                "variant": variant.name,
+                "parameters": parameters,
+                "fp16_bytes": 2 * parameters,
+                "prompt": variant.prompt,
+                "repository": variant.repository,
+                "license_url": variant.license_url,
+            }
+        )
+    return rows
+
+
+def _variant(name: str | None) -> Variant | None:
+    if name is None:
+        return None
+    if name not in VARIANTS:
+        near = difflib.get_close_matches(name.lower().removeprefix("gemma-"), VARIANTS, n=3, cutoff=0.4)
+        nearest = f"; nearest: {', '.join(near)}" if near else ""
+        raise UnknownVariantError(
+            f"unknown variant {name!r}{nearest}", hint="`gemma-export variants` lists every variant."
+        )
+    return VARIANTS[name]
+
+
+def _check_agreement(variant: Variant, family: Family, spec: DecoderSpec) -> None:
+    found = {"family": family.name, **dataclasses.asdict(spec)}
+    for key, expected in (("family", variant.family), *variant.architecture):
+        if found[key] != expected:
+            raise ConfigError(
+                f"the checkpoint is not variant {variant.name}: {key} is {found[key]}, expected {expected}",
+                hint="Leave --variant out to export the checkpoint as it is, or name the variant that it is.",
+            )
+
+
+def _check_head_dim(target: Target, spec: DecoderSpec) -> None:
+    """Kernels refuse other head sizes only when they run: the folder would be whole and useless."""
+    if spec.head_dim % target.head_dim_multiple:
+        raise ConfigError(
+            f"target {target.name}: its attention kernel needs a head_dim that is a multiple of "
+            f"{target.head_dim_multiple}, found {spec.head_dim}",
+            hint="Export with --target portable, which takes any even head_dim.",
+        )
+
+
+def _with_context(spec: DecoderSpec, context: int | None, warnings: list[str]) -> DecoderSpec:
+    if context is None:
+        if spec.max_position_embeddings > _LONGEST_CONTEXT:
+            raise ConfigError(
+                f"config.json: max_position_embeddings is {spec.max_position_embeddings}, at most {_LONGEST_CONTEXT} "
+                "can be exported",
+                hint="Choose how many tokens you need with --context.",
+            )
+        return spec
+    if not 1 <= context <= _LONGEST_CONTEXT:
+        raise UsageError(
+            f"--context must be from 1 to {_LONGEST_CONTEXT} tokens, found {context}",
+            hint=f"The model's own context is {spec.max_position_embeddings} tokens.",
+        )
+    if context > spec.max_position_embeddings:
+        warnings.append(f"--context {context} exceeds the {spec.max_position_embeddings} tokens the model is made for")
+    return dataclasses.replace(spec, max_position_embeddings=context)
+
+
+def _positions(logits: str) -> int:
+    if logits in ("last", "all"):
+        return {"last": 1, "all": 0}[logits]
+    if logits.isascii() and logits.isdigit() and 1 <= int(logits) <= _MOST_POSITIONS:
+        return int(logits)
+    raise UsageError(
+        f"--logits must be last, all or a number from 1 to {_MOST_POSITIONS}, found {logits!r}",
+        hint="The default is last.",
+    )

@@ -1,0 +1,136 @@
+"""What a plan leaves to a measurement, settled before graphs are lowered: the residual scale, a mixed precision."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemma_export.artifact.disk import nearest_existing
+from gemma_export.artifact.lock import cache_directory
+from gemma_export.mixed_precision import JSON_FILE, PLOT_FILE, MixedPrecision, can_plot
+from gemma_export.planning import ExportPlan, with_chosen
+from gemma_export.progress import Progress
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from gemma_export.headroom import Headroom
+
+__all__ = ["choice_files", "format_options", "measurement_notes", "settle_precision", "settle_residual_scale"]
+
+
+def settle_residual_scale(plan: ExportPlan, progress: Progress | None = None) -> tuple[ExportPlan, Headroom | None]:
+    """The plan with a residual shift; where that is to be measured, runs the reference layer by layer."""
+    if plan.residual_scale.shift is not None:
+        return plan, None
+    from gemma_export.headroom import measure_headroom
+    from gemma_export.tracing import model_weight
+
+    source = plan.checkpoint.source
+    assert source is not None
+    headroom = measure_headroom(
+        plan.checkpoint, plan.family, plan.spec, lambda name: model_weight(source, plan.merge, name), progress
+    )
+    settled = dataclasses.replace(plan.residual_scale, shift=headroom.shift)
+    return dataclasses.replace(plan, residual_scale=settled), headroom
+
+
+def settle_precision(
+    plan: ExportPlan, model: ir.Model, progress: Progress | None = None
+) -> tuple[ExportPlan, MixedPrecision | None]:
+    """The plan with the precision of every tensor; under `--max-kl`, runs the reference to choose it.
+
+    Raises:
+        DriftError: the bound cannot be met.
+    """
+    if plan.request.max_kl is None:
+        return plan, None
+    from gemma_export.mixed_precision.choose import choose_mixed_precision, reference_for
+    from gemma_export.tracing import model_weight
+
+    source = plan.checkpoint.source
+    assert source is not None
+    stored = plan.target.stored_tensors(plan.tensors, plan.spec)
+    reference = reference_for(
+        plan.checkpoint,
+        plan.family,
+        plan.spec,
+        lambda name: model_weight(source, plan.merge, name),
+        stored,
+        factors=_residual_factors(plan, model),
+        rounds_activations=plan.precision.activation_dtype in plan.target.rounded_activations,
+        progress=progress,
+    )
+    mixed = choose_mixed_precision(
+        reference,
+        plan.precision,
+        stored,
+        plan.request.max_kl,
+        directory=nearest_existing(plan.output.absolute().parent),
+        progress=progress,
+    )
+    return with_chosen(plan, mixed.scheme), mixed
+
+
+def _residual_factors(plan: ExportPlan, model: ir.Model) -> dict[str, float]:
+    """What the rescaled stream will multiply each matrix by, before it is quantised."""
+    if not plan.residual_scale.shift:
+        return {}
+    from gemma_export.passes import RescaleResidual
+    from gemma_export.weights import Scale, WeightTensor
+
+    rescaled = model.clone()
+    RescaleResidual(plan.residual_scale.shift)(rescaled)
+    tensors = {str(name): value.const_value for name, value in rescaled.graph.initializers.items()}
+    weights = {name: tensor.weight for name, tensor in tensors.items() if isinstance(tensor, WeightTensor)}
+    return {name: weight.factor for name, weight in weights.items() if isinstance(weight, Scale)}
+
+
+def choice_files(mixed: MixedPrecision | None) -> dict[str, bytes | Path]:
+    """The trade-off, beside the manifest."""
+    if mixed is None:
+        return {}
+    files: dict[str, bytes | Path] = {JSON_FILE: mixed.to_json()}
+    if can_plot():
+        from gemma_export.mixed_precision.plot import draw
+
+        files[PLOT_FILE] = draw(mixed, cache_directory())
+    return files
+
+
+def format_options(
+    plan: ExportPlan, models: Sequence[ir.Model], headroom: Headroom | None, mixed: MixedPrecision | None
+) -> dict[str, Any]:
+    """The number format's options, in the manifest's words."""
+    options = {} if plan.precision.scheme is None else dict(plan.precision.scheme.options())
+    if mixed is not None:
+        options["mixed_precision"] = mixed.summary()
+    if plan.precision.activation_dtype != "float16":
+        return options
+    residual_scale: dict[str, Any] = dataclasses.asdict(plan.residual_scale)
+    if headroom is not None:
+        from gemma_export.headroom import largest_constant
+
+        residual_scale["measured"] = headroom.to_dict() | {
+            "largest_constant": max(largest_constant(model) for model in models)
+        }
+    return {**options, "residual_scale": residual_scale}
+
+
+def measurement_notes(plan: ExportPlan, headroom: Headroom | None, mixed: MixedPrecision | None) -> tuple[str, ...]:
+    """What the user should know of the number format, a line each."""
+    notes = [] if mixed is None else [mixed.note()]
+    if mixed is not None and not can_plot():
+        notes.append(f"{PLOT_FILE} was not drawn: pip install matplotlib")
+    scale = plan.residual_scale
+    if plan.precision.activation_dtype != "float16":
+        return tuple(notes)
+    how = f"scaled by 2^-{scale.shift}" if scale.shift else "not scaled"
+    why = scale.reason
+    if headroom is not None:
+        peak = headroom.stream
+        where = "the embedding" if peak.layer is None else f"layer {peak.layer}"
+        why = f"measured: peaks at {peak.value:,.4g} in {where}, {headroom.headroom_bits:.1f} bits of headroom"
+    return (*notes, f"residual stream {how} ({why})")
