@@ -13,8 +13,8 @@ from programs import assert_error, gemma_export
 
 from gemma_export.errors import NonFiniteError, UsageError
 from gemma_export.request import ExportRequest
-from gemma_export.resolution import resolve
 from gemma_export.residual_scale import FLOAT16_MAX, MAX_SHIFT, choose_residual_scale, shift_for_peak
+from gemma_export.resolution import resolve
 from gemma_export.variants import VARIANTS
 from gemma_runtime import read_manifest
 

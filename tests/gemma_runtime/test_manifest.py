@@ -14,7 +14,6 @@ from typing import Any
 import jsonschema
 import pytest
 
-from gemma_runtime import manifest as manifest_module
 from gemma_runtime.errors import ManifestError
 from gemma_runtime.manifest import (
     MANIFEST_FILE,
@@ -28,9 +27,12 @@ from gemma_runtime.manifest import (
     Source,
     SourceFile,
     State,
+    parse_manifest,
     read_manifest,
+    reading,
     verify_hashes,
     verify_structure,
+    verifying,
 )
 
 SCHEMA: dict[str, Any] = json.loads((importlib.resources.files("gemma_runtime") / "manifest.schema.json").read_text())
@@ -141,7 +143,7 @@ def document() -> dict[str, Any]:
 
 def refusal(text: str) -> str:
     with pytest.raises(ManifestError) as caught:
-        Manifest.parse(text)
+        parse_manifest(text)
     assert caught.value.exit_code == 3
     assert caught.value.hint
     assert caught.value.message.startswith(MANIFEST_FILE)
@@ -150,7 +152,7 @@ def refusal(text: str) -> str:
 
 def parser_accepts(content: object) -> bool:
     try:
-        Manifest.parse(json.dumps(content))
+        parse_manifest(json.dumps(content))
     except ManifestError:
         return False
     return True
@@ -171,8 +173,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 def test_round_trip(name: str) -> None:
     manifest = MANIFESTS[name]
     text = manifest.to_json()
-    assert Manifest.parse(text) == manifest
-    assert Manifest.parse(text).to_json() == text
+    assert parse_manifest(text) == manifest
+    assert parse_manifest(text).to_json() == text
     assert list(VALIDATOR.iter_errors(json.loads(text))) == []
 
 
@@ -490,7 +492,7 @@ def test_keys_twice_are_refused_at_every_level() -> None:
 
 def test_a_later_schema_says_what_to_do() -> None:
     with pytest.raises(ManifestError) as caught:
-        Manifest.parse(json.dumps(document() | {"schema_version": 3, "new": 1}))
+        parse_manifest(json.dumps(document() | {"schema_version": 3, "new": 1}))
     assert "release of gemma-export" in caught.value.hint
 
 
@@ -554,9 +556,9 @@ def test_a_manifest_that_is_no_text(folder: Path) -> None:
 
 def test_a_huge_manifest_is_refused_unread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = (folder / MANIFEST_FILE).stat().st_size
-    monkeypatch.setattr(manifest_module, "_MAX_MANIFEST_BYTES", size)
+    monkeypatch.setattr(reading, "_MAX_MANIFEST_BYTES", size)
     assert read_manifest(folder) == build()
-    monkeypatch.setattr(manifest_module, "_MAX_MANIFEST_BYTES", size - 1)
+    monkeypatch.setattr(reading, "_MAX_MANIFEST_BYTES", size - 1)
     with pytest.raises(ManifestError, match=f"expected at most {size - 1} bytes, found {size}"):
         read_manifest(folder)
 
@@ -597,7 +599,7 @@ def test_altered_files_of_the_same_size(folder: Path, path: str) -> None:
 
 
 def test_hashing_goes_in_chunks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest_module, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(verifying, "_CHUNK_BYTES", 1000)
     hashed: list[int] = []
     verify_hashes(folder, build(), hashed.append)
     assert hashed == [1000, 1000, 560]
@@ -641,5 +643,5 @@ def test_a_link_to_the_folder_itself_is_the_users_own(folder: Path, tmp_path: Pa
 def test_paths_that_no_file_system_takes(folder: Path, path: str) -> None:
     content = document()
     content["files"].append({"path": path, "size": 1, "sha256": SHA, "kind": "document"})
-    manifest = Manifest.parse(json.dumps(content))
+    manifest = parse_manifest(json.dumps(content))
     assert refused_folder(folder, manifest).startswith((f"{path} cannot be read", f"{path} is missing"))

@@ -1,0 +1,173 @@
+"""What a manifest says, as data, and the text of gemma_export.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from gemma_runtime.errors import ManifestError
+from gemma_runtime.manifest.json_object import HINT, MANIFEST_FILE
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "AdapterSource",
+    "FileEntry",
+    "Generator",
+    "Graph",
+    "Manifest",
+    "Precision",
+    "Source",
+    "SourceFile",
+    "State",
+]
+
+SCHEMA_VERSION = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of the folder: its path with forward slashes, size in bytes, SHA-256 in hexadecimal, and kind."""
+
+    path: str
+    size: int
+    sha256: str
+    # graph, data, tokenizer, config or document
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """One file that the weights came from, by base name."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterSource:
+    """A LoRA adapter that was merged into the weights."""
+
+    # Hub repository and 40-hex commit, where there is one
+    repository: str | None
+    revision: str | None
+    # base name of a local adapter's folder
+    name: str | None
+    # the ranks that occur, ascending; none where modules are only replaced
+    ranks: tuple[int, ...]
+    files: tuple[SourceFile, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the weights came from."""
+
+    # builtin, local, hub or synthetic
+    kind: str
+    # Hub repository and 40-hex commit, where there is one
+    repository: str | None
+    revision: str | None
+    # base name of a local checkpoint's folder
+    name: str | None
+    # of synthetic weights: seed, and the version of the generator that defines the numbers
+    seed: int | None
+    generator_version: int | None
+    files: tuple[SourceFile, ...]
+    adapter: AdapterSource | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generator:
+    """What made the folder: release of gemma-export and of the packages that decide the bytes."""
+
+    version: str
+    packages: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Precision:
+    """The number format and its options."""
+
+    name: str
+    activation_dtype: str
+    weight_dtype: str
+    options: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class State:
+    """One layer's decoder state: the tensors that go in and come out of every step, in matching order."""
+
+    layer: int
+    kind: str
+    past: tuple[str, ...]
+    present: tuple[str, ...]
+    # of each past tensor: numbers, and symbols such as batch_size
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Graph:
+    """One graph of the folder."""
+
+    file: str
+    # "main", or what a twin offers: "all", "last8", "batched" (chunks of several rows), ...
+    role: str
+    # positions that get logits
+    logits: Literal["last", "all"] | int
+    opset: int
+    # steps of several tokens with a cache: "batched", "single" row only, or "none"; one token is always possible
+    chunks: str
+    # first onnxruntime release whose schemas know every operator, input and attribute used
+    min_onnxruntime: str
+    # inputs besides the state
+    inputs: tuple[str, ...]
+    data_files: tuple[str, ...]
+    state: tuple[State, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything a reader may rely on."""
+
+    variant: str | None
+    family: str
+    source: Source
+    target: str
+    precision: Precision
+    # execution providers that this precision runs on: cpu, cuda, directml
+    providers: tuple[str, ...]
+    # first onnxruntime release that can run the folder: the least of its graphs'
+    min_onnxruntime: str
+    # "compacted": row b of present holds its real tokens at [0, T_b); "columns": it keeps the mask's columns
+    cache_layout: str
+    # tokens that the rotary tables cover
+    context_length: int
+    # rows of the embedding table
+    vocab_size: int
+    graphs: tuple[Graph, ...]
+    files: tuple[FileEntry, ...]
+    generator: Generator
+    # verdict of gemma-validate once there is one
+    validation: Mapping[str, Any] | None = None
+
+    def graph(self, role: str = "main") -> Graph:
+        """The graph of a role.
+
+        Raises:
+            ManifestError: the folder has none.
+        """
+        for graph in self.graphs:
+            if graph.role == role:
+                return graph
+        raise ManifestError(
+            f"{MANIFEST_FILE}: no graph of role {role!r}, found {', '.join(g.role for g in self.graphs)}", hint=HINT
+        )
+
+    def to_json(self) -> str:
+        """The text of gemma_export.json; the same manifest gives the same text."""
+        content = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
+        return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
