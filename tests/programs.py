@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 __all__ = ["assert_error", "gemma_export", "gemma_run", "start"]
-
-
-def _hear_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def start(module: str, *arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
@@ -24,8 +19,6 @@ def start(module: str, *arguments: object, cwd: Path | None = None, **environmen
         stdin=subprocess.DEVNULL,
         text=True,
         cwd=cwd,
-        # a shell's background job ignores Ctrl-C, and so would everything that it starts
-        preexec_fn=_hear_interrupts if os.name == "posix" else None,
         env={**os.environ, "COLUMNS": "100", "PYTHONIOENCODING": "utf-8", **environment},
     )
 
