@@ -8,7 +8,7 @@ from typing import Protocol
 
 import onnx_ir as ir
 
-from gemma_export.errors import PassError
+from gemma_export.passes.quantised_matrix import QuantisedMatrix, is_look_up, is_product, other_reader, stored_values
 from gemma_export.passes.semantic_nodes import int64_constant, replace, replace_weights, tensor_value
 from gemma_export.weights import Weight
 
@@ -18,40 +18,19 @@ _NAME = "QuantiseMatrices"
 _CONTRIB = "com.microsoft"
 
 
-class BlockQuantised(Protocol):
-    """A matrix [rows, columns] in blocks along its columns."""
+class BlockQuantised(QuantisedMatrix, Protocol):
+    """As the contrib kernels read it: data as uint8 [rows, blocks, bytes of a block], scales as [rows, blocks].
 
-    @property
-    def bits(self) -> int:
-        """Of a code."""
-
-    @property
-    def block_size(self) -> int:
-        """Columns that share a scale."""
+    Zero points are uint8 [rows, bytes].
+    """
 
     @property
     def rows(self) -> int:
         """Output features."""
 
     @property
-    def columns(self) -> int:
-        """Input features, without the padding of the last block."""
-
-    @property
-    def data(self) -> ir.TensorProtocol:
-        """uint8 [rows, blocks, bytes of a block]."""
-
-    @property
     def table(self) -> ir.TensorProtocol:
-        """The same bytes as uint8 [rows, blocks * bytes of a block]."""
-
-    @property
-    def scales(self) -> ir.TensorProtocol:
-        """[rows, blocks]."""
-
-    @property
-    def zero_points(self) -> ir.TensorProtocol | None:
-        """uint8 [rows, bytes], or None for the middle of the codes."""
+        """The data's bytes as uint8 [rows, blocks * bytes of a block]."""
 
 
 class QuantiseMatrices(ir.passes.InPlacePass):
@@ -84,30 +63,20 @@ class QuantiseMatrices(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, replace_weights(model.graph, self.quantise, rewrite))
 
     def _rewrite(self, graph: ir.Graph, node: ir.Node, position: int, name: str, matrix: BlockQuantised) -> None:
-        transposed = node.attributes.get("transB")
-        if (node.domain, node.op_type, position) == (_CONTRIB, "FusedMatMul", 1) and transposed is not None:
+        if is_product(node, position, _NAME):
             self._product(graph, node, name, matrix)
-        elif (node.domain, node.op_type, position) == ("", "Gather", 0):
+        elif is_look_up(node, position, _NAME):
             _look_up(graph, node, name, matrix)
         else:
-            raise PassError(
-                f"{_NAME}: weight {name} is read by input {position} of {node.name} ({node.op_type})",
-                hint="Only FusedMatMul and Gather have a quantised kernel. Report this with --debug.",
-            )
+            raise other_reader(node, position, name, _NAME)
 
     def _product(self, graph: ir.Graph, node: ir.Node, name: str, matrix: BlockQuantised) -> None:
-        unknown = sorted(set(node.attributes) - {"transB"})
-        if unknown:
-            raise PassError(
-                f"{_NAME} refuses {node.name}: MatMulNBits has no attribute {unknown[0]}",
-                hint="A pass made a matrix product that cannot be quantised. Report this with --debug.",
-            )
         attributes = {"bits": matrix.bits, "block_size": matrix.block_size, "K": matrix.columns, "N": matrix.rows}
         if self.accuracy_level:
             attributes["accuracy_level"] = self.accuracy_level
         product = ir.node(
             "MatMulNBits",
-            inputs=[node.inputs[0], tensor_value(graph, f"{name}.data", matrix.data), *_levels(graph, name, matrix)],
+            inputs=[node.inputs[0], *stored_values(graph, name, matrix)],
             attributes=attributes,
             domain=_CONTRIB,
             name=str(node.name).replace(".FusedMatMul", ".MatMulNBits"),
@@ -117,9 +86,10 @@ class QuantiseMatrices(ir.passes.InPlacePass):
 
 def _look_up(graph: ir.Graph, node: ir.Node, name: str, matrix: BlockQuantised) -> None:
     ids = node.inputs[1]
+    _, *levels = stored_values(graph, name, matrix)
     rows = ir.node(
         "GatherBlockQuantized",
-        inputs=[tensor_value(graph, f"{name}.table", matrix.table), ids, *_levels(graph, name, matrix)],
+        inputs=[tensor_value(graph, f"{name}.table", matrix.table), ids, *levels],
         attributes={"bits": matrix.bits, "block_size": matrix.block_size, "gather_axis": 0, "quantize_axis": 1},
         domain=_CONTRIB,
         name=str(node.name).replace(".Gather", ".GatherBlockQuantized"),
@@ -135,10 +105,3 @@ def _look_up(graph: ir.Graph, node: ir.Node, name: str, matrix: BlockQuantised) 
     ends = [int64_constant(graph, f"constant.[{number}]", [number]) for number in (0, matrix.columns, -1)]
     cut = ir.node("Slice", inputs=[whole, *ends], name=str(node.name).replace(".Gather", ".Slice"))
     replace(graph, node, [rows, cut], cut.outputs)
-
-
-def _levels(graph: ir.Graph, name: str, matrix: BlockQuantised) -> list[ir.Value]:
-    levels = [tensor_value(graph, f"{name}.scales", matrix.scales)]
-    if matrix.zero_points is not None:
-        levels.append(tensor_value(graph, f"{name}.zero_points", matrix.zero_points))
-    return levels

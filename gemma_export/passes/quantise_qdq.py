@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from gemma_export.errors import PassError
-from gemma_export.passes.semantic_nodes import int64_constant, replace, replace_weights, tensor_value
+from gemma_export.passes.quantised_matrix import QuantisedMatrix, is_look_up, is_product, other_reader, stored_values
+from gemma_export.passes.semantic_nodes import int64_constant, refuse, replace, replace_weights, tensor_value
 from gemma_export.weights import Weight
 
 __all__ = ["QuantiseQdq", "TransposedBlocks"]
@@ -18,36 +18,11 @@ __all__ = ["QuantiseQdq", "TransposedBlocks"]
 _NAME = "QuantiseQdq"
 
 
-class TransposedBlocks(Protocol):
-    """A matrix [rows, columns] in blocks along its columns, stored as [columns, rows]."""
+class TransposedBlocks(QuantisedMatrix, Protocol):
+    """As standard operators read it: data as int4, uint4, int8 or uint8 [columns, rows], scales as [blocks, rows].
 
-    @property
-    def bits(self) -> int:
-        """Of a code."""
-
-    @property
-    def block_size(self) -> int:
-        """Columns that share a scale."""
-
-    @property
-    def columns(self) -> int:
-        """Input features."""
-
-    @property
-    def symmetric(self) -> bool:
-        """Signed codes, no zero points."""
-
-    @property
-    def data(self) -> ir.TensorProtocol:
-        """int4, uint4, int8 or uint8 [columns, rows]."""
-
-    @property
-    def scales(self) -> ir.TensorProtocol:
-        """[blocks, rows]."""
-
-    @property
-    def zero_points(self) -> ir.TensorProtocol | None:
-        """[blocks, rows] in the data's type."""
+    Zero points are [blocks, rows] in the data's type; without them the codes are signed.
+    """
 
     @property
     def table(self) -> ir.TensorProtocol:
@@ -95,30 +70,34 @@ class QuantiseQdq(ir.passes.InPlacePass):
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node, position: int, name: str, matrix: TransposedBlocks) -> None:
-    if (node.op_type, position) == ("Gather", 0):
+    if is_look_up(node, position, _NAME):
         _LookUp(graph, node, name, matrix).build()
-        return
-    if node.op_type == "FusedMatMul" and position == 1 and {*node.attributes} == {"transB"}:
+    elif is_product(node, position, _NAME):
         _product(graph, node, name, matrix)
-        return
-    products = [use.node for use in node.outputs[0].uses()] if node.op_type == "Transpose" else []
-    if len(products) != 1 or products[0].op_type != "MatMul" or products[0].inputs[1] is not node.outputs[0]:
-        raise PassError(
-            f"{_NAME}: weight {name} is read by input {position} of {node.name} ({node.op_type})",
-            hint="Only matrix products and Gather can read integers. Report this with --debug.",
-        )
-    _product(graph, products[0], name, matrix)
-    graph.remove(node, safe=True)
+    elif (product := _transposed_product(node)) is not None:
+        _product(graph, product, name, matrix)
+        graph.remove(node, safe=True)
+    else:
+        raise other_reader(node, position, name, _NAME)
+
+
+def _transposed_product(node: ir.Node) -> ir.Node | None:
+    """The one MatMul that reads a transposed weight."""
+    if (node.domain, node.op_type) != ("", "Transpose"):
+        return None
+    perm = node.attributes.get("perm")
+    if perm is not None and list(perm.as_ints()) != [1, 0]:
+        raise refuse(node, _NAME, f"perm = {list(perm.as_ints())}, expected [1, 0]")
+    uses = list(node.outputs[0].uses())
+    products = [use.node for use in uses if (use.node.domain, use.node.op_type, use.idx) == ("", "MatMul", 1)]
+    return products[0] if len(products) == len(uses) == 1 else None
 
 
 def _product(graph: ir.Graph, node: ir.Node, name: str, matrix: TransposedBlocks) -> None:
     prefix = str(node.name).removesuffix(".FusedMatMul").removesuffix(".MatMul")
-    parts = [("data", matrix.data), ("scales", matrix.scales)]
-    if matrix.zero_points is not None:
-        parts.append(("zero_points", matrix.zero_points))
     weight = ir.node(
         "DequantizeLinear",
-        inputs=[tensor_value(graph, f"{name}.{part}", tensor) for part, tensor in parts],
+        inputs=stored_values(graph, name, matrix),
         attributes={"axis": 0, "block_size": matrix.block_size},
         name=f"{prefix}.DequantizeLinear",
     )

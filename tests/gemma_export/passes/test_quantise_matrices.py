@@ -176,7 +176,10 @@ def test_a_second_run_finds_nothing() -> None:
 def test_refuses_a_product_that_the_kernel_cannot_express() -> None:
     model = _lowered()
     find(model, "model.layers.1.mlp.up_proj.FusedMatMul").attributes["alpha"] = ir.AttrFloat32("alpha", 0.5)
-    with pytest.raises(PassError, match=r"refuses model\.layers\.1\.mlp\.up_proj\.FusedMatMul: .* no attribute alpha"):
+    with pytest.raises(
+        PassError,
+        match=r"refuses model\.layers\.1\.mlp\.up_proj\.FusedMatMul \(FusedMatMul\): unknown attribute alpha = 0\.5",
+    ):
         QuantiseMatrices(_matrices(_SCHEMES["int4"]), accuracy_level=4)(model)
 
 
@@ -184,5 +187,22 @@ def test_refuses_another_reader() -> None:
     model = _lowered()
     table = model.graph.initializers["model.embed_tokens.weight"]
     model.graph.append(ir.node("Identity", inputs=[table], name="odd"))
-    with pytest.raises(PassError, match=r"model\.embed_tokens\.weight is read by input 0 of odd \(Identity\)"):
+    with pytest.raises(
+        PassError,
+        match=r"refuses odd \(Identity\): it reads the quantised weight model\.embed_tokens\.weight as input 0",
+    ):
+        QuantiseMatrices(_matrices(_SCHEMES["int4"]), accuracy_level=4)(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute", "reason"),
+    [
+        ("model.layers.1.mlp.up_proj.FusedMatMul", ir.AttrInt64("transB", 0), "transB = 0, expected 1"),
+        ("model.embed_tokens.Gather", ir.AttrInt64("axis", 1), "axis = 1, expected 0"),
+    ],
+)
+def test_refuses_another_side_of_the_matrix(name: str, attribute: ir.Attr, reason: str) -> None:
+    model = _lowered()
+    find(model, name).attributes[attribute.name] = attribute
+    with pytest.raises(PassError, match=rf"refuses {name}.*{reason}"):
         QuantiseMatrices(_matrices(_SCHEMES["int4"]), accuracy_level=4)(model)

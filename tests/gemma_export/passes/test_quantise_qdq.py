@@ -183,5 +183,29 @@ def test_refuses_another_reader() -> None:
     table = model.graph.initializers["model.embed_tokens.weight"]
     model.graph.append(ir.node("Identity", inputs=[table], name="odd"))
     scheme = dataclasses.replace(_SCHEMES["int4"], format="qdq")
-    with pytest.raises(PassError, match=r"model\.embed_tokens\.weight is read by input 0 of odd \(Identity\)"):
+    with pytest.raises(
+        PassError,
+        match=r"refuses odd \(Identity\): it reads the quantised weight model\.embed_tokens\.weight as input 0",
+    ):
+        QuantiseQdq(block_quantiser(quantised(PRECISIONS["fp32"], scheme)))(model)
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "attribute", "reason"),
+    [
+        (_ORT_QDQ, "model.layers.1.mlp.up_proj.FusedMatMul", ir.AttrInt64("transB", 0), "transB = 0, expected 1"),
+        (_PORTABLE, "model.embed_tokens.Gather", ir.AttrInt64("axis", 1), "axis = 1, expected 0"),
+        (
+            _PORTABLE,
+            "model.layers.1.mlp.up_proj.Transpose",
+            ir.AttrInt64s("perm", [0, 1]),
+            r"perm = \[0, 1\], expected \[1, 0\]",
+        ),
+    ],
+)
+def test_refuses_another_side_of_the_matrix(target: Target, name: str, attribute: ir.Attr, reason: str) -> None:
+    model = _lowered(target, SPEC)
+    find(model, name).attributes[attribute.name] = attribute
+    scheme = dataclasses.replace(_SCHEMES["int4"], format="qdq")
+    with pytest.raises(PassError, match=rf"refuses {name}.*{reason}"):
         QuantiseQdq(block_quantiser(quantised(PRECISIONS["fp32"], scheme)))(model)
