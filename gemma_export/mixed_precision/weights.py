@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
@@ -11,11 +10,10 @@ from gemma_export.precision import Precision
 from gemma_export.precision.block_format import BlockFormat
 from gemma_export.precision.block_weight import BlockWeight
 from gemma_export.precision.blockwise import block_quantiser
+from gemma_export.precision.scheme import packed_name
 from gemma_export.weights import Scale, Weight
 
 __all__ = ["ExportedWeights", "round_activations"]
-
-_PACKED = re.compile(r"\.[qkv]_proj\.")
 
 
 class ExportedWeights:
@@ -33,7 +31,7 @@ class ExportedWeights:
 
     def stored_name(self, name: str) -> str:
         """The matrix of the data file that holds a checkpoint's tensor."""
-        packed = _PACKED.sub(".qkv_proj.", name)
+        packed = packed_name(name)
         return packed if packed in self._stored else name
 
     def plain(self, name: str) -> Weight:

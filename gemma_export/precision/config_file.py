@@ -8,7 +8,7 @@
     bits = 8
 
 `match` is a shell-style pattern of stored tensors' names: the checkpoint's, with query, key and value as one
-qkv_proj.weight. A rule sets `bits` (4, 8, or "float" to leave the tensor as it is), `block_size`, `symmetric`,
+qkv_proj.weight, also where a target stores the three apart (there q_proj.weight and so on are names too). A rule sets `bits` (4, 8, or "float" to leave the tensor as it is), `block_size`, `symmetric`,
 `quantizer`; later rules win.
 """
 
@@ -70,7 +70,7 @@ def read_precision_file(path: Path) -> tuple[dict[str, Any], tuple[Rule, ...]]:
 def _rule(path: Path, number: int, table: dict[str, Any]) -> Rule:
     where = Path(f"{path}, rule {number}")
     bits = table.pop("bits", None)
-    if bits is not None and bits != "float" and (isinstance(bits, bool) or bits not in BITS):
+    if bits is not None and bits != "float" and (type(bits) is not int or bits not in BITS):
         raise _wrong(where, 'expected bits of 4, 8 or "float"', repr(bits)[:40])
     fields = _fields(where, table, _RULE)
     if "match" not in fields or (bits is None and len(fields) == 1):

@@ -94,11 +94,12 @@ def check_rules(scheme: WeightScheme, stored: Iterable[tuple[str, tuple[int, ...
     for rule in scheme.rules:
         if not any(rule.matches(name) for name in names):
             near = difflib.get_close_matches(rule.match, names, n=1, cutoff=0.0)
-            packed = any(part in rule.match for part in ("q_proj", "k_proj", "v_proj"))
+            packed = any("qkv_proj" in name for name in names)
+            parts = any(part in rule.match for part in ("q_proj", "k_proj", "v_proj"))
             raise UsageError(
                 f"the precision file's pattern {rule.match!r} matches no matrix of this model",
                 hint="Query, key and value are stored as one qkv_proj.weight: name that."
-                if packed and "qkv_proj" not in rule.match
+                if packed and parts and "qkv_proj" not in rule.match
                 else f"A name here is {near[0] if near else 'none'}; * stands for any text.",
             )
 

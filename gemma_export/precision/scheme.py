@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from gemma_export.precision.block_format import BlockFormat
 
-__all__ = ["FORMATS", "Rule", "WeightScheme"]
+__all__ = ["FORMATS", "Rule", "WeightScheme", "packed_name"]
 
 # how graphs read integer weights: onnxruntime's MatMulNBits, or standard DequantizeLinear
 FORMATS = ("nbits", "qdq")
 
 _T = TypeVar("_T")
 
+_UNPACKED = re.compile(r"\.[qkv]_proj\.")
 _TABLES = ("embed_tokens.weight", "lm_head.weight")
+
+
+def packed_name(name: str) -> str:
+    """A tensor's name where a target stores query, key and value as one matrix."""
+    return _UNPACKED.sub(".qkv_proj.", name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
     """What one rule of a precision file changes for the tensors it matches; None leaves it as it is."""
 
-    # shell-style pattern of a stored tensor's name; * also crosses dots
+    # shell-style pattern of a stored tensor's name, query, key and value also as qkv_proj; * crosses dots too
     match: str
     # None, 4 or 8; 0 keeps the floating-point type
     bits: int | None = None
@@ -32,8 +39,8 @@ class Rule:
     quantiser: str | None = None
 
     def matches(self, name: str) -> bool:
-        """Whether the rule is about a tensor; case-sensitive on every system."""
-        return fnmatch.fnmatchcase(name, self.match)
+        """Whether the rule is about a tensor, by its own name or the packed one; case-sensitive on every system."""
+        return any(fnmatch.fnmatchcase(spelling, self.match) for spelling in (name, packed_name(name)))
 
     def as_json(self) -> dict[str, Any]:
         """The rule in the words of the precision file."""
@@ -85,10 +92,10 @@ class WeightScheme:
             symmetric=_last([rule.symmetric for rule in rules], self.symmetric),
             transposed=self.format == "qdq",
         )
-        if name.endswith(_TABLES[0]) and bits < 8 and layout.blocks(shape[1]) % 2:
+        if self.is_table(name) and bits < 8 and layout.blocks(shape[1]) % 2:
             # With an odd number of blocks a row's packed zero points end in half a byte. MatMulNBits and the CPU's
             # GatherBlockQuantized start the next row at a whole byte, CUDA's does not: a table without them is
-            # read alike by all.
+            # read alike by all. In the other format too, so that both compute the same.
             # https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/contrib_ops/cuda/quantization/gather_block_quantized.cu
             return dataclasses.replace(layout, symmetric=True)
         return layout
@@ -102,7 +109,7 @@ class WeightScheme:
         return _last([rule.quantiser for rule in self.rules if rule.matches(name)], self.quantiser)
 
     def options(self) -> Mapping[str, Any]:
-        """Everything that decides the numbers, for the manifest."""
+        """What was asked for, in the manifest's words; `format_of` says what a tensor gets."""
         return {
             "scheme": self.name,
             "bits": self.bits,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,7 @@ def test_a_precision_file(tmp_path: Path) -> None:
         ('[[rule]]\nmatch = "*"', "expected match and at least one thing to change, found match"),
         ('[[rule]]\nmatch = "*"\nbits = 5', r'rule 1: expected bits of 4, 8 or "float", found 5'),
         ('[[rule]]\nmatch = "*"\nbits = true', "found True"),
+        ('[[rule]]\nmatch = "*"\nbits = 4.0', r"found 4\.0"),
         ('[[rule]]\nmatch = "*"\nbits = 4\ngroup = 32', "rule 1: expected keys of match, .*'group'"),
     ],
 )
@@ -192,14 +194,28 @@ def test_flag_and_file_must_agree(tmp_path: Path) -> None:
     ],
 )
 def test_a_pattern_that_matches_nothing(pattern: str, hint: str) -> None:
-    from dataclasses import replace
-
-    scheme = replace(SCHEMES["int4"], rules=(Rule(match="*", bits=8), Rule(match=pattern, bits=8)))
+    scheme = dataclasses.replace(SCHEMES["int4"], rules=(Rule(match="*", bits=8), Rule(match=pattern, bits=8)))
     with pytest.raises(GemmaExportError, match="matches no matrix of this model") as caught:
         check_rules(scheme, _STORED)
     assert pattern in caught.value.message
     assert hint in caught.value.hint
     assert caught.value.exit_code == 2
+
+
+def test_one_file_names_packed_and_unpacked_projections() -> None:
+    """Targets that store query, key and value apart take the rules that others take, and their own names besides."""
+    parts = [f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv"]
+    stored = [(name, (64, 128)) for name in (*parts, _DOWN)]
+    scheme = dataclasses.replace(SCHEMES["int4"], rules=(Rule(match="*.0.self_attn.qkv_proj.weight", bits=8),))
+    check_rules(scheme, stored)
+    assert [layout.bits for name, shape in stored if (layout := scheme.format_of(name, shape))] == [8, 8, 8, 4]
+    one = dataclasses.replace(SCHEMES["int4"], rules=(Rule(match="*.0.self_attn.k_proj.weight", bits=8),))
+    check_rules(one, stored)
+    assert [layout.bits for name, shape in stored if (layout := one.format_of(name, shape))] == [4, 8, 4, 4]
+    none = dataclasses.replace(SCHEMES["int4"], rules=(Rule(match="*.9.self_attn.k_proj.weight", bits=8),))
+    with pytest.raises(UsageError) as caught:
+        check_rules(none, stored)
+    assert caught.value.hint.startswith("A name here is model.layers.0.self_attn.")
 
 
 def test_the_format_only_moves_the_numbers(tmp_path: Path) -> None:
