@@ -15,7 +15,7 @@ import onnx_ir as ir
 import torch
 
 from gemma_export.errors import NonFiniteError
-from gemma_export.precision.block_codes import BlockCodes, dequantise
+from gemma_export.precision.block_codes import BlockCodes, dequantise, unpack
 from gemma_export.precision.block_format import BlockFormat
 from gemma_export.precision.quantisers import RowQuantiser
 from gemma_export.weights import Weight, Writable, one_thread
@@ -187,8 +187,7 @@ class BlockPart:
         """The tensor, all at once."""
         content = self.tobytes()
         if self.dtype.bitwidth == 4:
-            packed = np.frombuffer(content, np.uint8)
-            nibbles = np.stack((packed & 15, packed >> 4), axis=-1).reshape(-1)[: self.size]
+            nibbles = unpack(torch.frombuffer(bytearray(content), dtype=torch.uint8), bits=4).numpy()[: self.size]
             signed = np.where(nibbles > 7, nibbles - 16.0, nibbles) if self.dtype == ir.DataType.INT4 else nibbles
             return signed.astype(self.dtype.numpy()).reshape(self.shape.numpy())
         return np.frombuffer(content, self.dtype.numpy()).reshape(self.shape.numpy())

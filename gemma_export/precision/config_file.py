@@ -8,8 +8,8 @@
     bits = 8
 
 `match` is a shell-style pattern of stored tensors' names: the checkpoint's, with query, key and value as one
-qkv_proj.weight, also where a target stores the three apart (there q_proj.weight and so on are names too). A rule sets `bits` (4, 8, or "float" to leave the tensor as it is), `block_size`, `symmetric`,
-`quantizer`; later rules win.
+qkv_proj.weight, also where a target stores the three apart (there q_proj.weight and so on are names too). A rule sets
+`bits` (4, 8, or "float" to leave the tensor as it is), `block_size`, `symmetric`, `quantizer`; later rules win.
 """
 
 from __future__ import annotations

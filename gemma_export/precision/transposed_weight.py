@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
+from gemma_export.precision.block_codes import pack, unpack
 from gemma_export.precision.block_weight import BlockPart, BlockWeight, onnx_type, write_bytes
 from gemma_export.weights import Writable, one_thread
 
@@ -81,39 +81,21 @@ class TransposedWeight:
                 zero_points.append(codes.zero_points)
         levels = {"scales": torch.cat(scales).t().contiguous()}
         if zero_points:
-            unpacked = _nibbles(torch.cat(zero_points), self.bits)[:, :blocks]
-            levels["zero_points"] = _packed(unpacked.t().reshape(-1), self.bits)
+            unpacked = unpack(torch.cat(zero_points), self.bits)[:, :blocks]
+            levels["zero_points"] = pack(unpacked.t().reshape(1, -1), self.bits)[0]
         return packed, levels
 
     def _stripes(self, packed: torch.Tensor) -> Iterator[torch.Tensor]:
         """The elements [columns, rows] in order, some columns at a time; an even number, so that bytes are whole."""
         step = max(1, _STRIPE_BYTES // self.rows)
-        nbytes = self.columns * self.bits
-        for start in range(0, -(-nbytes // 8), step):
-            codes = _nibbles(packed[:, start : start + step].contiguous(), self.bits)
+        row_bytes = -(-self.columns * self.bits // 8)
+        for start in range(0, row_bytes, step):
+            codes = unpack(packed[:, start : start + step].contiguous(), self.bits)
             if self.symmetric:
                 # the two's complement of code - middle
                 codes = codes ^ self._layout.middle
             first = start * 8 // self.bits
-            yield _packed(codes.t()[: self.columns - first].reshape(-1), self.bits)
+            yield pack(codes.t()[: self.columns - first].reshape(1, -1), self.bits)
 
     def __repr__(self) -> str:
         return f"TransposedWeight({self.name}, {self._layout})"
-
-
-def _nibbles(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    """uint8 codes [rows, n] of packed rows, low nibble first."""
-    if bits == 8:
-        return packed
-    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
-
-
-def _packed(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """uint8 codes [n] in as few bytes as hold them, low nibble first."""
-    if bits == 8:
-        return codes
-    if len(codes) % 2:
-        codes = torch.nn.functional.pad(codes, (0, 1))
-    # a transposed row may be a strided view still
-    pairs = codes.contiguous().numpy().view("<u2")
-    return torch.from_numpy((pairs | (pairs >> 4)).astype(np.uint8))

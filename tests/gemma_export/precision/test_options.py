@@ -22,7 +22,14 @@ from gemma_export.precision.scheme import Rule, WeightScheme
 
 _DOWN = "model.layers.3.mlp.down_proj.weight"
 _TABLE = "model.embed_tokens.weight"
-_STORED = ((_TABLE, (99, 64)), (_DOWN, (64, 128)), ("model.norm.weight", (64,)), ("cos_cache", (8, 16)))
+_QKV = "model.layers.3.self_attn.qkv_proj.weight"
+_STORED = (
+    (_TABLE, (99, 64)),
+    (_QKV, (96, 64)),
+    (_DOWN, (64, 128)),
+    ("model.norm.weight", (64,)),
+    ("cos_cache", (8, 16)),
+)
 
 
 def _file(folder: Path, text: str) -> Path:
