@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from gemma_export.headroom import Headroom
+    from gemma_export.precision.block_weight import BlockParts
     from gemma_runtime.manifest import FileEntry, Manifest, Source
 
 __all__ = ["ExportRequest", "ExportResult", "build_semantic_graph", "export", "lower_graphs", "settle_residual_scale"]
@@ -81,7 +82,7 @@ def export(
     if on_plan is not None:
         on_plan(plan)
     with claim_output(plan.output, force=request.force) as claim:
-        check_disk(plan.output, plan.nbytes + _downloaded_beside(plan))
+        check_disk(plan.output, plan.nbytes + plan.scratch_bytes + _downloaded_beside(plan))
         clock.lap("plan")
         if isinstance(plan.checkpoint.source, HubWeights):
             plan = _with_weights(plan, progress)
@@ -91,9 +92,9 @@ def export(
             clock.lap("measure")
             model = build_semantic_graph(plan)
             clock.lap("trace")
-            graphs = lower_graphs(plan, model)
+            graphs = lower_graphs(plan, model, progress)
             options = _options(plan, graphs, headroom)
-            clock.lap("lower")
+            clock.lap("lower" if plan.calibration is None else "calibrate")
             folder = write_folder(
                 plan.output,
                 graphs=graphs,
@@ -158,8 +159,12 @@ def build_semantic_graph(plan: ExportPlan) -> ir.Model:
     return model
 
 
-def lower_graphs(plan: ExportPlan, model: ir.Model) -> list[GraphFile]:
-    """Target passes and precision once, then one finished twin per planned graph over the same weights."""
+def lower_graphs(plan: ExportPlan, model: ir.Model, progress: Progress | None = None) -> list[GraphFile]:
+    """Target passes and precision once, then one finished twin per planned graph over the same weights.
+
+    Where a quantiser needs calibration this runs it: minutes, and a nameless file that goes with the graphs.
+    """
+    calibration = _calibration(plan, model, progress)
     if plan.residual_scale.shift:
         # at module level this would make --dry-run wait for onnx
         from gemma_export.passes import RescaleResidual
@@ -170,7 +175,8 @@ def lower_graphs(plan: ExportPlan, model: ir.Model) -> list[GraphFile]:
         from gemma_export.precision.blockwise import block_quantiser
 
         assert plan.target.quantise is not None
-        plan.target.quantise(model, block_quantiser(plan.precision), plan.precision.activation_dtype)
+        matrices = block_quantiser(plan.precision, calibration(model))
+        plan.target.quantise(model, matrices, plan.precision.activation_dtype)
     plan.precision.apply(model)
     graphs = []
     for planned in plan.graphs:
@@ -181,6 +187,35 @@ def lower_graphs(plan: ExportPlan, model: ir.Model) -> list[GraphFile]:
         plan.target.check(twin, plan.spec, plan.precision.activation_dtype)
         graphs.append(GraphFile(role=planned.role, file=planned.file, logits=planned.logits, model=twin))
     return graphs
+
+
+def _calibration(
+    plan: ExportPlan, model: ir.Model, progress: Progress | None
+) -> Callable[[ir.Model], Callable[[str], BlockParts | None]]:
+    """Takes note of the semantic graph's weights; what it returns quantises the lowered graph's by calibration."""
+    scheme = plan.precision.scheme
+    if plan.calibration is None or scheme is None:
+        return lambda lowered: lambda name: None
+    from gemma_export.calibration.placement import bound_weights, place
+    from gemma_export.calibration.quantise import quantise_by_layer
+    from gemma_export.layerwise import reference_stack
+    from gemma_export.precision.blockwise import scale_dtype_of
+
+    bound = bound_weights(model)
+    sequences = plan.calibration.token_ids
+
+    def run(lowered: ir.Model) -> Callable[[str], BlockParts | None]:
+        return quantise_by_layer(
+            reference_stack(plan.family, plan.spec, positions=max(map(len, sequences))),
+            bound.__getitem__,
+            sequences,
+            place(lowered, bound, scheme),
+            scale_dtype=scale_dtype_of(plan.precision),
+            directory=nearest_existing(plan.output),
+            progress=progress,
+        )
+
+    return run
 
 
 @contextmanager
@@ -232,6 +267,8 @@ def _chunks(target: Target, graph: PlannedGraph) -> str:
 def _options(plan: ExportPlan, graphs: Sequence[GraphFile], headroom: Headroom | None) -> dict[str, Any]:
     """The number format's options, in the manifest's words."""
     options = {} if plan.precision.scheme is None else dict(plan.precision.scheme.options())
+    if plan.calibration is not None:
+        options["calibration"] = dict(plan.calibration.options)
     if plan.precision.activation_dtype != "float16":
         return options
     residual_scale: dict[str, Any] = dataclasses.asdict(plan.residual_scale)

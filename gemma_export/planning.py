@@ -12,11 +12,13 @@ from typing import Any, Literal
 from gemma_export import JSON_VERSION
 from gemma_export.adapter import Merge
 from gemma_export.artifact import DataPlan, data_file, file_kind, graph_file, plan_data
+from gemma_export.calibration.text import Sequences, read_calibration, token_sequences
 from gemma_export.checkpoint import Checkpoint, HubWeights
 from gemma_export.config import DecoderSpec
 from gemma_export.consumers import CONSUMERS, FolderFacts
+from gemma_export.errors import UsageError
 from gemma_export.families import Family
-from gemma_export.precision import Precision, check_rules
+from gemma_export.precision import QUANTISERS, Precision, check_rules
 from gemma_export.progress import Progress
 from gemma_export.request import ExportRequest, Resolved, resolve
 from gemma_export.residual_scale import ResidualScale
@@ -35,6 +37,8 @@ _MANIFEST_BYTES_PER_LAYER, _MANIFEST_BYTES = 2_048, 16_384
 _RESIDENT_BYTES, _RESIDENT_BYTES_PER_LAYER = 480 << 20, 1 << 20
 # pieces of a matrix in flight between threads, in float32 and as codes
 _QUANTISING_BYTES = 64 << 20
+# what calibration keeps of hidden states in memory, and of a matrix: weights, codes, candidates, activations
+_HIDDEN_STATES_BYTES, _CALIBRATING_BYTES = 512 << 20, 448 << 20
 # the rotary tables are the one thing that is computed whole: cosine, sine, their angles and one product, in float32
 _ROTARY_COPIES = 4
 # longest prompt that the residual stream is measured on (gemma_export.headroom)
@@ -81,6 +85,8 @@ class ExportPlan:
     target: Target
     precision: Precision
     residual_scale: ResidualScale
+    # what calibrated quantisers run the model on; None where there is none
+    calibration: Sequences | None
     checkpoint: Checkpoint
     # an adapter that is merged into its tensors
     merge: Merge | None
@@ -103,6 +109,13 @@ class ExportPlan:
         """Upper bound of the folder's size."""
         return sum(file.nbytes for file in self.files)
 
+    @property
+    def scratch_bytes(self) -> int:
+        """Upper bound of what calibration keeps on the disk until it is written, and hidden states with it."""
+        if self.calibration is None:
+            return 0
+        return self.data.size + 4 * self.spec.hidden_size * self.calibration.tokens
+
 
 def plan_export(request: ExportRequest, progress: Progress | None = None) -> ExportPlan:
     """Checks the request and the checkpoint's names and shapes, and plans every file.
@@ -123,6 +136,7 @@ def plan_export(request: ExportRequest, progress: Progress | None = None) -> Exp
     stored = target.stored_tensors(tensors, spec)
     if precision.scheme is not None:
         check_rules(precision.scheme, stored)
+    calibration = _calibration(request, resolved, stored)
     parts = [precision.stored(name, shape) for name, shape in stored]
     data = plan_data(parts)
     facts, source = _facts(resolved, graphs), resolved.checkpoint.source
@@ -134,6 +148,7 @@ def plan_export(request: ExportRequest, progress: Progress | None = None) -> Exp
         target=target,
         precision=precision,
         residual_scale=resolved.residual_scale,
+        calibration=calibration,
         checkpoint=resolved.checkpoint,
         merge=resolved.merge,
         stored=resolved.stored,
@@ -143,10 +158,33 @@ def plan_export(request: ExportRequest, progress: Progress | None = None) -> Exp
         data=data,
         facts=facts,
         files=_files(spec, graphs, data, precision, facts),
-        peak_memory_bytes=_peak_memory(resolved, tensors, parts),
+        peak_memory_bytes=_peak_memory(resolved, tensors, parts, calibration),
         download_bytes=source.download_bytes if isinstance(source, HubWeights) else 0,
-        warnings=(*resolved.warnings, *(warning for consumer in CONSUMERS for warning in consumer.check(facts))),
+        warnings=(
+            *resolved.warnings,
+            *(calibration.warnings if calibration is not None else ()),
+            *(warning for consumer in CONSUMERS for warning in consumer.check(facts)),
+        ),
     )
+
+
+def _calibration(
+    request: ExportRequest, resolved: Resolved, stored: Sequence[tuple[str, tuple[int, ...]]]
+) -> Sequences | None:
+    """The calibration text in tokens, where a quantiser takes one."""
+    scheme = resolved.precision.scheme
+    used = scheme is not None and any(
+        QUANTISERS[scheme.quantiser_of(name)].calibrated for name, shape in stored if scheme.format_of(name, shape)
+    )
+    if used:
+        text = read_calibration(request.calibration)
+        return token_sequences(text, resolved.checkpoint, resolved.spec)
+    if request.calibration is not None:
+        raise UsageError(
+            f"--calibration {request.calibration} is given, and no matrix is quantised by it",
+            hint="Add --quantizer gptq, or leave --calibration out.",
+        )
+    return None
 
 
 def _graphs(suffix: str, keep: int, target: Target) -> tuple[PlannedGraph, ...]:
@@ -230,13 +268,18 @@ def _files(
 
 
 def _peak_memory(
-    resolved: Resolved, tensors: Mapping[str, tuple[int, ...]], parts: Sequence[Sequence[tuple[str, int]]]
+    resolved: Resolved,
+    tensors: Mapping[str, tuple[int, ...]],
+    parts: Sequence[Sequence[tuple[str, int]]],
+    calibration: Sequences | None,
 ) -> int:
     spec, merge = resolved.spec, resolved.merge
     rotary = _ROTARY_COPIES * 4 * spec.max_position_embeddings * spec.head_dim // 2
     factors = 0 if merge is None else merge.resident_bytes
     resident = _RESIDENT_BYTES + spec.num_hidden_layers * _RESIDENT_BYTES_PER_LAYER
-    return resident + rotary + factors + _measuring_memory(resolved, tensors) + _quantising_memory(parts)
+    # one after the other
+    running = max(_measuring_memory(resolved, tensors), _calibrating_memory(resolved, tensors, calibration))
+    return resident + rotary + factors + running + _quantising_memory(parts)
 
 
 def adapter_json(merge: Merge | None) -> dict[str, Any] | None:
@@ -256,6 +299,18 @@ def _measuring_memory(resolved: Resolved, tensors: Mapping[str, tuple[int, ...]]
     # gate, its gelu, up and their product; scores, masked scores, weights and their sum's exponents
     activations = 4 * tokens * (spec.intermediate_size + spec.num_attention_heads * tokens)
     return 4 * (layer + activations)
+
+
+def _calibrating_memory(
+    resolved: Resolved, tensors: Mapping[str, tuple[int, ...]], calibration: Sequences | None
+) -> int:
+    """What calibration adds: a layer, second moments of its widest input, hidden states, a piece being quantised."""
+    if calibration is None:
+        return 0
+    layer = {name: shape for name, shape in tensors.items() if ".layers.0." in name}
+    widest = max(shape[-1] for shape in layer.values())
+    hidden = min(_HIDDEN_STATES_BYTES, 4 * resolved.spec.hidden_size * calibration.tokens)
+    return 4 * (sum(map(math.prod, layer.values())) + widest**2) + hidden + _CALIBRATING_BYTES
 
 
 def _quantising_memory(parts: Sequence[Sequence[tuple[str, int]]]) -> int:

@@ -55,6 +55,8 @@ class ExportRequest:
     # of activations, and of the weights too unless they are quantised
     precision: str = "fp32"
     weights: WeightOptions = dataclasses.field(default_factory=WeightOptions)
+    # text for quantisers that run the model; None: the built-in one
+    calibration: Path | None = None
     target: str = "ort"
     # keep the semantic operators as functions of the graph, where the target can
     keep_functions: bool = False

@@ -14,7 +14,7 @@ import torch
 
 from gemma_export.precision.block_format import BlockFormat
 
-__all__ = ["BlockCodes", "blocks_of", "dequantise", "encode", "reciprocal", "stored_scales"]
+__all__ = ["BlockCodes", "blocks_of", "dequantise", "encode", "pack", "reciprocal", "stored_scales", "unpack"]
 
 # Below the smallest normal float32 a reciprocal overflows: such blocks count as zeros (error under 1e-36).
 _SMALLEST = 2.0**-126
@@ -71,24 +71,24 @@ def encode(blocks: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor
     codes = blocks * reciprocal(scales.float())
     codes.round_().add_(zero_points).clamp_(0, layout.top)
     return BlockCodes(
-        data=_pack(codes.flatten(1), layout.bits).view(*codes.shape[:2], -1),
+        data=pack(codes.flatten(1), layout.bits).view(*codes.shape[:2], -1),
         scales=scales.squeeze(-1),
-        zero_points=None if layout.symmetric else _pack(zero_points.squeeze(-1), layout.bits),
+        zero_points=None if layout.symmetric else pack(zero_points.squeeze(-1), layout.bits),
     )
 
 
 def dequantise(codes: BlockCodes, layout: BlockFormat) -> torch.Tensor:
     """float32 [rows, blocks * block size]: what a kernel multiplies with, padding included."""
-    data = _unpack(codes.data, layout.bits).float()
+    data = unpack(codes.data, layout.bits).float()
     if codes.zero_points is None:
         zero_points = torch.full((*data.shape[:2], 1), float(layout.middle))
     else:
-        zero_points = _unpack(codes.zero_points, layout.bits)[:, : data.shape[1], None].float()
+        zero_points = unpack(codes.zero_points, layout.bits)[:, : data.shape[1], None].float()
     return ((data - zero_points) * codes.scales.float().unsqueeze(-1)).flatten(1)
 
 
-def _pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Whole float32 numbers [rows, n] as uint8 [rows, ceil(n * bits / 8)], low nibble first."""
+def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Whole numbers [rows, n] of any type as uint8 [rows, ceil(n * bits / 8)], low nibble first."""
     if bits < 8 and codes.shape[1] % 2:
         codes = torch.nn.functional.pad(codes, (0, 1))
     # numpy's conversion is vectorised: 12 G/s where torch's does 1.8
@@ -99,7 +99,8 @@ def _pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     return torch.from_numpy(narrow)
 
 
-def _unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """uint8 [rows, bytes] as one code an element."""
     if bits == 8:
         return packed
     return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)

@@ -20,7 +20,7 @@ from gemma_export.precision.block_format import BlockFormat
 from gemma_export.precision.quantisers import RowQuantiser
 from gemma_export.weights import Weight, Writable, one_thread
 
-__all__ = ["BlockPart", "BlockWeight"]
+__all__ = ["BlockPart", "BlockParts", "BlockWeight"]
 
 # Threads that quantise while this one reads and widens; the result does not depend on their number.
 _WORKERS = min(4, os.cpu_count() or 1)
@@ -37,8 +37,28 @@ _ONNX = {
 }
 
 
-class BlockWeight:
-    """The parts of one quantised matrix.
+class BlockParts:
+    """The tensors that a quantised matrix is stored as; a subclass says where their bytes come from."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], layout: BlockFormat, scale_dtype: torch.dtype) -> None:
+        self.name, self.bits, self.block_size = name, layout.bits, layout.block_size
+        self.rows, self.columns = shape
+        data = layout.data_shape(shape)
+        self.data = BlockPart(self, "data", data, torch.uint8)
+        # the same bytes as GatherBlockQuantized reads them
+        self.table = BlockPart(self, "data", (data[0], data[1] * data[2]), torch.uint8, self.data.weight)
+        self.scales = BlockPart(self, "scales", layout.scales_shape(shape), scale_dtype)
+        self.zero_points = (
+            None if layout.symmetric else BlockPart(self, "zero_points", layout.zero_points_shape(shape), torch.uint8)
+        )
+
+    def write(self, part: str, file: Writable) -> None:
+        """Writes the bytes of one part, little-endian."""
+        raise NotImplementedError
+
+
+class BlockWeight(BlockParts):
+    """A matrix that is quantised while it is written.
 
     `data`, `scales` and `zero_points` are written behind one another: writing the first quantises the matrix and
     keeps the other two (a few percent of it) until they are asked for. Any part asked for alone is computed alone.
@@ -54,19 +74,9 @@ class BlockWeight:
     def __init__(
         self, weight: Weight, name: str, layout: BlockFormat, scale_dtype: torch.dtype, quantise: RowQuantiser
     ) -> None:
-        self.name, self.bits, self.block_size = name, layout.bits, layout.block_size
-        self.rows, self.columns = weight.shape
+        super().__init__(name, weight.shape, layout, scale_dtype)
         self._weight, self._quantise, self._layout = weight, quantise, layout
         self._kept: dict[str, torch.Tensor] = {}
-        shape = (self.rows, self.columns)
-        data = layout.data_shape(shape)
-        self.data = BlockPart(self, "data", data, torch.uint8)
-        # the same bytes as GatherBlockQuantized reads them
-        self.table = BlockPart(self, "data", (data[0], data[1] * data[2]), torch.uint8, self.data.weight)
-        self.scales = BlockPart(self, "scales", layout.scales_shape(shape), scale_dtype)
-        self.zero_points = (
-            None if layout.symmetric else BlockPart(self, "zero_points", layout.zero_points_shape(shape), torch.uint8)
-        )
 
     def write(self, part: str, file: Writable) -> None:
         """Writes the bytes of one part, little-endian."""
@@ -142,7 +152,7 @@ class BlockPart:
     """
 
     def __init__(
-        self, group: BlockWeight, part: str, shape: tuple[int, ...], dtype: torch.dtype, weight: object | None = None
+        self, group: BlockParts, part: str, shape: tuple[int, ...], dtype: torch.dtype, weight: object | None = None
     ) -> None:
         self.group, self.part = group, part
         self.weight = object() if weight is None else weight

@@ -6,29 +6,43 @@ from collections.abc import Callable
 
 import torch
 
-from gemma_export.precision.block_weight import BlockWeight
+from gemma_export.precision.block_weight import BlockParts, BlockWeight
 from gemma_export.precision.precision import Precision
 from gemma_export.precision.quantisers import QUANTISERS
 from gemma_export.weights import Weight
 
-__all__ = ["block_quantiser"]
+__all__ = ["block_quantiser", "scale_dtype_of"]
 
 _TORCH = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def block_quantiser(precision: Precision) -> Callable[[str, Weight], BlockWeight | None]:
+def scale_dtype_of(precision: Precision) -> torch.dtype:
+    """Scales have the activations' type."""
+    return _TORCH[precision.activation_dtype]
+
+
+def block_quantiser(
+    precision: Precision, calibrated: Callable[[str], BlockParts | None] = lambda name: None
+) -> Callable[[str, Weight], BlockParts | None]:
     """(initializer, its float32 expression) -> the quantised matrix, or None where the scheme leaves it as it is.
 
-    Nothing is read: a matrix is quantised while it is written.
+    Nothing is read: a matrix is quantised while it is written, unless calibration has done it.
+
+    Args:
+        precision: with a scheme.
+        calibrated: initializer -> its matrix as calibration quantised it, or None.
     """
     scheme = precision.scheme
     assert scheme is not None
-    scale_dtype = _TORCH[precision.activation_dtype]
+    scale_dtype = scale_dtype_of(precision)
 
-    def quantise(name: str, weight: Weight) -> BlockWeight | None:
+    def quantise(name: str, weight: Weight) -> BlockParts | None:
         layout = scheme.format_of(name, weight.shape)
         if layout is None:
             return None
+        stored = calibrated(name)
+        if stored is not None:
+            return stored
         rows = QUANTISERS[scheme.quantiser_of(name)].prepare(name, layout, scale_dtype)
         return BlockWeight(weight, name, layout, scale_dtype, rows)
 
