@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from gemma_export.calibration import Sequences, needs_calibration
 from gemma_export.mixed_precision import matrices_of
 from gemma_export.precision import Precision
 from gemma_export.resolution import Resolved
@@ -23,6 +24,8 @@ _PROBE_TOKENS = 1024
 # What choosing a mixed precision keeps (gemma_export.mixed_precision): hidden states of every branch up to a limit,
 # 512 positions each, and logits of a block of the vocabulary in float64, several times.
 _BRANCH_BYTES, _BRANCH_POSITIONS, _LOGITS_BYTES = 512 << 20, 512, 320 << 20
+# what calibration keeps of hidden states in memory, and of a matrix: weights, codes, candidates, activations
+_HIDDEN_STATES_BYTES, _CALIBRATING_BYTES = 512 << 20, 448 << 20
 
 
 def peak_memory(
@@ -30,6 +33,7 @@ def peak_memory(
     tensors: Mapping[str, tuple[int, ...]],
     largest: Precision,
     stored: Sequence[tuple[str, tuple[int, ...]]],
+    calibration: Sequences | None = None,
 ) -> int:
     """Upper bound of the resident bytes of an export.
 
@@ -38,6 +42,7 @@ def peak_memory(
         tensors: tensor of the model -> shape.
         largest: the precision at its most bytes; another than the request's where one is to be chosen.
         stored: tensor of the data file and its shape.
+        calibration: what the model is run on, where it is.
     """
     parts = [largest.stored(name, shape) for name, shape in stored]
     choosing = 0 if largest is resolved.precision else _choosing_memory(resolved, tensors, stored)
@@ -45,7 +50,11 @@ def peak_memory(
     rotary = _ROTARY_COPIES * 4 * spec.max_position_embeddings * spec.head_dim // 2
     factors = 0 if merge is None else merge.resident_bytes
     resident = _RESIDENT_BYTES + spec.num_hidden_layers * _RESIDENT_BYTES_PER_LAYER
-    working = max(_measuring_memory(resolved, tensors), choosing)
+    calibrating = 0
+    if calibration is not None and needs_calibration(resolved.precision.scheme, stored):
+        calibrating = _calibrating_memory(resolved, tensors, calibration)
+    # one after the other
+    working = max(_measuring_memory(resolved, tensors), choosing, calibrating)
     return resident + rotary + factors + working + _quantising_memory(parts, resolved.precision)
 
 
@@ -59,6 +68,14 @@ def _measuring_memory(resolved: Resolved, tensors: Mapping[str, tuple[int, ...]]
     # gate, its gelu, up and their product; scores, masked scores, weights and their sum's exponents
     activations = 4 * tokens * (spec.intermediate_size + spec.num_attention_heads * tokens)
     return 4 * (layer + activations)
+
+
+def _calibrating_memory(resolved: Resolved, tensors: Mapping[str, tuple[int, ...]], calibration: Sequences) -> int:
+    """What calibration adds: a layer, second moments of its widest input, hidden states, a piece being quantised."""
+    layer = {name: shape for name, shape in tensors.items() if ".layers.0." in name}
+    widest = max(shape[-1] for shape in layer.values())
+    hidden = min(_HIDDEN_STATES_BYTES, 4 * resolved.spec.hidden_size * calibration.tokens)
+    return 4 * (sum(map(math.prod, layer.values())) + widest**2) + hidden + _CALIBRATING_BYTES
 
 
 def _choosing_memory(

@@ -34,6 +34,8 @@ from gemma_export.planning import ExportPlan, PlannedGraph, consumer_files, plan
 from gemma_export.progress import NullProgress, Progress
 from gemma_export.request import ExportRequest
 from gemma_export.settling import (
+    calibrates,
+    calibration_of,
     choice_files,
     format_options,
     measurement_notes,
@@ -97,7 +99,7 @@ def export(
     if on_plan is not None:
         on_plan(plan)
     with claim_output(plan.output, force=request.force) as claim:
-        check_disk(plan.output, plan.nbytes + _downloaded_beside(plan))
+        check_disk(plan.output, plan.nbytes + plan.scratch_bytes + _downloaded_beside(plan))
         clock.lap("plan")
         if isinstance(plan.checkpoint.source, HubWeights):
             plan = _with_weights(plan, progress)
@@ -111,9 +113,9 @@ def export(
             plan, mixed = settle_precision(plan, model, progress)
             if mixed is not None:
                 clock.lap("choose")
-            graphs = lower_graphs(plan, model)
+            graphs = lower_graphs(plan, model, progress)
             options = format_options(plan, [graph.model for graph in graphs], headroom, mixed)
-            clock.lap("lower")
+            clock.lap("calibrate" if calibrates(plan) else "lower")
             folder = write_folder(
                 plan.output,
                 graphs=graphs,
@@ -163,8 +165,12 @@ def build_semantic_graph(plan: ExportPlan) -> ir.Model:
     return model
 
 
-def lower_graphs(plan: ExportPlan, model: ir.Model) -> list[GraphFile]:
-    """Target passes and precision once, then one finished twin per planned graph over the same weights."""
+def lower_graphs(plan: ExportPlan, model: ir.Model, progress: Progress | None = None) -> list[GraphFile]:
+    """Target passes and precision once, then one finished twin per planned graph over the same weights.
+
+    Where a quantiser needs calibration this runs it: minutes, and a nameless file that goes with the graphs.
+    """
+    calibrated = calibration_of(plan, model, progress)
     if plan.residual_scale.shift:
         # at module level this would make --dry-run wait for onnx
         from gemma_export.passes import RescaleResidual
@@ -175,7 +181,8 @@ def lower_graphs(plan: ExportPlan, model: ir.Model) -> list[GraphFile]:
         from gemma_export.precision.blockwise import block_quantiser
 
         assert plan.target.quantise is not None
-        plan.target.quantise(model, block_quantiser(plan.precision), plan.precision.activation_dtype)
+        matrices = block_quantiser(plan.precision, calibrated(model))
+        plan.target.quantise(model, matrices, plan.precision.activation_dtype)
     plan.precision.apply(model)
     graphs = []
     for planned in plan.graphs:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from gemma_export import JSON_VERSION
 from gemma_export.adapter import Merge
 from gemma_export.artifact import DataPlan, data_file, file_kind, graph_file, plan_data
+from gemma_export.calibration import Sequences, plan_calibration
 from gemma_export.checkpoint import Checkpoint, HubWeights
 from gemma_export.config import DecoderSpec
 from gemma_export.consumers import CONSUMERS, FolderFacts
@@ -88,6 +89,8 @@ class ExportPlan:
     target: Target
     precision: Precision
     residual_scale: ResidualScale
+    # what the model is run on, by quantisers that need it or to measure KL; None: by nothing, or on built-in texts
+    calibration: Sequences | None
     checkpoint: Checkpoint
     # an adapter that is merged into its tensors
     merge: Merge | None
@@ -112,6 +115,13 @@ class ExportPlan:
     def nbytes(self) -> int:
         """Upper bound of the folder's size."""
         return sum(file.nbytes for file in self.files)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Upper bound of what calibration keeps on the disk until it is written, and hidden states with it."""
+        if self.calibration is None:
+            return 0
+        return self.data.size + 4 * self.spec.hidden_size * self.calibration.tokens
 
 
 def plan_export(request: ExportRequest, progress: Progress | None = None) -> ExportPlan:
@@ -139,6 +149,14 @@ def plan_export(request: ExportRequest, progress: Progress | None = None) -> Exp
     if request.max_kl is not None:
         largest = with_scheme(precision, largest_scheme(precision, stored))
     data = _plan_data(largest, stored)
+    calibration = plan_calibration(
+        request.calibration,
+        precision.scheme,
+        stored,
+        resolved.checkpoint,
+        spec,
+        measures=request.max_kl is not None,
+    )
     chosen = _choice_files(precision, stored) if request.max_kl is not None else ()
     facts, source = _facts(resolved, graphs), resolved.checkpoint.source
     return ExportPlan(
@@ -149,6 +167,7 @@ def plan_export(request: ExportRequest, progress: Progress | None = None) -> Exp
         target=target,
         precision=precision,
         residual_scale=resolved.residual_scale,
+        calibration=calibration,
         checkpoint=resolved.checkpoint,
         merge=resolved.merge,
         stored=resolved.stored,
@@ -159,9 +178,13 @@ def plan_export(request: ExportRequest, progress: Progress | None = None) -> Exp
         smallest_data=smallest,
         facts=facts,
         files=_files(spec, graphs, data, precision, facts, chosen),
-        peak_memory_bytes=peak_memory(resolved, tensors, largest, stored),
+        peak_memory_bytes=peak_memory(resolved, tensors, largest, stored, calibration),
         download_bytes=source.download_bytes if isinstance(source, HubWeights) else 0,
-        warnings=(*resolved.warnings, *(warning for consumer in CONSUMERS for warning in consumer.check(facts))),
+        warnings=(
+            *resolved.warnings,
+            *(calibration.warnings if calibration is not None else ()),
+            *(warning for consumer in CONSUMERS for warning in consumer.check(facts)),
+        ),
     )
 
 

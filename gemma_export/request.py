@@ -7,7 +7,15 @@ import math
 from pathlib import Path
 
 from gemma_export.errors import UsageError
-from gemma_export.precision import PRECISIONS, Precision, WeightOptions, WeightScheme, quantised, weight_scheme
+from gemma_export.precision import (
+    PRECISIONS,
+    QUANTISERS,
+    Precision,
+    WeightOptions,
+    WeightScheme,
+    quantised,
+    weight_scheme,
+)
 from gemma_export.targets import TARGETS, Target
 
 __all__ = ["ExportRequest", "target_and_precision"]
@@ -29,6 +37,8 @@ class ExportRequest:
     # of activations, and of the weights too unless they are quantised
     precision: str = "fp32"
     weights: WeightOptions = dataclasses.field(default_factory=WeightOptions)
+    # text that quantisers or --max-kl run the model on; None: a built-in one
+    calibration: Path | None = None
     target: str = "ort"
     # keep the semantic operators as functions of the graph, where the target can
     keep_functions: bool = False
@@ -120,4 +130,11 @@ def _check_max_kl(max_kl: float | None, scheme: WeightScheme | None) -> None:
         raise UsageError(
             f"--max-kl spends bytes on a 4-bit export, and {found}",
             hint="Add --int4. Its most bytes are what --int8 stores everywhere.",
+        )
+    used = {scheme.quantiser, *(rule.quantiser for rule in scheme.rules if rule.quantiser is not None)}
+    calibrated = sorted(name for name in used if QUANTISERS[name].calibrated)
+    if calibrated:
+        raise UsageError(
+            f"--max-kl measures matrices one at a time, and --quantizer {calibrated[0]} quantises them in a row",
+            hint="Choose with --quantizer search, then give the chosen rules to gptq with --precision-config.",
         )

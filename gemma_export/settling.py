@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gemma_export.artifact.disk import nearest_existing
 from gemma_export.artifact.lock import cache_directory
+from gemma_export.calibration import needs_calibration
 from gemma_export.mixed_precision import JSON_FILE, PLOT_FILE, MixedPrecision, can_plot
 from gemma_export.planning import ExportPlan, with_chosen
 from gemma_export.progress import Progress
@@ -17,8 +18,21 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from gemma_export.headroom import Headroom
+    from gemma_export.precision.block_weight import BlockWeight
 
-__all__ = ["choice_files", "format_options", "measurement_notes", "settle_precision", "settle_residual_scale"]
+__all__ = [
+    "Calibration",
+    "calibrates",
+    "calibration_of",
+    "choice_files",
+    "format_options",
+    "measurement_notes",
+    "settle_precision",
+    "settle_residual_scale",
+]
+
+# the lowered graph -> (initializer -> its matrix, None for one that is quantised while it is written)
+Calibration: TypeAlias = "Callable[[ir.Model], Callable[[str], BlockWeight | None]]"
 
 
 def settle_residual_scale(plan: ExportPlan, progress: Progress | None = None) -> tuple[ExportPlan, Headroom | None]:
@@ -48,17 +62,18 @@ def settle_precision(
     if plan.request.max_kl is None:
         return plan, None
     from gemma_export.mixed_precision.choose import choose_mixed_precision, reference_for
+    from gemma_export.mixed_precision.text import measured_batches
     from gemma_export.tracing import model_weight
 
     source = plan.checkpoint.source
     assert source is not None
     stored = plan.target.stored_tensors(plan.tensors, plan.spec)
     reference = reference_for(
-        plan.checkpoint,
         plan.family,
         plan.spec,
         lambda name: model_weight(source, plan.merge, name),
         stored,
+        measured_batches(plan.checkpoint, plan.spec, plan.calibration),
         factors=_residual_factors(plan, model),
         rounds_activations=plan.precision.activation_dtype in plan.target.rounded_activations,
         progress=progress,
@@ -68,10 +83,53 @@ def settle_precision(
         plan.precision,
         stored,
         plan.request.max_kl,
-        directory=nearest_existing(plan.output.absolute().parent),
+        directory=_scratch(plan),
         progress=progress,
     )
     return with_chosen(plan, mixed.scheme), mixed
+
+
+def calibrates(plan: ExportPlan) -> bool:
+    """Whether some matrices are quantised by what calibration text makes of their inputs."""
+    return needs_calibration(plan.precision.scheme, plan.target.stored_tensors(plan.tensors, plan.spec))
+
+
+def calibration_of(plan: ExportPlan, model: ir.Model, progress: Progress | None = None) -> Calibration:
+    """What will quantise the lowered graph's matrices by calibration, where the scheme has such.
+
+    Args:
+        plan: settled.
+        model: the semantic graph before any pass, whose weights are taken note of.
+        progress: told of the weights' bytes.
+    """
+    scheme = plan.precision.scheme
+    if scheme is None or plan.calibration is None or not calibrates(plan):
+        return lambda lowered: lambda name: None
+    from gemma_export.calibration.placement import bound_weights, place
+    from gemma_export.calibration.quantise import quantise_by_layer
+    from gemma_export.layerwise import reference_stack
+    from gemma_export.precision.blockwise import scale_dtype_of
+
+    bound = bound_weights(model)
+    sequences = plan.calibration.token_ids
+
+    def run(lowered: ir.Model) -> Callable[[str], BlockWeight | None]:
+        return quantise_by_layer(
+            reference_stack(plan.family, plan.spec, positions=max(map(len, sequences))),
+            bound.__getitem__,
+            sequences,
+            place(lowered, bound, scheme),
+            scale_dtype=scale_dtype_of(plan.precision),
+            directory=_scratch(plan),
+            progress=progress,
+        )
+
+    return run
+
+
+def _scratch(plan: ExportPlan) -> Path:
+    """The folder that has the space: nameless files go there."""
+    return nearest_existing(plan.output.absolute().parent)
 
 
 def _residual_factors(plan: ExportPlan, model: ir.Model) -> dict[str, float]:
@@ -105,6 +163,8 @@ def format_options(
 ) -> dict[str, Any]:
     """The number format's options, in the manifest's words."""
     options = {} if plan.precision.scheme is None else dict(plan.precision.scheme.options())
+    if plan.calibration is not None:
+        options["calibration"] = dict(plan.calibration.options)
     if mixed is not None:
         options["mixed_precision"] = mixed.summary()
     if plan.precision.activation_dtype != "float16":

@@ -48,3 +48,6 @@ MEASURED_KL = 0.02
 # What --max-kl keeps on its calibration text, on other text: one Python file measures 1.24 (fp16: 1.27) on the
 # built-in model. A guess with room, not a bound that other models are known to keep.
 HELD_OUT_FACTOR = 1.5
+# gptq's mean KL as a share of rtn's at one layout: 0.48 with the built-in text on 6,144 held-out positions. The test
+# calibrates on a quarter of that text and measures 0.54 on its own file, where search, without feedback, is at 0.95.
+GPTQ_SHARE_OF_RTN = 0.75

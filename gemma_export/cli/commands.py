@@ -49,7 +49,13 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
 @click.option("--int8", "int8", is_flag=True, help="8-bit weights; with --fp16, float16 activations.")
 @click.option("--block-size", type=int, metavar="N", help="Weights that share a scale: 32, 64, 128 or 256.")
 @click.option("--symmetric/--asymmetric", default=None, help="Quantise without or with zero points.")
-@click.option("--quantizer", metavar="NAME", help="How scales are chosen: rtn, search.")
+@click.option("--quantizer", metavar="NAME", help="How integers are chosen: rtn, search, gptq.")
+@click.option(
+    "--calibration",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Text that gptq or --max-kl runs the model on.",
+)
 @click.option("--embedding-bits", type=int, metavar="4|8", help="Bits of the embedding table and the head.")
 @click.option("--format", "weight_format", metavar="NAME", help="Of integer weights: nbits (MatMulNBits) or qdq.")
 @click.option(
@@ -182,6 +188,7 @@ def _request(options: dict[str, Any]) -> ExportRequest:
             format=options["weight_format"],
             config=options["precision_config"],
         ),
+        calibration=options["calibration"],
         target=options["target"],
         keep_functions=options["keep_functions"],
         logits=options["logits"],

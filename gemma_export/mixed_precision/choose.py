@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gemma_export.artifact import plan_data
-from gemma_export.checkpoint import Checkpoint
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import DriftError
 from gemma_export.families import Family
@@ -18,7 +19,6 @@ from gemma_export.mixed_precision.curve import Step, interpolated, search, steps
 from gemma_export.mixed_precision.reference import Reference
 from gemma_export.mixed_precision.report import MixedPrecision, Point
 from gemma_export.mixed_precision.sensitivity import sweep
-from gemma_export.mixed_precision.text import calibration_batches
 from gemma_export.mixed_precision.weights import ExportedWeights
 from gemma_export.precision import Precision, WeightScheme
 from gemma_export.progress import Progress
@@ -91,32 +91,30 @@ def choose_mixed_precision(
 
 
 def reference_for(
-    checkpoint: Checkpoint,
     family: Family,
     spec: DecoderSpec,
     weights: Callable[[str], Weight],
     stored: Stored,
+    batches: tuple[torch.Tensor, ...],
     *,
     factors: Mapping[str, float],
     rounds_activations: bool,
     progress: Progress | None = None,
 ) -> Reference:
-    """The model in float32 on the calibration text.
+    """The model in float32 on some text.
 
     Args:
-        checkpoint: has the tokenizer.
         family, spec: the architecture.
         weights: name -> lazy float32 weight of the exported model, adapter included.
         stored: name and shape of every tensor of the data file.
+        batches: token ids, int64 [batch_size, sequence_length] each.
         factors: what the rescaled stream multiplies tensors by.
         rounds_activations: whether the target's products round activations to 8 bits.
         progress: told of the weights' bytes.
 
     Raises:
         NonFiniteError: a weight or a hidden state is not finite.
-        MissingResourceError, ConfigError: the tokenizer cannot be used.
     """
-    batches = calibration_batches(checkpoint, spec)
     stack = reference_stack(family, spec, positions=max(batch.shape[1] for batch in batches))
     exported = ExportedWeights(weights, [name for name, _ in stored], factors)
     return Reference(stack, exported, batches, rounds_activations=rounds_activations, progress=progress)

@@ -29,9 +29,9 @@ __all__ = ["Costs", "sweep"]
 # matrix -> mean KL of each of its choices, alone
 Costs = Mapping[str, tuple[float, ...]]
 
-# Tokens of each text: branches keep hidden states, and the mean of 512 positions ranks matrices well enough; what a
-# configuration truly costs is measured afterwards.
-_TOKENS = 128
+# Texts, and tokens of each: branches keep hidden states, and the mean of 512 positions ranks matrices well enough;
+# what a configuration truly costs is measured afterwards.
+_TEXTS, _TOKENS = 4, 128
 _MEMORY_BYTES = 512 << 20
 
 
@@ -78,8 +78,9 @@ class _Sweep:
         self._precision, self._threads = precision, reference.threads
         self._matrices = {matrix.name: matrix for matrix in matrices}
         self._progress = progress
-        length = min(_TOKENS, *(batch.shape[1] for batch in reference.batches))
-        ids = torch.cat([batch[:, :length] for batch in reference.batches])
+        batches = reference.batches[:: -(-len(reference.batches) // _TEXTS)]
+        length = min(_TOKENS, *(batch.shape[1] for batch in batches))
+        ids = torch.cat([batch[:, :length] for batch in batches])
         shape = (len(ids), length, self._stack.hidden_size)
         self._hidden = HiddenStates([shape], memory_bytes=_MEMORY_BYTES, directory=directory)
         self._run = LayerwiseRun(self._stack, self._weights.plain, [ids], hidden=self._hidden)

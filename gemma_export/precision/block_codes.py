@@ -12,9 +12,20 @@ import dataclasses
 import numpy as np
 import torch
 
+from gemma_export.errors import NonFiniteError
 from gemma_export.precision.block_format import BlockFormat
 
-__all__ = ["BlockCodes", "blocks_of", "dequantise", "encode", "pack", "reciprocal", "stored_scales", "unpack"]
+__all__ = [
+    "BlockCodes",
+    "blocks_of",
+    "dequantise",
+    "encode",
+    "pack",
+    "reciprocal",
+    "require_finite_scales",
+    "stored_scales",
+    "unpack",
+]
 
 # Below the smallest normal float32 a reciprocal overflows: such blocks count as zeros (error under 1e-36).
 _SMALLEST = 2.0**-126
@@ -74,6 +85,28 @@ def encode(blocks: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor
         data=pack(_narrow(codes.flatten(1)), layout.bits).view(*codes.shape[:2], -1),
         scales=scales.squeeze(-1),
         zero_points=None if layout.symmetric else pack(_narrow(zero_points.squeeze(-1)), layout.bits),
+    )
+
+
+def require_finite_scales(codes: BlockCodes, name: str, first_row: int, layout: BlockFormat) -> None:
+    """Refuses scales that their type does not hold.
+
+    Args:
+        codes: of some rows.
+        name: of the tensor.
+        first_row: of these rows in it.
+        layout: for the block's columns.
+
+    Raises:
+        NonFiniteError: a scale is infinite or NaN.
+    """
+    if codes.scales.isfinite().all():
+        return
+    row, block = (~codes.scales.isfinite()).nonzero()[0].tolist()
+    raise NonFiniteError(
+        f"tensor {name}, row {first_row + row}, columns from {block * layout.block_size}: the block's scale "
+        f"does not fit {str(codes.scales.dtype).removeprefix('torch.')}",
+        hint="Export with float32 activations: this checkpoint's weights exceed the range of the scales.",
     )
 
 

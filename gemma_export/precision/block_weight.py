@@ -1,11 +1,9 @@
-"""A block-quantised matrix as lazy tensors: data, scales and zero points of one expression, each source read once."""
+"""A block-quantised matrix as lazy tensors: data, scales and zero points of one pass over its rows."""
 
 from __future__ import annotations
 
-import concurrent.futures
+import abc
 import io
-import os
-from collections import deque
 from collections.abc import Iterator, MutableMapping
 from typing import Any, Protocol
 
@@ -14,21 +12,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
-from gemma_export.errors import NonFiniteError
 from gemma_export.precision.block_codes import BlockCodes, dequantise, unpack
 from gemma_export.precision.block_format import BlockFormat
-from gemma_export.precision.quantisers import RowQuantiser
-from gemma_export.weights import Weight, Writable, one_thread
+from gemma_export.weights import Writable, one_thread
 
 __all__ = ["BlockPart", "BlockWeight", "onnx_type", "write_bytes"]
 
-# Threads that quantise while this one reads and widens; the result does not depend on their number.
-_WORKERS = min(4, os.cpu_count() or 1)
-# chunks read ahead of the one that is written: bounds the memory, keeps the threads busy
-_AHEAD = 2 * _WORKERS
-# Rows are handed over in pieces of about this many weights: a MiB in float32 amortises the calls and still fits a
-# core's second-level cache. Measured on one core, rtn: 64 Ki 0.4, 128 Ki 0.7, 256 Ki 0.8 G weights/s.
-_PIECE = 1 << 18
 _ONNX = {
     torch.uint8: ir.DataType.UINT8,
     torch.float32: ir.DataType.FLOAT,
@@ -37,29 +26,24 @@ _ONNX = {
 }
 
 
-class BlockWeight:
-    """The parts of one quantised matrix.
+class BlockWeight(abc.ABC):
+    """The parts of one quantised matrix; a subclass says where its codes come from.
 
-    `data`, `scales` and `zero_points` are written behind one another: writing the first quantises the matrix and
-    keeps the other two (a few percent of it) until they are asked for. Any part asked for alone is computed alone.
+    `data`, `scales` and `zero_points` are written behind one another: writing the first goes through the codes and
+    keeps the other two (a few percent of them) until they are asked for. Any part asked for alone is made alone.
 
     Args:
-        weight: float32 [rows, columns], finite: its expression refuses NaN and infinity by tensor and position.
         name: of the stored tensor.
+        shape: [rows, columns].
         layout: bits, block size, symmetry.
         scale_dtype: of the scales: the activations' type.
-        quantise: rows -> their codes.
     """
 
-    def __init__(
-        self, weight: Weight, name: str, layout: BlockFormat, scale_dtype: torch.dtype, quantise: RowQuantiser
-    ) -> None:
+    def __init__(self, name: str, shape: tuple[int, ...], layout: BlockFormat, scale_dtype: torch.dtype) -> None:
         self.name, self.bits, self.block_size = name, layout.bits, layout.block_size
-        self.rows, self.columns = weight.shape
-        self.layout = layout
-        self._weight, self._quantise = weight, quantise
+        self.rows, self.columns = shape
+        self.layout, self.scale_dtype = layout, scale_dtype
         self._kept: dict[str, torch.Tensor] = {}
-        shape = (self.rows, self.columns)
         data = layout.data_shape(shape)
         self.data = BlockPart(self, "data", data, ir.DataType.UINT8)
         # the same bytes as GatherBlockQuantized reads them
@@ -71,20 +55,24 @@ class BlockWeight:
             else BlockPart(self, "zero_points", layout.zero_points_shape(shape), ir.DataType.UINT8)
         )
 
-    def write(self, part: str, file: Writable) -> None:
-        """Writes the bytes of one part, little-endian."""
-        if part in self._kept:
-            write_bytes(self._kept.pop(part), file)
-            return
-        with one_thread():
-            self._quantise_all(part, file)
+    @abc.abstractmethod
+    def codes(self) -> Iterator[BlockCodes]:
+        """The matrix in order, some rows at a time."""
 
     def dequantised(self) -> Iterator[torch.Tensor]:
         """Rows [n, columns] in order, in float32, as a kernel multiplies with them."""
         for codes in self.codes():
             yield dequantise(codes, self.layout)[:, : self.columns]
 
-    def _quantise_all(self, part: str, file: Writable) -> None:
+    def write(self, part: str, file: Writable) -> None:
+        """Writes the bytes of one part, little-endian."""
+        if part in self._kept:
+            write_bytes(self._kept.pop(part), file)
+            return
+        with one_thread():
+            self._write_codes(part, file)
+
+    def _write_codes(self, part: str, file: Writable) -> None:
         wanted: list[torch.Tensor] = []
         kept: dict[str, list[torch.Tensor]] = {"scales": [], "zero_points": []}
         for codes in self.codes():
@@ -99,43 +87,8 @@ class BlockWeight:
             write_bytes(tensor, file)
         self._kept = {name: torch.cat(tensors) for name, tensors in kept.items() if tensors}
 
-    def codes(self) -> Iterator[BlockCodes]:
-        """The matrix in order, quantised on several threads."""
-        row = 0
-        pending: deque[tuple[int, concurrent.futures.Future[BlockCodes]]] = deque()
-        with concurrent.futures.ThreadPoolExecutor(_WORKERS, "quantise", torch.set_num_threads, (1,)) as pool:
-            for piece in self._pieces():
-                pending.append((row, pool.submit(self._quantise, piece)))
-                row += len(piece)
-                if len(pending) > _AHEAD:
-                    yield self._checked(*pending.popleft())
-            while pending:
-                yield self._checked(*pending.popleft())
-
-    def _pieces(self) -> Iterator[torch.Tensor]:
-        """Rows in copies of their own: an expression reuses its buffers."""
-        rows: list[torch.Tensor] = []
-        for chunk in self._weight.chunks():
-            rows.append(chunk.float() if chunk.dtype != torch.float32 else chunk.clone())
-            if sum(len(part) for part in rows) * self.columns >= _PIECE:
-                yield torch.cat(rows)
-                rows = []
-        if rows:
-            yield torch.cat(rows)
-
-    def _checked(self, row: int, future: concurrent.futures.Future[BlockCodes]) -> BlockCodes:
-        codes = future.result()
-        if not codes.scales.isfinite().all():
-            inside, block = (~codes.scales.isfinite()).nonzero()[0].tolist()
-            raise NonFiniteError(
-                f"tensor {self.name}, row {row + inside}, columns from {block * self.block_size}: the block's scale "
-                f"does not fit {str(codes.scales.dtype).removeprefix('torch.')}",
-                hint="Export with float32 activations: this checkpoint's weights exceed the range of the scales.",
-            )
-        return codes
-
     def __repr__(self) -> str:
-        return f"BlockWeight({self.name}, {self.layout})"
+        return f"{type(self).__name__}({self.name}, {self.layout})"
 
 
 class _Parts(Protocol):

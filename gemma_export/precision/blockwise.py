@@ -8,30 +8,44 @@ import torch
 
 from gemma_export.precision.block_weight import BlockWeight
 from gemma_export.precision.precision import Precision
+from gemma_export.precision.quantised_weight import QuantisedWeight
 from gemma_export.precision.quantisers import QUANTISERS
 from gemma_export.precision.transposed_weight import TransposedWeight
 from gemma_export.weights import Weight
 
-__all__ = ["block_quantiser"]
+__all__ = ["block_quantiser", "scale_dtype_of"]
 
 _TORCH = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def block_quantiser(precision: Precision) -> Callable[[str, Weight], BlockWeight | TransposedWeight | None]:
+def scale_dtype_of(precision: Precision) -> torch.dtype:
+    """Scales have the activations' type."""
+    return _TORCH[precision.activation_dtype]
+
+
+def block_quantiser(
+    precision: Precision, calibrated: Callable[[str], BlockWeight | None] = lambda name: None
+) -> Callable[[str, Weight], BlockWeight | TransposedWeight | None]:
     """(initializer, its float32 expression) -> the quantised matrix, or None where the scheme leaves it as it is.
 
-    Nothing is read: a matrix is quantised while it is written.
+    Nothing is read: a matrix is quantised while it is written, unless calibration has done it.
+
+    Args:
+        precision: with a scheme.
+        calibrated: initializer -> its matrix as calibration quantised it, or None.
     """
     scheme = precision.scheme
     assert scheme is not None
-    scale_dtype = _TORCH[precision.activation_dtype]
+    scale_dtype = scale_dtype_of(precision)
 
     def quantise(name: str, weight: Weight) -> BlockWeight | TransposedWeight | None:
         layout = scheme.format_of(name, weight.shape)
         if layout is None:
             return None
-        rows = QUANTISERS[scheme.quantiser_of(name)].prepare(name, layout, scale_dtype)
-        matrix = BlockWeight(weight, name, layout, scale_dtype, rows)
-        return TransposedWeight(matrix, scale_dtype) if layout.transposed else matrix
+        matrix = calibrated(name)
+        if matrix is None:
+            rows = QUANTISERS[scheme.quantiser_of(name)].prepare(name, layout, scale_dtype)
+            matrix = QuantisedWeight(weight, name, layout, scale_dtype, rows)
+        return TransposedWeight(matrix) if layout.transposed else matrix
 
     return quantise

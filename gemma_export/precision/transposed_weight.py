@@ -29,10 +29,9 @@ class TransposedWeight:
 
     Args:
         blocks: the quantised matrix; its layout is transposed.
-        scale_dtype: of the scales: the activations' type.
     """
 
-    def __init__(self, blocks: BlockWeight, scale_dtype: torch.dtype) -> None:
+    def __init__(self, blocks: BlockWeight) -> None:
         layout = blocks.layout
         self.name, self.bits, self.block_size = blocks.name, layout.bits, layout.block_size
         self.rows, self.columns, self.symmetric = blocks.rows, blocks.columns, layout.symmetric
@@ -43,7 +42,7 @@ class TransposedWeight:
         element = (signed if layout.symmetric else unsigned)[layout.bits]
         levels = (layout.blocks(self.columns), self.rows)
         self.data = BlockPart(self, "data", (self.columns, self.rows), element)
-        self.scales = BlockPart(self, "scales", levels, onnx_type(scale_dtype))
+        self.scales = BlockPart(self, "scales", levels, onnx_type(blocks.scale_dtype))
         self.zero_points = None if layout.symmetric else BlockPart(self, "zero_points", levels, element)
         self.table = self._as_bytes(self.data, element)
         self.table_scales = BlockPart(self, "scales", levels, self.scales.dtype, self.scales.weight)

@@ -25,6 +25,7 @@ class Quantiser:
 
     # the word of --quantizer and of the manifest
     name: str
-    # (stored tensor's name, layout, element type of the scales) -> what quantises its rows; a quantiser that needs
-    # more than the rows (calibration) looks it up here by name
+    # (stored tensor's name, layout, element type of the scales) -> what quantises its rows, while they are written
     prepare: Callable[[str, BlockFormat, torch.dtype], RowQuantiser]
+    # projections are quantised before, by what calibration text makes of their inputs; `prepare` is for the rest
+    calibrated: bool = False

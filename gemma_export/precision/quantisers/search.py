@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from gemma_export.precision.block_format import BlockFormat
 
-__all__ = ["SEARCH"]
+__all__ = ["SEARCH", "search_scales"]
 
 # Factors on the block's range. Without zero points one above 1 too: the shorter side may use its extra code.
 _SYMMETRIC = (1.12, 1.0, 0.9, 0.8)
@@ -31,14 +31,22 @@ def _prepare(name: str, layout: BlockFormat, scale_dtype: torch.dtype) -> RowQua
 
     def quantise(rows: torch.Tensor) -> BlockCodes:
         blocks = blocks_of(rows, layout)
-        scales, zero_points = _search(blocks, layout)
+        scales, zero_points = search_scales(blocks, layout)
         return encode(blocks, stored_scales(scales, scale_dtype), zero_points, layout)
 
     return quantise
 
 
-def _search(blocks: torch.Tensor, layout: BlockFormat) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best float32 scales and zero points, [rows, blocks, 1] each."""
+def search_scales(
+    blocks: torch.Tensor, layout: BlockFormat, importance: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best float32 scales and zero points, [rows, blocks, 1] each.
+
+    Args:
+        blocks: float32 [rows, blocks, block size].
+        layout: bits and symmetry.
+        importance: of each weight's squared error, to broadcast against `blocks`; all alike if not given.
+    """
     import torch
 
     from gemma_export.precision.block_codes import reciprocal
@@ -46,6 +54,7 @@ def _search(blocks: torch.Tensor, layout: BlockFormat) -> tuple[torch.Tensor, to
     low, high = blocks.amin(-1, keepdim=True).clamp_(max=0), blocks.amax(-1, keepdim=True).clamp_(min=0)
     extreme = torch.where(high >= -low, high, low)
     codes, products = torch.empty_like(blocks), torch.empty_like(blocks)
+    weighted = blocks if importance is None else blocks * importance
     best: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
     for factor in _SYMMETRIC if layout.symmetric else _ASYMMETRIC:
         if layout.symmetric:
@@ -57,8 +66,9 @@ def _search(blocks: torch.Tensor, layout: BlockFormat) -> tuple[torch.Tensor, to
         torch.mul(blocks, reciprocal(scales), out=codes).round_()
         # relative to the zero point in the end; clamping between tensors would take ten times as long
         codes.add_(zero_points).clamp_(0, layout.top).sub_(zero_points)
-        fit = torch.mul(codes, blocks, out=products).sum(-1, keepdim=True)
-        norm = torch.mul(codes, codes, out=products).sum(-1, keepdim=True)
+        fit = torch.mul(codes, weighted, out=products).sum(-1, keepdim=True)
+        torch.mul(codes, codes, out=products)
+        norm = (products if importance is None else products.mul_(importance)).sum(-1, keepdim=True)
         refitted = torch.where(norm > 0, fit / norm, scales)
         # what the codes explain of the block: the larger, the smaller the error
         explained = refitted * fit

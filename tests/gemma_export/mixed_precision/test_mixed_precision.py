@@ -23,7 +23,7 @@ from gemma_export.mixed_precision.choose import choose_mixed_precision, referenc
 from gemma_export.mixed_precision.curve import search, steps
 from gemma_export.mixed_precision.divergence import StreamedKL
 from gemma_export.mixed_precision.reference import Reference
-from gemma_export.mixed_precision.text import calibration_batches
+from gemma_export.mixed_precision.text import measured_batches
 from gemma_export.pipeline import ExportRequest, ExportResult, export
 from gemma_export.planning import ExportPlan, plan_export
 from gemma_export.precision import WeightOptions
@@ -58,11 +58,11 @@ def reference(plan: ExportPlan) -> Reference:
     assert source is not None
     stored = plan.target.stored_tensors(plan.tensors, plan.spec)
     return reference_for(
-        plan.checkpoint,
         plan.family,
         plan.spec,
         lambda name: model_weight(source, None, name),
         stored,
+        measured_batches(plan.checkpoint, plan.spec),
         factors={},
         rounds_activations=True,
     )
@@ -81,7 +81,7 @@ def test_the_bound_is_kept_and_the_measurement_is_onnxruntimes(exported: ExportR
     assert mixed is not None
     assert 0 < mixed.taken < len(mixed.curve) - 1
     assert mixed.kl <= _MAX_KL
-    texts = [batch.numpy() for batch in calibration_batches(exported.plan.checkpoint, exported.plan.spec)]
+    texts = [batch.numpy() for batch in measured_batches(exported.plan.checkpoint, exported.plan.spec)]
     assert drift_on(folder, texts) == pytest.approx(mixed.kl, rel=tolerances.MEASURED_KL)
     held_out = np.array([load_tokenizer(BUILTIN_DIRECTORY).encode(_TEXT)[:512]])
     assert drift_on(folder, [held_out]) <= tolerances.HELD_OUT_FACTOR * _MAX_KL
@@ -160,6 +160,47 @@ def test_bounds_that_mean_nothing(bound: float) -> None:
 def test_only_4_bits_have_bytes_to_spend(scheme: str | None) -> None:
     with pytest.raises(UsageError, match="--max-kl spends bytes on a 4-bit export"):
         plan_export(ExportRequest(variant="tiny", weights=WeightOptions(scheme=scheme), max_kl=0.1))
+
+
+def test_a_calibration_file_is_what_kl_is_measured_on(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("".join(f"def area_{n}(width, height):\n    return width * height * {n}\n\n" for n in range(400)))
+    options = WeightOptions(scheme="int4")
+    asked = ExportRequest(
+        variant="tiny", weights=options, max_kl=_MAX_KL, calibration=path, output=tmp_path / "out", residual_scale="6"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = export(asked)
+    calibration = exported.plan.calibration
+    assert calibration is not None
+    assert len(calibration.token_ids) == 16
+    # spread over the text, in order, each sequence once
+    assert calibration.token_ids[0] != calibration.token_ids[-1]
+    assert len(set(calibration.token_ids)) == 16
+    mixed = exported.mixed
+    assert mixed is not None
+    assert mixed.positions == calibration.tokens
+    stated = read_manifest(tmp_path / "out").precision.options["calibration"]
+    assert stated["source"] == "mine.txt"
+    assert stated["tokens"] == calibration.tokens
+    assert drift_on(tmp_path / "out", [np.array([ids]) for ids in calibration.token_ids]) == pytest.approx(
+        mixed.kl, rel=tolerances.MEASURED_KL
+    )
+
+
+@pytest.mark.parametrize("by", ["option", "rule"])
+def test_calibrated_quantisers_are_chosen_afterwards(by: str, tmp_path: Path) -> None:
+    config = tmp_path / "rules.toml"
+    config.write_text('[[rule]]\nmatch = "*.down_proj.weight"\nquantizer = "gptq"\n')
+    options = (
+        WeightOptions(scheme="int4", quantiser="gptq")
+        if by == "option"
+        else WeightOptions(scheme="int4", config=config)
+    )
+    with pytest.raises(UsageError, match="gptq quantises them in a row") as raised:
+        plan_export(ExportRequest(variant="tiny", weights=options, max_kl=0.1))
+    assert raised.value.exit_code == 2
 
 
 def test_rules_by_hand_stay(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from graphs import ArraySource
 
 from gemma_export.errors import NonFiniteError
 from gemma_export.precision.block_format import BlockFormat
-from gemma_export.precision.block_weight import BlockWeight
+from gemma_export.precision.quantised_weight import QuantisedWeight
 from gemma_export.precision.quantisers import QUANTISERS
 from gemma_export.weights import Cast, Concat, Stored
 
@@ -34,9 +34,9 @@ def _array(rows: int = 40) -> np.ndarray:
 
 def _block_weight(
     source: ArraySource, dtype: torch.dtype = torch.float32, layout: BlockFormat = _LAYOUT
-) -> BlockWeight:
+) -> QuantisedWeight:
     weight = Cast(Stored(source, "w"), torch.float32)
-    return BlockWeight(weight, "w", layout, dtype, QUANTISERS["search"].prepare("w", layout, dtype))
+    return QuantisedWeight(weight, "w", layout, dtype, QUANTISERS["search"].prepare("w", layout, dtype))
 
 
 def _written(part: object) -> bytes:
@@ -46,7 +46,7 @@ def _written(part: object) -> bytes:
 
 
 def test_each_source_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemma_export.precision.block_weight._PIECE", 500)
+    monkeypatch.setattr("gemma_export.precision.quantised_weight._PIECE", 500)
     monkeypatch.setattr("gemma_export.weights._CHUNK_BYTES", 1000)
     array = _array()
     source = _Counted(array)
@@ -63,8 +63,8 @@ def test_each_source_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("piece", [1, 500, 1 << 20])
 def test_threads_and_pieces_do_not_change_the_bytes(workers: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = _written(_block_weight(ArraySource({"w": _array()})).data)
-    monkeypatch.setattr("gemma_export.precision.block_weight._WORKERS", workers)
-    monkeypatch.setattr("gemma_export.precision.block_weight._PIECE", piece)
+    monkeypatch.setattr("gemma_export.precision.quantised_weight._WORKERS", workers)
+    monkeypatch.setattr("gemma_export.precision.quantised_weight._PIECE", piece)
     monkeypatch.setattr("gemma_export.weights._CHUNK_BYTES", 1000)
     assert _written(_block_weight(ArraySource({"w": _array()})).data) == expected
 
@@ -73,7 +73,7 @@ def test_a_concatenation_is_quantised_in_order() -> None:
     array = _array()
     first, second = (Cast(Stored(ArraySource({"w": part}), "w"), torch.float32) for part in (array[:7], array[7:]))
     rows = QUANTISERS["search"].prepare("w", _LAYOUT, torch.float32)
-    joined = BlockWeight(Concat((first, second)), "w", _LAYOUT, torch.float32, rows)
+    joined = QuantisedWeight(Concat((first, second)), "w", _LAYOUT, torch.float32, rows)
     assert _written(joined.data) == _written(_block_weight(ArraySource({"w": array})).data)
 
 

@@ -1,0 +1,15 @@
+"""What the inputs of a model's matrices look like on calibration text, and what quantisation makes of that.
+
+    plan.py, text.py   which text, and its tokens
+    placement.py       where the graph stores each matrix
+    quantise.py        the model, layer by layer
+
+Importing the package imports no torch: plans check a calibration file before anything runs.
+"""
+
+from __future__ import annotations
+
+from gemma_export.calibration.plan import needs_calibration, plan_calibration
+from gemma_export.calibration.text import Sequences
+
+__all__ = ["Sequences", "needs_calibration", "plan_calibration"]
