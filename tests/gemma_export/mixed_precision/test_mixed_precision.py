@@ -166,9 +166,7 @@ def test_a_calibration_file_is_what_kl_is_measured_on(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("".join(f"def area_{n}(width, height):\n    return width * height * {n}\n\n" for n in range(400)))
     options = WeightOptions(scheme="int4")
-    asked = ExportRequest(
-        variant="tiny", weights=options, max_kl=_MAX_KL, calibration=path, output=tmp_path / "out", residual_scale="6"
-    )
+    asked = ExportRequest(variant="tiny", weights=options, max_kl=_MAX_KL, calibration=path, output=tmp_path / "out")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exported = export(asked)
