@@ -115,9 +115,10 @@ def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def optimizers(model: torch.nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices (better use of few tokens), AdamW for the embedding and the gains."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    embedding = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" in name]
+    """Muon for the layers' matrices (better use of few tokens), AdamW for the tables and the gains."""
+    tables = ("embed_tokens.weight", "lm_head.weight")
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and not name.endswith(tables)]
+    embedding = [p for name, p in model.named_parameters() if p.ndim == 2 and name.endswith(tables)]
     gains = [p for p in model.parameters() if p.ndim == 1]
     return [
         Muon(matrices, lr=rate, weight_decay=0.05),
@@ -135,12 +136,13 @@ def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(SEED)
     torch.set_num_threads(arguments.threads)
     tokens, held_out = load_tokens(arguments.data, "train"), load_tokens(arguments.data, "held_out")
+    config = CONFIG | dict(arguments.set)
     rope = {"rope_type": "default", "rope_theta": 10000.0}
-    model = transformers.GemmaForCausalLM(transformers.GemmaConfig(**CONFIG, rope_parameters=rope))
+    model = transformers.GemmaForCausalLM(transformers.GemmaConfig(**config, rope_parameters=rope))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
-                parameter.mul_(1 / math.sqrt(2 * CONFIG["num_hidden_layers"]))
+                parameter.mul_(1 / math.sqrt(2 * config["num_hidden_layers"]))
     step_fn = torch.compile(model) if arguments.compile else model
     both = optimizers(model, arguments.rate)
     order = torch.randperm(len(tokens) // SEQUENCE, generator=torch.Generator().manual_seed(SEED))
@@ -187,6 +189,14 @@ def save(model: torch.nn.Module, output: Path) -> torch.nn.Module:
     return rounded.float()
 
 
+def setting(text: str) -> tuple[str, int | float | bool]:
+    """`hidden_size=512` as a key of CONFIG and its value."""
+    key, _, value = text.partition("=")
+    if key not in CONFIG:
+        raise argparse.ArgumentTypeError(f"{key!r} is none of {', '.join(CONFIG)}")
+    return key, json.loads(value)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
@@ -195,6 +205,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--set", type=setting, nargs="*", default=[], metavar="KEY=VALUE", help="changes of CONFIG")
     train(parser.parse_args())
 
 

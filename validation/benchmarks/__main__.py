@@ -17,6 +17,7 @@ _USAGE, _INTERRUPTED = 2, 130
 # name -> module with a `main(arguments) -> exit code`, and one line about it
 _BENCHMARKS = {
     "export": ("benchmarks.export", "export time, memory and size beside onnxruntime-genai, OpenVINO and llama.cpp"),
+    "quality": ("benchmarks.quality", "what 4 and 8 bits lose, beside onnxruntime-genai and llama.cpp"),
     "quantisation": ("benchmarks.quantisation_drift", "every int4 and int8 layout of the built-in model, the same way"),
     "precision": ("benchmarks.precision_drift", "each precision of the built-in model against PyTorch float32"),
 }

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from benchmarks.harness import INPUT, OUTPUT, SCRATCH, Need, Program, Step
 
-__all__ = ["PRECISIONS", "SUBJECT", "exporters"]
+__all__ = ["PRECISIONS", "QUIET", "SUBJECT", "exporters", "genai_program", "llama_program"]
 
 PRECISIONS = ("fp16", "int4")
 SUBJECT = "gemma-export"
 
 _HERE = Path(__file__).resolve().parent
 # nothing is downloaded or reported while a clock runs; CI=true keeps OpenVINO's telemetry from forking senders
-_QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "ORT_DISABLE_TELEMETRY": "1", "CI": "true"}
+QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "ORT_DISABLE_TELEMETRY": "1", "CI": "true"}
 
 
 def exporters(precision: str, peers: Path) -> tuple[Program, ...]:
@@ -59,21 +59,30 @@ def _genai(precision: str, peers: Path) -> Program:
         "fp16": "onnxruntime_genai.models.builder -p fp16 -e cuda, ONNX with an LM head of its own",
         "int4": "onnxruntime_genai.models.builder -p int4 -e cpu, block 32, round to nearest",
     }[precision]
+    return genai_program("onnxruntime-genai", note, peers, options=("-p", precision, "-e", provider))
+
+
+def genai_program(
+    name: str,
+    note: str,
+    peers: Path,
+    *,
+    options: tuple[str, ...],
+    checkpoint: str = INPUT,
+    more: tuple[Step, ...] = (),
+) -> Program:
+    """onnxruntime-genai's builder with some options, from a checkpoint to OUTPUT; then further steps."""
     python = peers / "genai/bin/python"
     builder = (str(python), "-m", "onnxruntime_genai.models.builder")
+    command = (*builder, "-i", checkpoint, "-o", OUTPUT, "-c", SCRATCH, *options)
     return Program(
-        name="onnxruntime-genai",
+        name=name,
         note=note,
-        steps=(
-            Step(
-                name="build",
-                command=(*builder, "-i", INPUT, "-o", OUTPUT, "-p", precision, "-e", provider, "-c", SCRATCH),
-            ),
-        ),
+        steps=(Step(name="build", command=command), *more),
         python=python,
         packages=("onnxruntime-genai", "onnxruntime", "onnx-ir", "torch", "transformers"),
         install="make peer-genai installs it",
-        environment=_QUIET,
+        environment=QUIET,
         disk_factor=3.0,
     )
 
@@ -94,21 +103,37 @@ def _openvino(precision: str, peers: Path) -> Program:
         python=environment / "python",
         packages=("optimum-intel", "openvino", "nncf", "torch", "transformers"),
         install="make peer-openvino installs it",
-        environment=_QUIET,
+        environment=QUIET,
         disk_factor=3.0,
     )
 
 
 def _llama(precision: str, peers: Path) -> Program:
+    if precision == "fp16":
+        return llama_program("llama.cpp", "convert_hf_to_gguf.py --outtype f16", peers)
+    note = "convert_hf_to_gguf.py --outtype f16, then quantised to Q4_0 (embedding: 6 bits)"
+    return llama_program("llama.cpp", note, peers, quantisation="q4_0")
+
+
+def llama_program(
+    name: str,
+    note: str,
+    peers: Path,
+    *,
+    quantisation: str | None = None,
+    checkpoint: str = INPUT,
+    more: tuple[Step, ...] = (),
+) -> Program:
+    """llama.cpp's converter, and its quantiser where asked for, from a checkpoint to OUTPUT; then further steps."""
     python = peers / "llama/bin/python"
     script = peers / "llama/source/vendor/llama.cpp/convert_hf_to_gguf.py"
-    half = f"{OUTPUT}/model-f16.gguf" if precision == "fp16" else f"{SCRATCH}/model-f16.gguf"
-    convert = Step(name="convert", command=(str(python), str(script), INPUT, "--outtype", "f16", "--outfile", half))
-    source = Need(missing="the converter's source is not there; make peer-llama brings it", file=script)
-    note, steps, needs = "convert_hf_to_gguf.py --outtype f16", [convert], [source]
-    if precision == "int4":
-        quantise = (str(python), str(_HERE / "peers/quantise_gguf.py"), half, f"{OUTPUT}/model-q4_0.gguf", "q4_0")
-        note += ", then quantised to Q4_0 (embedding: 6 bits)"
+    half = f"{OUTPUT}/model-f16.gguf" if quantisation is None else f"{SCRATCH}/model-f16.gguf"
+    converter = (str(python), str(script), checkpoint, "--outtype", "f16", "--outfile", half)
+    steps = [Step(name="convert", command=converter)]
+    needs = [Need(missing="the converter's source is not there; make peer-llama brings it", file=script)]
+    if quantisation is not None:
+        target = f"{OUTPUT}/model-{quantisation}.gguf"
+        quantise = (str(python), str(_HERE / "peers/quantise_gguf.py"), half, target, quantisation)
         steps.append(Step(name="quantise", command=quantise))
         needs.append(
             Need(
@@ -117,14 +142,14 @@ def _llama(precision: str, peers: Path) -> Program:
             )
         )
     return Program(
-        name="llama.cpp",
+        name=name,
         note=note,
-        steps=tuple(steps),
+        steps=(*steps, *more),
         python=python,
         packages=("torch", "transformers", "sentencepiece", "numpy"),
         install="make peer-llama installs it",
         needs=tuple(needs),
         metadata=(peers / "llama/source/PKG-INFO",),
-        environment=_QUIET,
+        environment=QUIET,
         disk_factor=1.5,
     )

@@ -29,7 +29,7 @@ from gemma_runtime import read_manifest
 from gemma_runtime.tokenizer import load_tokenizer
 from gemma_validation import measure_drift, widen_bfloat16
 
-__all__ = ["main"]
+__all__ = ["main", "reference_logits", "sequences"]
 
 _LENGTH = 512
 
@@ -42,9 +42,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
     options = parser.parse_args(arguments)
     ids = sequences(options.text, options.tokens)
-    model = transformers.GemmaForCausalLM.from_pretrained(BUILTIN_DIRECTORY, dtype=torch.float32).eval()
-    with torch.no_grad():
-        expected = np.concatenate([model(input_ids=torch.from_numpy(row[None])).logits.numpy() for row in ids])
+    expected = reference_logits(BUILTIN_DIRECTORY, ids)
     machine = describe_machine(Path(tempfile.gettempdir()))
     print(f"{one_line(machine)}\n{ids.size} positions")
     print("| precision | mean KL | p99 KL | top-1 agreement | MB |\n|---|---|---|---|---|")
@@ -76,9 +74,16 @@ def _measure(precision: str, ids: npt.NDArray[np.int64], expected: npt.NDArray[n
     }
 
 
-def sequences(files: list[Path], count: int) -> npt.NDArray[np.int64]:
-    """int64 [n, 512]: BOS and 511 tokens of the texts, one after another."""
-    tokenizer = load_tokenizer(BUILTIN_DIRECTORY)
+def reference_logits(checkpoint: Path, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """float32 [n, length, vocab_size] by transformers."""
+    model = transformers.GemmaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return np.concatenate([model(input_ids=torch.from_numpy(row[None])).logits.numpy() for row in ids])
+
+
+def sequences(files: list[Path], count: int, checkpoint: Path = BUILTIN_DIRECTORY) -> npt.NDArray[np.int64]:
+    """int64 [n, 512]: BOS and 511 tokens of the texts by the checkpoint's tokenizer, one after another."""
+    tokenizer = load_tokenizer(checkpoint)
     tokens = [token for file in files for token in tokenizer.encode(file.read_text(encoding="utf-8"))[1:]]
     body = _LENGTH - 1
     rows = min(len(tokens) // body, count // _LENGTH)

@@ -18,10 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
-import torch
-import transformers
 
-from benchmarks.precision_drift import sequences
+from benchmarks.precision_drift import reference_logits, sequences
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
 from gemma_export.pipeline import ExportRequest, build_semantic_graph, lower_graphs
 from gemma_export.planning import ExportPlan, plan_export
@@ -39,9 +37,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tokens", type=int, default=6144, help="positions to compare (default: 6144)")
     options = parser.parse_args(arguments)
     ids = sequences(options.text, options.tokens)
-    reference = transformers.GemmaForCausalLM.from_pretrained(BUILTIN_DIRECTORY, dtype=torch.float32).eval()
-    with torch.no_grad():
-        expected = np.concatenate([reference(input_ids=torch.from_numpy(row[None])).logits.numpy() for row in ids])
+    expected = reference_logits(BUILTIN_DIRECTORY, ids)
     traced = build_semantic_graph(plan_export(ExportRequest(variant="tiny")))
     print(f"{ids.size} positions; bytes of all matrices, without norms and rotary tables")
     print("| weights | mean KL | p99 KL | top-1 agreement | MB |\n|---|---|---|---|---|")

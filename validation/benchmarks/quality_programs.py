@@ -1,0 +1,130 @@
+"""The programs of the quality benchmark, as data: every precision of ours, and peers at theirs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.exporters import QUIET, genai_program, llama_program
+from benchmarks.harness import INPUT, OUTPUT, SCRATCH, Program, Step
+
+__all__ = ["IDS", "REFERENCE", "quality_programs"]
+
+# of the input folder, beside the checkpoint
+IDS, REFERENCE = "ids.npy", "reference.npy"
+
+_HERE = Path(__file__).resolve().parent
+_CHECKPOINT = f"{INPUT}/checkpoint"
+# (name, options of gemma-export)
+_OURS = (
+    ("int4 (default)", "--int4"),
+    ("fp16", "--fp16"),
+    ("int8", "--int8"),
+    ("int8, fp16 activations", "--int8 --fp16"),
+    ("int4, fp16 activations", "--int4 --fp16"),
+    ("int4 rtn, block 32 symmetric", "--int4 --quantizer rtn --block-size 32 --symmetric"),
+    ("int4 search, block 32 symmetric", "--int4 --block-size 32 --symmetric"),
+    ("int4 gptq", "--int4 --quantizer gptq"),
+    ("int4 gptq, block 32 symmetric, fp16 activations", "--int4 --quantizer gptq --block-size 32 --symmetric --fp16"),
+    ("int4 gptq, block 32, fp16 activations", "--int4 --quantizer gptq --block-size 32 --fp16"),
+    (
+        "int4 gptq, block 64, table 8 bits, fp16 activations",
+        "--int4 --quantizer gptq --block-size 64 --embedding-bits 8 --fp16",
+    ),
+    (
+        "int4 gptq, block 32, table 8 bits, fp16 activations",
+        "--int4 --quantizer gptq --block-size 32 --embedding-bits 8 --fp16",
+    ),
+)
+# (name, options of onnxruntime-genai's builder)
+_GENAI = (
+    ("onnxruntime-genai int4", "-p int4 -e cpu"),
+    ("onnxruntime-genai int4, block 128", "-p int4 -e cpu --extra_options int4_block_size=128"),
+    ("onnxruntime-genai int4, k_quant", "-p int4 -e cpu --extra_options int4_algo_config=k_quant"),
+)
+_LLAMA = (("llama.cpp Q4_0", "q4_0"), ("llama.cpp Q4_K_M", "q4_k_m"), ("llama.cpp Q8_0", "q8_0"))
+
+
+def quality_programs(peers: Path) -> tuple[Program, ...]:
+    """All programs, ours first; the last step of each prints its figures.
+
+    Args:
+        peers: folder of the environments that `make peers` installs.
+    """
+    return (
+        *(_gemma_export(name, options) for name, options in _OURS),
+        *(_genai(name, options, peers) for name, options in _GENAI),
+        *(_llama(name, kind, peers) for name, kind in _LLAMA),
+    )
+
+
+def _gemma_export(name: str, options: str) -> Program:
+    # what a known variant takes; an unknown checkpoint would be measured first
+    scale = ("--residual-scale", "6") if "--fp16" in options else ()
+    export = (sys.executable, "-m", "gemma_export", "--checkpoint", _CHECKPOINT, *options.split(), *scale)
+    return Program(
+        name=name,
+        note=f"gemma-export {options}",
+        steps=(
+            Step(name="export", command=(*export, "--output", f"{OUTPUT}/folder")),
+            _compare(f"{OUTPUT}/folder"),
+        ),
+        python=Path(sys.executable),
+        packages=("gemma-export", "torch", "onnxruntime"),
+        install="make test installs it",
+        environment=_importable(),
+        disk_factor=4.0,
+        read_values=_figures,
+    )
+
+
+def _genai(name: str, options: str, peers: Path) -> Program:
+    return _comparing(
+        genai_program(
+            name,
+            f"onnxruntime_genai.models.builder {options}",
+            peers,
+            options=tuple(options.split()),
+            checkpoint=_CHECKPOINT,
+            more=(_compare(f"{OUTPUT}/model.onnx"),),
+        )
+    )
+
+
+def _llama(name: str, kind: str, peers: Path) -> Program:
+    logits, model = f"{SCRATCH}/logits.npy", f"{OUTPUT}/model-{kind}.gguf"
+    run = (str(peers / "llama/bin/python"), str(_HERE / "peers/gguf_logits.py"), model, f"{INPUT}/{IDS}", logits)
+    return _comparing(
+        llama_program(
+            name,
+            f"convert_hf_to_gguf.py, quantised to {kind.upper()}, run by llama.cpp",
+            peers,
+            quantisation=kind,
+            checkpoint=_CHECKPOINT,
+            more=(Step(name="run", command=run), _compare(logits)),
+        )
+    )
+
+
+def _compare(subject: str) -> Step:
+    script = (sys.executable, str(_HERE / "compare_logits.py"))
+    return Step(name="compare", command=(*script, subject, f"{INPUT}/{IDS}", f"{INPUT}/{REFERENCE}"))
+
+
+def _comparing(program: Program) -> Program:
+    """The program with our figures read from its last step."""
+    return dataclasses.replace(program, environment=QUIET | _importable(), read_values=_figures)
+
+
+def _importable() -> dict[str, str]:
+    """A source tree that is not installed stays importable."""
+    return {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
+
+
+def _figures(stdout: str) -> Mapping[str, float]:
+    figures: dict[str, float] = json.loads(stdout.splitlines()[-1])
+    return figures
