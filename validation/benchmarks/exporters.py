@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.harness import INPUT, OUTPUT, SCRATCH, Need, Program, Step
 
-__all__ = ["PRECISIONS", "QUIET", "SUBJECT", "exporters", "genai_program", "llama_program"]
+__all__ = [
+    "PRECISIONS",
+    "QUIET",
+    "SUBJECT",
+    "exporters",
+    "genai_program",
+    "importable",
+    "json_figures",
+    "llama_program",
+]
 
 PRECISIONS = ("fp16", "int4")
 SUBJECT = "gemma-export"
@@ -26,6 +37,17 @@ def exporters(precision: str, peers: Path) -> tuple[Program, ...]:
         peers: folder of the environments that `make peers` installs.
     """
     return (_gemma_export(precision), _genai(precision, peers), _openvino(precision, peers), _llama(precision, peers))
+
+
+def importable() -> dict[str, str]:
+    """Environment in which a source tree that is not installed stays importable."""
+    return {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
+
+
+def json_figures(stdout: str) -> Mapping[str, float]:
+    """Figures that a step prints as its last line."""
+    figures: dict[str, float] = json.loads(stdout.splitlines()[-1])
+    return figures
 
 
 def _gemma_export(precision: str) -> Program:
@@ -46,8 +68,7 @@ def _gemma_export(precision: str) -> Program:
         packages=("gemma-export", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy"),
         install="make test installs it",
         needs=(Need(missing=f"this gemma-export has no {flag}", command=(*program, "--help"), contains=flag),),
-        # a source tree that is not installed stays importable
-        environment={"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {},
+        environment=importable(),
         disk_factor=1.2,
     )
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.exporters import QUIET, genai_program, llama_program
+from benchmarks.exporters import QUIET, genai_program, importable, json_figures, llama_program
 from benchmarks.harness import INPUT, OUTPUT, SCRATCH, Program, Step
 
 __all__ = ["IDS", "REFERENCE", "quality_programs"]
@@ -24,27 +21,27 @@ _OURS = (
     ("int4 (default)", "--int4"),
     ("fp16", "--fp16"),
     ("int8", "--int8"),
-    ("int8, fp16 activations", "--int8 --fp16"),
-    ("int4, fp16 activations", "--int4 --fp16"),
-    ("int4 rtn, block 32 symmetric", "--int4 --quantizer rtn --block-size 32 --symmetric"),
-    ("int4 search, block 32 symmetric", "--int4 --block-size 32 --symmetric"),
+    ("int8 + fp16", "--int8 --fp16"),
+    ("int4 + fp16", "--int4 --fp16"),
+    ("int4 rtn block 32 symmetric", "--int4 --quantizer rtn --block-size 32 --symmetric"),
+    ("int4 search block 32 symmetric", "--int4 --block-size 32 --symmetric"),
     ("int4 gptq", "--int4 --quantizer gptq"),
-    ("int4 gptq, block 32 symmetric, fp16 activations", "--int4 --quantizer gptq --block-size 32 --symmetric --fp16"),
-    ("int4 gptq, block 32, fp16 activations", "--int4 --quantizer gptq --block-size 32 --fp16"),
+    ("int4 gptq block 32 symmetric + fp16", "--int4 --quantizer gptq --block-size 32 --symmetric --fp16"),
+    ("int4 gptq block 32 + fp16", "--int4 --quantizer gptq --block-size 32 --fp16"),
     (
-        "int4 gptq, block 64, table 8 bits, fp16 activations",
+        "int4 gptq block 64 table 8 bits + fp16",
         "--int4 --quantizer gptq --block-size 64 --embedding-bits 8 --fp16",
     ),
     (
-        "int4 gptq, block 32, table 8 bits, fp16 activations",
+        "int4 gptq block 32 table 8 bits + fp16",
         "--int4 --quantizer gptq --block-size 32 --embedding-bits 8 --fp16",
     ),
 )
 # (name, options of onnxruntime-genai's builder)
 _GENAI = (
     ("onnxruntime-genai int4", "-p int4 -e cpu"),
-    ("onnxruntime-genai int4, block 128", "-p int4 -e cpu --extra_options int4_block_size=128"),
-    ("onnxruntime-genai int4, k_quant", "-p int4 -e cpu --extra_options int4_algo_config=k_quant"),
+    ("onnxruntime-genai int4 block 128", "-p int4 -e cpu --extra_options int4_block_size=128"),
+    ("onnxruntime-genai int4 k_quant", "-p int4 -e cpu --extra_options int4_algo_config=k_quant"),
 )
 _LLAMA = (("llama.cpp Q4_0", "q4_0"), ("llama.cpp Q4_K_M", "q4_k_m"), ("llama.cpp Q8_0", "q8_0"))
 
@@ -76,9 +73,9 @@ def _gemma_export(name: str, options: str) -> Program:
         python=Path(sys.executable),
         packages=("gemma-export", "torch", "onnxruntime"),
         install="make test installs it",
-        environment=_importable(),
+        environment=importable(),
         disk_factor=4.0,
-        read_values=_figures,
+        read_values=json_figures,
     )
 
 
@@ -117,14 +114,4 @@ def _compare(subject: str) -> Step:
 
 def _comparing(program: Program) -> Program:
     """The program with our figures read from its last step."""
-    return dataclasses.replace(program, environment=QUIET | _importable(), read_values=_figures)
-
-
-def _importable() -> dict[str, str]:
-    """A source tree that is not installed stays importable."""
-    return {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
-
-
-def _figures(stdout: str) -> Mapping[str, float]:
-    figures: dict[str, float] = json.loads(stdout.splitlines()[-1])
-    return figures
+    return dataclasses.replace(program, environment=QUIET | importable(), read_values=json_figures)

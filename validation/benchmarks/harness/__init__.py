@@ -5,7 +5,7 @@ A benchmark describes its programs and their input (`Benchmark`) and hands them 
 
 from __future__ import annotations
 
-from benchmarks.harness.benchmark import Benchmark, Input, run_benchmark
+from benchmarks.harness.benchmark import Benchmark, Input, choose, run_benchmark
 from benchmarks.harness.command_line import Settings, add_arguments, read_settings
 from benchmarks.harness.program import INPUT, OUTPUT, SCRATCH, Need, Program, Step
 from benchmarks.harness.results import METRICS, SCHEMA_FILE, Metric
@@ -24,6 +24,7 @@ __all__ = [
     "Settings",
     "Step",
     "add_arguments",
+    "choose",
     "read_settings",
     "run_benchmark",
 ]

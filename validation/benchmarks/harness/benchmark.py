@@ -26,7 +26,7 @@ from benchmarks.harness.results import METRICS, Metric, ProgramResult, Results, 
 from benchmarks.harness.rounds import run_rounds
 from gemma_export.errors import MissingResourceError, UsageError
 
-__all__ = ["Benchmark", "Input", "run_benchmark"]
+__all__ = ["Benchmark", "Input", "choose", "run_benchmark"]
 
 _OK, _SUBJECT_FAILED, _INTERRUPTED = 0, 1, 130
 
@@ -68,7 +68,7 @@ def run_benchmark(benchmark: Benchmark, settings: Settings) -> int:
         MissingResourceError: no program can run here.
         ResourceExhaustedError: too little disk.
     """
-    programs = _choose(benchmark.programs, settings)
+    programs = choose(benchmark.programs, settings)
     with _work_folder(settings) as work:
         results = _empty_results(benchmark, programs, settings, work)
         runnable = _runnable(programs, results)
@@ -181,7 +181,12 @@ def _anonymous(command: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(names.get(part, part) for part in command)
 
 
-def _choose(programs: tuple[Program, ...], settings: Settings) -> list[Program]:
+def choose(programs: tuple[Program, ...], settings: Settings) -> list[Program]:
+    """The programs that --only and --skip leave.
+
+    Raises:
+        UsageError: a name that is none, or nothing is left.
+    """
     known = {program.name for program in programs}
     unknown = [name for name in (*settings.only, *settings.skip) if name not in known]
     if unknown:
