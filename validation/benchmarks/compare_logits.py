@@ -1,7 +1,7 @@
 """Drift of one export from reference logits: the last step of each program of the quality benchmark.
 
-compare_logits.py SUBJECT IDS.npy REFERENCE.npy: SUBJECT is a folder of ours, another exporter's .onnx, or the .npy of
-logits with a .json beside it that says `weight_bytes`. Prints JSON.
+compare_logits.py SUBJECT INPUT: SUBJECT is a folder of ours, another exporter's .onnx, or the .npy of logits with a
+.json beside it that says `weight_bytes`; INPUT holds the checkpoint, ids.npy and reference.npy. Prints JSON.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ _NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 def main() -> None:
     """Runs what is not run yet, compares, prints."""
-    subject, ids, reference = Path(sys.argv[1]), np.load(sys.argv[2]), np.load(sys.argv[3])
+    subject, directory = Path(sys.argv[1]), Path(sys.argv[2])
+    ids, reference = np.load(directory / "ids.npy"), np.load(directory / "reference.npy")
     if subject.suffix == ".npy":
         found = np.load(subject)
         nbytes = json.loads(subject.with_suffix(".json").read_text())["weight_bytes"]
     else:
         graph = subject if subject.suffix == ".onnx" else subject / read_manifest(subject).graph("all").file
-        found, nbytes = _logits(graph, ids), _weight_bytes(graph)
+        head_dim = json.loads((directory / "checkpoint/config.json").read_text())["head_dim"]
+        found, nbytes = _logits(graph, ids, head_dim), _weight_bytes(graph)
     drift = measure_drift(reference, found)
     print(
         json.dumps(
@@ -49,7 +51,7 @@ def main() -> None:
     )
 
 
-def _logits(graph: Path, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+def _logits(graph: Path, ids: npt.NDArray[np.int64], head_dim: int) -> npt.NDArray[np.float32]:
     """float32 [n, length, vocab_size] on the CPU provider, every row with an empty cache."""
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     length = ids.shape[1]
@@ -64,7 +66,7 @@ def _logits(graph: Path, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         for name, value in inputs.items():
             if name not in feeds:
                 # decoder state, [batch_size, kv_heads, past_sequence_length, head_dim]
-                feeds[name] = np.zeros((1, value.shape[1], 0, value.shape[3]), _NUMPY[value.type])
+                feeds[name] = np.zeros((1, value.shape[1], 0, head_dim), _NUMPY[value.type])
         rows.append(session.run(["logits"], {name: feeds[name] for name in inputs})[0].astype(np.float32))
     return np.concatenate(rows)
 

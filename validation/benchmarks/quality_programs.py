@@ -28,9 +28,10 @@ _OURS = (
     ("int4 gptq", "--int4 --quantizer gptq"),
     ("int4 gptq block 32 symmetric + fp16", "--int4 --quantizer gptq --block-size 32 --symmetric --fp16"),
     ("int4 gptq block 32 + fp16", "--int4 --quantizer gptq --block-size 32 --fp16"),
+    ("int4 gptq table 8 bits + fp16", "--int4 --quantizer gptq --embedding-bits 8 --fp16"),
     (
-        "int4 gptq block 64 table 8 bits + fp16",
-        "--int4 --quantizer gptq --block-size 64 --embedding-bits 8 --fp16",
+        "int4 gptq block 64 symmetric table 8 bits + fp16",
+        "--int4 --quantizer gptq --block-size 64 --symmetric --embedding-bits 8 --fp16",
     ),
     (
         "int4 gptq block 32 table 8 bits + fp16",
@@ -40,8 +41,8 @@ _OURS = (
 # (name, options of onnxruntime-genai's builder)
 _GENAI = (
     ("onnxruntime-genai int4", "-p int4 -e cpu"),
-    ("onnxruntime-genai int4 block 128", "-p int4 -e cpu --extra_options int4_block_size=128"),
-    ("onnxruntime-genai int4 k_quant", "-p int4 -e cpu --extra_options int4_algo_config=k_quant"),
+    ("onnxruntime-genai int4 block 128", "-p int4 -e cpu --extra_options block_size=128"),
+    ("onnxruntime-genai int4 k_quant", "-p int4 -e cpu --extra_options algo_config=k_quant"),
 )
 _LLAMA = (("llama.cpp Q4_0", "q4_0"), ("llama.cpp Q4_K_M", "q4_k_m"), ("llama.cpp Q8_0", "q8_0"))
 
@@ -109,7 +110,7 @@ def _llama(name: str, kind: str, peers: Path) -> Program:
 
 def _compare(subject: str) -> Step:
     script = (sys.executable, str(_HERE / "compare_logits.py"))
-    return Step(name="compare", command=(*script, subject, f"{INPUT}/{IDS}", f"{INPUT}/{REFERENCE}"))
+    return Step(name="compare", command=(*script, subject, INPUT))
 
 
 def _comparing(program: Program) -> Program:
