@@ -39,20 +39,20 @@ def peak_memory(
         largest: the precision at its most bytes; another than the request's where one is to be chosen.
         stored: tensor of the data file and its shape.
     """
-    parts = [largest.stored(name, shape) for name, shape in stored]
     choosing = 0 if largest is resolved.precision else _choosing_memory(resolved, tensors, stored)
     spec, merge = resolved.spec, resolved.merge
     rotary = _ROTARY_COPIES * 4 * spec.max_position_embeddings * spec.head_dim // 2
     factors = 0 if merge is None else merge.resident_bytes
     resident = _RESIDENT_BYTES + spec.num_hidden_layers * _RESIDENT_BYTES_PER_LAYER
     working = max(_measuring_memory(resolved, tensors), choosing)
-    return resident + rotary + factors + working + _quantising_memory(parts, resolved.precision)
+    return resident + rotary + factors + working + _quantising_memory(largest, stored)
 
 
 def _measuring_memory(resolved: Resolved, tensors: Mapping[str, tuple[int, ...]]) -> int:
-    """What measuring the residual stream adds: one layer in float32, activations of the longest probe."""
-    spec = resolved.spec
-    if resolved.residual_scale.shift is not None:
+    """What measuring stream or channels adds: one layer in float32, activations of the longest probe."""
+    spec, scheme = resolved.spec, resolved.precision.scheme
+    calibrates = scheme is not None and scheme.calibrates(resolved.checkpoint.kind)
+    if resolved.residual_scale.shift is not None and not calibrates:
         return 0
     layer = sum(math.prod(shape) for name, shape in tensors.items() if ".layers.0." in name)
     tokens = min(_PROBE_TOKENS, spec.max_position_embeddings)
@@ -70,15 +70,17 @@ def _choosing_memory(
     return 4 * (sum(layer) + 2 * max(layer)) + min(branches, _BRANCH_BYTES) + _LOGITS_BYTES
 
 
-def _quantising_memory(parts: Sequence[Sequence[tuple[str, int]]], precision: Precision) -> int:
+def _quantising_memory(precision: Precision, stored: Sequence[tuple[str, tuple[int, ...]]]) -> int:
     """Scales and zero points of one matrix wait until its data is written, twice while they are joined.
 
     A transposed matrix waits as a whole, packed.
     """
-    waiting = [2 * sum(nbytes for _, nbytes in group[1:]) for group in parts]
-    if not any(waiting):
+    if precision.scheme is None:
         return 0
-    assert precision.scheme is not None
-    if precision.scheme.format == "qdq":
-        waiting = [nbytes + group[0][1] for nbytes, group in zip(waiting, parts, strict=True) if nbytes]
-    return max(waiting) + _QUANTISING_BYTES
+    waiting = [0]
+    for name, shape in stored:
+        layout = precision.scheme.format_of(name, shape)
+        if layout is not None:
+            (_, data), *levels = precision.stored(name, shape)
+            waiting.append(2 * sum(nbytes for _, nbytes in levels) + (data if layout.transposed else 0))
+    return max(waiting) + _QUANTISING_BYTES if any(waiting) else 0

@@ -1,8 +1,8 @@
 """The export, stage by stage: the only file that knows them all.
 
 variant or checkpoint -> config -> residual stream measured, where asked for
-  -> decoder on fake tensors -> semantic graph -> lazy weights bound -> mixed precision chosen, where asked for
-  -> residual stream rescaled
+  -> decoder on fake tensors -> semantic graph -> lazy weights bound -> channels scaled, where calibrated
+  -> mixed precision chosen, where asked for -> residual stream rescaled
   -> target passes (fusion) -> precision -> consumer files -> folder + manifest
 """
 
@@ -37,6 +37,7 @@ from gemma_export.settling import (
     choice_files,
     format_options,
     measurement_notes,
+    settle_channel_scales,
     settle_precision,
     settle_residual_scale,
 )
@@ -108,11 +109,14 @@ def export(
                 clock.lap("measure")
             model = build_semantic_graph(plan)
             clock.lap("trace")
+            scales = settle_channel_scales(plan, model, progress)
+            if scales is not None:
+                clock.lap("calibrate")
             plan, mixed = settle_precision(plan, model, progress)
             if mixed is not None:
                 clock.lap("choose")
             graphs = lower_graphs(plan, model)
-            options = format_options(plan, [graph.model for graph in graphs], headroom, mixed)
+            options = format_options(plan, [graph.model for graph in graphs], headroom, scales, mixed)
             clock.lap("lower")
             folder = write_folder(
                 plan.output,
@@ -131,7 +135,7 @@ def export(
         seconds=clock.laps,
         options=options,
         mixed=mixed,
-        notes=measurement_notes(plan, headroom, mixed),
+        notes=measurement_notes(plan, headroom, scales, mixed),
         warnings=tuple(headroom.warnings()) if headroom is not None else (),
     )
 
@@ -172,10 +176,7 @@ def lower_graphs(plan: ExportPlan, model: ir.Model) -> list[GraphFile]:
         RescaleResidual(plan.residual_scale.shift)(model)
     plan.target.lower(model)
     if plan.precision.scheme is not None:
-        from gemma_export.precision.blockwise import block_quantiser
-
-        assert plan.target.quantise is not None
-        plan.target.quantise(model, block_quantiser(plan.precision), plan.precision.activation_dtype)
+        _quantise(plan, model)
     plan.precision.apply(model)
     graphs = []
     for planned in plan.graphs:
@@ -186,6 +187,15 @@ def lower_graphs(plan: ExportPlan, model: ir.Model) -> list[GraphFile]:
         plan.target.check(twin, plan.spec, plan.precision.activation_dtype)
         graphs.append(GraphFile(role=planned.role, file=planned.file, logits=planned.logits, model=twin))
     return graphs
+
+
+def _quantise(plan: ExportPlan, model: ir.Model) -> None:
+    from gemma_export.precision.blockwise import block_quantiser, row_quantiser
+
+    assert plan.target.quantise is not None
+    plan.target.quantise(model, block_quantiser(plan.precision), plan.precision.activation_dtype)
+    if plan.target.quantise_activations is not None:
+        plan.target.quantise_activations(model, row_quantiser(plan.precision))
 
 
 @contextmanager

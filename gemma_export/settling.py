@@ -1,9 +1,9 @@
-"""What a plan leaves to a measurement, settled before graphs are lowered: the residual scale, a mixed precision."""
+"""What a plan leaves to a measurement, settled before graphs are lowered: residual scale, channels, precision."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,18 @@ from gemma_export.progress import Progress
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from gemma_export.calibration import ChannelScales
     from gemma_export.headroom import Headroom
+    from gemma_export.weights import Weight
 
-__all__ = ["choice_files", "format_options", "measurement_notes", "settle_precision", "settle_residual_scale"]
+__all__ = [
+    "choice_files",
+    "format_options",
+    "measurement_notes",
+    "settle_channel_scales",
+    "settle_precision",
+    "settle_residual_scale",
+]
 
 
 def settle_residual_scale(plan: ExportPlan, progress: Progress | None = None) -> tuple[ExportPlan, Headroom | None]:
@@ -37,6 +46,40 @@ def settle_residual_scale(plan: ExportPlan, progress: Progress | None = None) ->
     return dataclasses.replace(plan, residual_scale=settled), headroom
 
 
+def settle_channel_scales(plan: ExportPlan, model: ir.Model, progress: Progress | None = None) -> ChannelScales | None:
+    """Folds scales of channels into the graph's weights, where the scheme calibrates them."""
+    scheme = plan.precision.scheme
+    if scheme is None or not scheme.calibrates(plan.checkpoint.kind):
+        return None
+    from gemma_export.calibration import SMOOTHING, calibration_batches, measure_channel_scales
+    from gemma_export.passes import FoldChannelScales
+
+    scales = measure_channel_scales(
+        plan.family,
+        plan.spec,
+        _bound_weights(model),
+        calibration_batches(plan.checkpoint, plan.spec),
+        plan.precision,
+        SMOOTHING,
+        rounds_activations=plan.precision.activation_dtype in plan.target.rounded_activations,
+        progress=progress,
+    )
+    FoldChannelScales(scales.exponents)(model)
+    return scales
+
+
+def _bound_weights(model: ir.Model) -> Callable[[str], Weight]:
+    """Name -> the float32 weight that a semantic graph reads."""
+    from gemma_export.weights import WeightTensor
+
+    def weight(name: str) -> Weight:
+        tensor = model.graph.initializers[name].const_value
+        assert isinstance(tensor, WeightTensor)
+        return tensor.weight
+
+    return weight
+
+
 def settle_precision(
     plan: ExportPlan, model: ir.Model, progress: Progress | None = None
 ) -> tuple[ExportPlan, MixedPrecision | None]:
@@ -48,16 +91,13 @@ def settle_precision(
     if plan.request.max_kl is None:
         return plan, None
     from gemma_export.mixed_precision.choose import choose_mixed_precision, reference_for
-    from gemma_export.tracing import model_weight
 
-    source = plan.checkpoint.source
-    assert source is not None
     stored = plan.target.stored_tensors(plan.tensors, plan.spec)
     reference = reference_for(
         plan.checkpoint,
         plan.family,
         plan.spec,
-        lambda name: model_weight(source, plan.merge, name),
+        _bound_weights(model),
         stored,
         factors=_residual_factors(plan, model),
         rounds_activations=plan.precision.activation_dtype in plan.target.rounded_activations,
@@ -101,10 +141,16 @@ def choice_files(mixed: MixedPrecision | None) -> dict[str, bytes | Path]:
 
 
 def format_options(
-    plan: ExportPlan, models: Sequence[ir.Model], headroom: Headroom | None, mixed: MixedPrecision | None
+    plan: ExportPlan,
+    models: Sequence[ir.Model],
+    headroom: Headroom | None,
+    scales: ChannelScales | None,
+    mixed: MixedPrecision | None,
 ) -> dict[str, Any]:
     """The number format's options, in the manifest's words."""
     options = {} if plan.precision.scheme is None else dict(plan.precision.scheme.options())
+    if plan.precision.scheme is not None and plan.precision.scheme.dynamic:
+        options["smoothing"] = None if scales is None else scales.to_dict()
     if mixed is not None:
         options["mixed_precision"] = mixed.summary()
     if plan.precision.activation_dtype != "float16":
@@ -119,9 +165,11 @@ def format_options(
     return {**options, "residual_scale": residual_scale}
 
 
-def measurement_notes(plan: ExportPlan, headroom: Headroom | None, mixed: MixedPrecision | None) -> tuple[str, ...]:
+def measurement_notes(
+    plan: ExportPlan, headroom: Headroom | None, scales: ChannelScales | None, mixed: MixedPrecision | None
+) -> tuple[str, ...]:
     """What the user should know of the number format, a line each."""
-    notes = [] if mixed is None else [mixed.note()]
+    notes = [found.note() for found in (scales, mixed) if found is not None]
     if mixed is not None and not can_plot():
         notes.append(f"{PLOT_FILE} was not drawn: pip install matplotlib")
     scale = plan.residual_scale

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_export.artifact import plan_data
+from gemma_export.calibration import calibration_batches
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import DriftError
@@ -18,7 +19,6 @@ from gemma_export.mixed_precision.curve import Step, interpolated, search, steps
 from gemma_export.mixed_precision.reference import Reference
 from gemma_export.mixed_precision.report import MixedPrecision, Point
 from gemma_export.mixed_precision.sensitivity import sweep
-from gemma_export.mixed_precision.text import calibration_batches
 from gemma_export.mixed_precision.weights import ExportedWeights
 from gemma_export.precision import Precision, WeightScheme
 from gemma_export.progress import Progress
@@ -151,7 +151,7 @@ def _curve(
 def _tensors(scheme: WeightScheme, stored: Stored) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, shape in stored:
-        layout = scheme.format_of(name, shape)
+        layout = scheme.block_format_of(name, shape)
         if layout is not None:
             found[name] = {
                 "bits": layout.bits,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import io
-import os
-from collections import deque
 from collections.abc import Iterator, MutableMapping
 from typing import Any, Protocol
 
@@ -18,18 +15,13 @@ from gemma_export.errors import NonFiniteError
 from gemma_export.precision.block_codes import BlockCodes, dequantise, unpack
 from gemma_export.precision.block_format import BlockFormat
 from gemma_export.precision.quantisers import RowQuantiser
+from gemma_export.precision.row_pieces import quantised_pieces
 from gemma_export.weights import Weight, Writable, one_thread
 
 __all__ = ["BlockPart", "BlockWeight", "onnx_type", "write_bytes"]
 
-# Threads that quantise while this one reads and widens; the result does not depend on their number.
-_WORKERS = min(4, os.cpu_count() or 1)
-# chunks read ahead of the one that is written: bounds the memory, keeps the threads busy
-_AHEAD = 2 * _WORKERS
-# Rows are handed over in pieces of about this many weights: a MiB in float32 amortises the calls and still fits a
-# core's second-level cache. Measured on one core, rtn: 64 Ki 0.4, 128 Ki 0.7, 256 Ki 0.8 G weights/s.
-_PIECE = 1 << 18
 _ONNX = {
+    torch.int8: ir.DataType.INT8,
     torch.uint8: ir.DataType.UINT8,
     torch.float32: ir.DataType.FLOAT,
     torch.float16: ir.DataType.FLOAT16,
@@ -101,30 +93,10 @@ class BlockWeight:
 
     def codes(self) -> Iterator[BlockCodes]:
         """The matrix in order, quantised on several threads."""
-        row = 0
-        pending: deque[tuple[int, concurrent.futures.Future[BlockCodes]]] = deque()
-        with concurrent.futures.ThreadPoolExecutor(_WORKERS, "quantise", torch.set_num_threads, (1,)) as pool:
-            for piece in self._pieces():
-                pending.append((row, pool.submit(self._quantise, piece)))
-                row += len(piece)
-                if len(pending) > _AHEAD:
-                    yield self._checked(*pending.popleft())
-            while pending:
-                yield self._checked(*pending.popleft())
+        for row, codes in quantised_pieces(self._weight, self._quantise):
+            yield self._checked(row, codes)
 
-    def _pieces(self) -> Iterator[torch.Tensor]:
-        """Rows in copies of their own: an expression reuses its buffers."""
-        rows: list[torch.Tensor] = []
-        for chunk in self._weight.chunks():
-            rows.append(chunk.float() if chunk.dtype != torch.float32 else chunk.clone())
-            if sum(len(part) for part in rows) * self.columns >= _PIECE:
-                yield torch.cat(rows)
-                rows = []
-        if rows:
-            yield torch.cat(rows)
-
-    def _checked(self, row: int, future: concurrent.futures.Future[BlockCodes]) -> BlockCodes:
-        codes = future.result()
+    def _checked(self, row: int, codes: BlockCodes) -> BlockCodes:
         if not codes.scales.isfinite().all():
             inside, block = (~codes.scales.isfinite()).nonzero()[0].tolist()
             raise NonFiniteError(
@@ -148,7 +120,7 @@ class _Parts(Protocol):
 
 
 class BlockPart:
-    """One stored tensor of a block-quantised matrix, as an initializer's value.
+    """One stored tensor of a quantised matrix, as an initializer's value.
 
     Args:
         group: the matrix, which writes its parts by name; the writer keeps tensors of one `group` behind one another.

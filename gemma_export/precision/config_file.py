@@ -33,6 +33,7 @@ _OPTIONS: dict[str, tuple[str, type]] = {
     "quantizer": ("quantiser", str),
     "embedding_bits": ("embedding_bits", int),
     "format": ("format", str),
+    "smoothing": ("smoothing", bool),
 }
 _RULE: dict[str, tuple[str, type]] = {
     "match": ("match", str),

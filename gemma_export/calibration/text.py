@@ -1,4 +1,4 @@
-"""What KL is measured on."""
+"""The text that calibrations look at and that KL is measured on."""
 
 from __future__ import annotations
 

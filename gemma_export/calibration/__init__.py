@@ -1,0 +1,8 @@
+"""What a quantisation learns from running the float32 reference on text: scales of channels, chosen layer by layer."""
+
+from __future__ import annotations
+
+from gemma_export.calibration.channels import SMOOTHING, ChannelScales, Method, measure_channel_scales
+from gemma_export.calibration.text import calibration_batches
+
+__all__ = ["SMOOTHING", "ChannelScales", "Method", "calibration_batches", "measure_channel_scales"]
