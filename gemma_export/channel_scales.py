@@ -1,4 +1,7 @@
-"""Lazy weights whose rows or columns are multiplied by powers of two, and gains of norms that are."""
+"""Lazy weights whose rows or columns are multiplied by 2^exponent each, and gains of norms that are.
+
+Whole exponents are exact, short of leaving float32's normal range; others round each number once.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,24 @@ __all__ = ["ScaledColumns", "ScaledGain", "ScaledRows", "gain_of"]
 class _Scaled(Weight):
     """A weight and one exponent for each channel."""
 
-    def __init__(self, weight: Weight, exponents: Sequence[int]) -> None:
+    def __init__(self, weight: Weight, exponents: Sequence[float]) -> None:
         assert weight.dtype == torch.float32
         self.weight, self.exponents = weight, tuple(exponents)
         self.shape, self.dtype = weight.shape, weight.dtype
 
     def factors(self) -> torch.Tensor:
-        """float32, exact."""
-        return torch.ldexp(torch.ones(len(self.exponents)), torch.tensor(self.exponents, dtype=torch.int32))
+        """float32: 2^exponent, exactly where that is a float32 number."""
+        exponents = torch.tensor(self.exponents, dtype=torch.float64)
+        whole = exponents.floor()
+        # exp2 of 0 is 1 everywhere; of other whole numbers it need not be exact
+        return torch.ldexp(torch.exp2(exponents - whole), whole.int()).float()
 
     def __str__(self) -> str:
         return str(self.weight)
 
 
 class ScaledRows(_Scaled):
-    """Row i times 2^exponents[i]; of a vector, element i. Exact, short of leaving float32's normal range."""
+    """Row i times 2^exponents[i]; of a vector, element i."""
 
     def chunks(self) -> Iterator[torch.Tensor]:
         """See Weight."""
@@ -42,7 +48,7 @@ class ScaledRows(_Scaled):
 
 
 class ScaledColumns(_Scaled):
-    """Column j of a matrix times 2^exponents[j]. Exact, short of leaving float32's normal range."""
+    """Column j of a matrix times 2^exponents[j]."""
 
     def chunks(self) -> Iterator[torch.Tensor]:
         """See Weight."""
@@ -55,7 +61,7 @@ class ScaledColumns(_Scaled):
 class ScaledGain(_Scaled):
     """The parameter w of a norm whose gain 1 + w is multiplied: (1 + w) * 2^exponents - 1.
 
-    That subtraction rounds. A lowered norm takes the gain itself, `gain_of`, which is exact.
+    That subtraction rounds. A lowered norm takes the gain itself, `gain_of`, which is spared it.
     """
 
     def chunks(self) -> Iterator[torch.Tensor]:

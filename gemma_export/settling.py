@@ -51,7 +51,7 @@ def settle_channel_scales(plan: ExportPlan, model: ir.Model, progress: Progress 
     scheme = plan.precision.scheme
     if scheme is None or not scheme.calibrates(plan.checkpoint.kind):
         return None
-    from gemma_export.calibration import SMOOTHING, calibration_batches, measure_channel_scales
+    from gemma_export.calibration import ACTIVATION_AWARE, SMOOTHING, calibration_batches, measure_channel_scales
     from gemma_export.passes import FoldChannelScales
 
     scales = measure_channel_scales(
@@ -60,7 +60,7 @@ def settle_channel_scales(plan: ExportPlan, model: ir.Model, progress: Progress 
         _bound_weights(model),
         calibration_batches(plan.checkpoint, plan.spec),
         plan.precision,
-        SMOOTHING,
+        SMOOTHING if scheme.dynamic else ACTIVATION_AWARE,
         rounds_activations=plan.precision.activation_dtype in plan.target.rounded_activations,
         progress=progress,
     )
@@ -149,8 +149,9 @@ def format_options(
 ) -> dict[str, Any]:
     """The number format's options, in the manifest's words."""
     options = {} if plan.precision.scheme is None else dict(plan.precision.scheme.options())
-    if plan.precision.scheme is not None and plan.precision.scheme.dynamic:
-        options["smoothing"] = None if scales is None else scales.to_dict()
+    if plan.precision.scheme is not None:
+        name = "smoothing" if plan.precision.scheme.dynamic else "activation_aware"
+        options[name] = None if scales is None else scales.to_dict()
     if mixed is not None:
         options["mixed_precision"] = mixed.summary()
     if plan.precision.activation_dtype != "float16":

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from gemma_export.calibration.channels import SMOOTHING, ChannelScales, Method, measure_channel_scales
+from gemma_export.calibration.channels import (
+    ACTIVATION_AWARE,
+    SMOOTHING,
+    ChannelScales,
+    Method,
+    measure_channel_scales,
+)
 from gemma_export.calibration.text import calibration_batches
 
-__all__ = ["SMOOTHING", "ChannelScales", "Method", "calibration_batches", "measure_channel_scales"]
+__all__ = ["ACTIVATION_AWARE", "SMOOTHING", "ChannelScales", "Method", "calibration_batches", "measure_channel_scales"]

@@ -1,12 +1,13 @@
 """How far each input channel of the projections is scaled, by calibration: the exponents of FoldChannelScales.
 
-Runs the float32 reference layer by layer and compares rounded products with float ones on some of the tokens.
+Runs the float32 reference layer by layer and compares rounded products with float ones on some tokens and features.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,10 +24,11 @@ from gemma_export.precision.precision import Precision
 from gemma_export.progress import Progress
 from gemma_export.weights import Constant, Weight
 
-__all__ = ["SMOOTHING", "ChannelScales", "Method", "measure_channel_scales"]
+__all__ = ["ACTIVATION_AWARE", "SMOOTHING", "ChannelScales", "Method", "measure_channel_scales"]
 
-# tokens of each sequence that products are compared on
-_SAMPLE = 32
+# tokens of each sequence, and output features of each matrix, that products are compared on: features are quantised
+# independently of each other, so that some of them speak for all
+_TOKENS, _FEATURES = 32, 512
 # 2^12 is more than any published outlier channel exceeds its neighbours; beyond it float32's range comes into sight
 _LARGEST_EXPONENT = 12
 # input of a product -> the modules that read it
@@ -36,26 +38,35 @@ _POINTS: dict[str, tuple[str, ...]] = {
     "mlp.gate_proj": ("mlp.gate_proj", "mlp.up_proj"),
     "mlp.down_proj": ("mlp.down_proj",),
 }
+# (a, b): a channel is divided by activations^a / weights^b, the magnitudes of its activations and of their weights
+Strength = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
     """Which scales are tried, and which of them are taken."""
 
-    # A channel is divided by activations^a / columns^b: the magnitudes of its activations and of what multiplies
-    # them. (a, b) of each try
-    strengths: tuple[tuple[float, float], ...]
-    # of a channel's activations [tokens, channels] -> [channels]
-    magnitude: Callable[[torch.Tensor], torch.Tensor]
+    # besides (0, 0), which leaves a point alone
+    strengths: tuple[Strength, ...]
+    # Of the norms that magnitudes are: 2 over tokens and output features, or infinity, the largest |value|
+    order: float
     # of the squared error that may be left where a point is scaled
     worth: float
+    # rounds scales to powers of two
+    powers_of_two: bool
 
 
 # The tries are SmoothQuant's (https://arxiv.org/abs/2211.10438), which takes 0.5 for every layer. Measured on a model
 # without outliers any smoothing costs accuracy, and small gains on a sample do not carry over to other text: on the
 # built-in model, taking each of them made the mean KL 1.16e-3 instead of 1.05e-3. Outliers gain far more than half.
-SMOOTHING = Method(
-    strengths=((0.25, 0.75), (0.5, 0.5), (0.75, 0.25)), magnitude=lambda rows: rows.abs().amax(0), worth=0.5
+SMOOTHING = Method(strengths=((0.25, 0.75), (0.5, 0.5), (0.75, 0.25)), order=math.inf, worth=0.5, powers_of_two=True)
+# AWQ (https://arxiv.org/abs/2306.00978) tries activations^a; the error of blocks of even weights is least at
+# (activations / weights)^(1/2), of blocks whose largest weight alone is scaled at 1: the truth is in between.
+ACTIVATION_AWARE = Method(
+    strengths=tuple((a / 10, b / 10) for a in range(7) for b in range(0, 7, 2) if a or b),
+    order=2.0,
+    worth=1.0,
+    powers_of_two=False,
 )
 
 
@@ -65,15 +76,15 @@ class ChannelScales:
 
     # name of a projection's weight -> one exponent k per input channel: the channel is divided by 2^k; points that are
     # best left alone are absent
-    exponents: Mapping[str, tuple[int, ...]]
-    # name of a projection's weight -> the strength that rounds best, of all points; 0 leaves it alone
-    strengths: Mapping[str, float]
+    exponents: Mapping[str, tuple[float, ...]]
+    # name of a projection's weight -> the strength that rounds best, of all points
+    strengths: Mapping[str, Strength]
     # tokens that it looked at
     tokens: int
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
-        return {"tokens": self.tokens, "strengths": dict(self.strengths)}
+        return {"tokens": self.tokens, "strengths": {name: list(found) for name, found in self.strengths.items()}}
 
     def note(self) -> str:
         """For people, a line."""
@@ -112,11 +123,11 @@ def measure_channel_scales(
     stack = reference_stack(family, spec, positions=max(batch.shape[1] for batch in batches))
     run = LayerwiseRun(stack, weights, batches, progress=progress, label="calibrating channels")
     choice = _Choice(spec, precision, method, rounds_activations=rounds_activations)
-    exponents: dict[str, tuple[int, ...]] = {}
-    strengths: dict[str, float] = {}
+    exponents: dict[str, tuple[float, ...]] = {}
+    strengths: dict[str, Strength] = {}
     with contextlib.closing(run.layers()) as layers:
         for layer in layers:
-            inputs = _Inputs(method)
+            inputs = _Inputs(method.order)
             layer.advance(inputs)
             for point, modules in _POINTS.items():
                 names = {module: stack.layer_weight(layer.index, f"{module}.weight") for module in modules}
@@ -130,55 +141,59 @@ def measure_channel_scales(
 
 
 class _Inputs:
-    """An observer of what a layer's products read: each channel's largest magnitude, and some of the tokens."""
+    """An observer of what a layer's products read: each channel's magnitude, and some of the tokens."""
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, order: float) -> None:
         self.magnitudes: dict[str, torch.Tensor] = {}
         self.sample: dict[str, list[torch.Tensor]] = {}
-        self._magnitude = method.magnitude
+        self._order = order
 
     def __call__(self, tap: Tap, tensor: torch.Tensor) -> None:
         point = tap.name.removesuffix(".input")
         if not tap.name.endswith(".input") or point not in _POINTS:
             return
         rows = tensor.flatten(0, -2)
-        own = self._magnitude(rows)
-        self.magnitudes[point] = torch.maximum(self.magnitudes[point], own) if point in self.magnitudes else own
-        step = -(-len(rows) // _SAMPLE)
-        self.sample.setdefault(point, []).append(rows[::step].clone())
+        own = torch.linalg.vector_norm(rows, self._order, dim=0, keepdim=True)
+        if point in self.magnitudes:
+            own = torch.cat([self.magnitudes[point][None], own])
+        self.magnitudes[point] = torch.linalg.vector_norm(own, self._order, dim=0)
+        self.sample.setdefault(point, []).append(_some(rows, _TOKENS).clone())
 
 
 class _Choice:
     def __init__(self, spec: DecoderSpec, precision: Precision, method: Method, *, rounds_activations: bool) -> None:
-        self._spec, self._method, self._rounds_activations = spec, method, rounds_activations
         assert precision.scheme is not None
-        self._scheme = precision.scheme
+        self._spec, self._scheme, self._method = spec, precision.scheme, method
+        self._rounds_activations = rounds_activations
         self._blocks, self._rows = block_quantiser(precision), row_quantiser(precision)
 
     def best(
-        self, point: str, magnitudes: torch.Tensor, sample: torch.Tensor, matrices: Mapping[str, torch.Tensor]
-    ) -> tuple[float, tuple[int, ...]]:
+        self, point: str, activations: torch.Tensor, sample: torch.Tensor, matrices: Mapping[str, torch.Tensor]
+    ) -> tuple[Strength, tuple[float, ...]]:
         """The strength whose rounded products are nearest to the float ones on the sample, and its exponents.
 
         Args:
             point: of _POINTS.
-            magnitudes: [channels].
+            activations: their magnitudes, [channels].
             sample: [tokens, channels].
             matrices: those that multiply them, by name, [rows, channels] each.
         """
-        columns = torch.stack([matrix.abs().amax(0) for matrix in matrices.values()]).amax(0)
+        order = self._method.order
+        norms = [torch.linalg.vector_norm(matrix, order, dim=0) for matrix in matrices.values()]
+        columns = torch.linalg.vector_norm(torch.stack(norms), order, dim=0)
         if point == "self_attn.o_proj":
-            magnitudes, columns = (self._by_value_head(channels) for channels in (magnitudes, columns))
-        none = (0,) * len(columns)
-        alone = self._error(none, sample, matrices)
+            activations, columns = (self._by_value_head(channels) for channels in (activations, columns))
+        features = {name: _some(matrix, _FEATURES) for name, matrix in matrices.items()}
+        none = (0.0,) * len(columns)
+        alone = self._error(none, sample, features)
         found = []
-        for activations, weights in self._method.strengths:
-            exponents = _exponents(magnitudes, columns, activations, weights)
-            found.append((self._error(exponents, sample, matrices), activations, exponents))
+        for strength in self._method.strengths:
+            exponents = _exponents(activations, columns, strength, powers_of_two=self._method.powers_of_two)
+            found.append((self._error(exponents, sample, features), strength, exponents))
         error, strength, exponents = min(found)
-        return (strength, exponents) if error < self._method.worth * alone else (0.0, none)
+        return (strength, exponents) if error < self._method.worth * alone else ((0.0, 0.0), none)
 
-    def _error(self, exponents: Sequence[int], sample: torch.Tensor, matrices: Mapping[str, torch.Tensor]) -> float:
+    def _error(self, exponents: Sequence[float], sample: torch.Tensor, matrices: Mapping[str, torch.Tensor]) -> float:
         """Squared error of the products, each token's relative to its own.
 
         A few tokens, BOS among them, are many times larger than the rest.
@@ -188,33 +203,38 @@ class _Choice:
             scaled = ScaledColumns(Constant(matrix, name), exponents)
             quantised = self._blocks(name, scaled) or self._rows(name, scaled)
             if quantised is None:
+                # stays in floating point
                 continue
             inputs = sample / scaled.factors()
-            layout = self._scheme.format_of(name, tuple(matrix.shape))
             if self._rounds_activations:
-                inputs = round_activations(
-                    inputs, layout.block_size if isinstance(layout, BlockFormat) else len(exponents)
-                )
-            squares, lost, row = torch.zeros(len(sample)), torch.zeros(len(sample)), 0
-            for rows in quantised.dequantised():
-                expected = sample @ matrix[row : row + len(rows)].T
-                squares += expected.square().sum(1)
-                lost += (inputs @ rows.T - expected).square().sum(1)
-                row += len(rows)
-            total += float((lost / squares.clamp(min=1e-30)).mean())
+                layout = self._scheme.format_of(name, tuple(matrix.shape))
+                block = layout.block_size if isinstance(layout, BlockFormat) else matrix.shape[1]
+                inputs = round_activations(inputs, block)
+            expected = sample @ matrix.T
+            lost = inputs @ torch.cat(list(quantised.dequantised())).T - expected
+            total += float((lost.square().sum(1) / expected.square().sum(1).clamp(min=1e-30)).mean())
         return total
 
     def _by_value_head(self, channels: torch.Tensor) -> torch.Tensor:
-        """The largest over the query heads that share a value head, for each of them."""
+        """Over the query heads that share a value head, for each of them."""
         groups = channels.view(self._spec.num_key_value_heads, -1, self._spec.head_dim)
-        return groups.amax(1, keepdim=True).expand_as(groups).reshape(-1)
+        shared: torch.Tensor = torch.linalg.vector_norm(groups, self._method.order, dim=1, keepdim=True)
+        return shared.expand_as(groups).reshape(-1)
 
 
-def _exponents(activations: torch.Tensor, columns: torch.Tensor, a: float, b: float) -> tuple[int, ...]:
-    """Whole numbers k: log2 of activations^a / columns^b, the middle channel at 0."""
+def _some(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """At most `count` rows, evenly spread."""
+    return rows[:: -(-len(rows) // count)]
+
+
+def _exponents(
+    activations: torch.Tensor, columns: torch.Tensor, strength: Strength, *, powers_of_two: bool
+) -> tuple[float, ...]:
+    """log2 of activations^a / columns^b, the middle channel at 0."""
     used = (activations > 0) & (columns > 0)
-    logarithms = a * activations.log2() - b * columns.log2()
     if not used.any():
-        return (0,) * len(columns)
-    rounded = (logarithms - logarithms[used].median()).round().clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
-    return tuple(int(exponent) for exponent in torch.where(used, rounded, 0.0).tolist())
+        return (0.0,) * len(columns)
+    logarithms = strength[0] * activations.log2() - strength[1] * columns.log2()
+    centred = logarithms - logarithms[used].median()
+    rounded = (centred.round() if powers_of_two else centred).clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
+    return tuple(torch.where(used, rounded, 0.0).tolist())

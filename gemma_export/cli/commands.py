@@ -56,6 +56,7 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
 @click.option("--embedding-bits", type=int, metavar="4|8", help="Bits of the embedding table and the head.")
 @click.option("--format", "weight_format", metavar="NAME", help="Of integer weights: nbits (MatMulNBits) or qdq.")
 @click.option("--smoothing/--no-smoothing", default=None, help="--int8-dynamic: even out outlier channels (default).")
+@click.option("--activation-aware", is_flag=True, help="int4, int8: scale channels as calibration text asks.")
 @click.option(
     "--precision-config", metavar="FILE", type=click.Path(path_type=Path), help="TOML: precision of single tensors."
 )
@@ -189,6 +190,7 @@ def _request(options: dict[str, Any]) -> ExportRequest:
             embedding_bits=options["embedding_bits"],
             format=options["weight_format"],
             smoothing=options["smoothing"],
+            activation_aware=options["activation_aware"] or None,
             config=options["precision_config"],
         ),
         target=options["target"],

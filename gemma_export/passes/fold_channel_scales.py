@@ -1,4 +1,4 @@
-"""Moves channels' magnitudes between activations and the weights that multiply them, by exact powers of two."""
+"""Moves channels' magnitudes between activations and the weights that multiply them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAME = "FoldChannelScales"
 
 
 class FoldChannelScales(ir.passes.InPlacePass):
-    """Channels of projections' inputs divided by powers of two; the logits keep their value, in float32 bit for bit.
+    """Channels of projections' inputs scaled; the logits keep their value, with whole exponents every bit in float32.
 
     For x with channels j and exponents k: x[j] * 2^-k[j], and column j of every W that multiplies x times 2^k[j].
 
@@ -26,16 +26,15 @@ class FoldChannelScales(ir.passes.InPlacePass):
     x = Attention(query, key, value, ...) row j of value's weight; the query heads that share a value share exponents
 
     Args:
-        exponents: name of a projection's weight -> k, one whole number for each of its columns. Of projections that
-            read one x, one is named.
+        exponents: name of a projection's weight -> k, one number for each of its columns. Of projections that read
+            one x, one is named.
 
     Preconditions: semantic nodes with bound weights, before a target lowers them. Not idempotent: a second run would
     scale again.
-    Source: https://arxiv.org/abs/2211.10438 (SmoothQuant), https://arxiv.org/abs/2306.00978 (AWQ), with factors
-    rounded to powers of two.
+    Source: https://arxiv.org/abs/2211.10438 (SmoothQuant), https://arxiv.org/abs/2306.00978 (AWQ).
     """
 
-    def __init__(self, exponents: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, exponents: Mapping[str, Sequence[float]]) -> None:
         super().__init__()
         self.exponents = exponents
 
@@ -70,7 +69,7 @@ def _readers(x: ir.Value, node: ir.Node) -> list[ir.Node]:
     return readers
 
 
-def _scale_producer(x: ir.Value, exponents: Sequence[int]) -> None:
+def _scale_producer(x: ir.Value, exponents: Sequence[float]) -> None:
     node, inverse = x.producer(), [-exponent for exponent in exponents]
     kind = node.op_type if node is not None and node.domain == DOMAIN and x is node.outputs[0] else None
     if node is not None and kind == "RMSNorm":
@@ -95,7 +94,7 @@ def _projection(node: ir.Node, position: int) -> ir.Node:
     return projection
 
 
-def _by_value_head(node: ir.Node, exponents: Sequence[int]) -> list[int]:
+def _by_value_head(node: ir.Node, exponents: Sequence[float]) -> list[float]:
     """One head's exponents for each value head, of those for each query head."""
     heads, kv_heads = (node.attributes[name].as_int() for name in ("num_heads", "kv_num_heads"))
     size, group = len(exponents) // heads, heads // kv_heads
@@ -105,7 +104,7 @@ def _by_value_head(node: ir.Node, exponents: Sequence[int]) -> list[int]:
     return [exponent for head in range(0, heads, group) for exponent in by_head[head]]
 
 
-def _scale(node: ir.Node, scaled: Callable[[Weight, Sequence[int]], Weight], exponents: Sequence[int]) -> None:
+def _scale(node: ir.Node, scaled: Callable[[Weight, Sequence[float]], Weight], exponents: Sequence[float]) -> None:
     """Scales the weight of a projection or norm, which must be its own."""
     value = node.inputs[1]
     weight = weight_of(value, node, _NAME)

@@ -34,6 +34,7 @@ _OPTIONS: dict[str, tuple[str, type]] = {
     "embedding_bits": ("embedding_bits", int),
     "format": ("format", str),
     "smoothing": ("smoothing", bool),
+    "activation_aware": ("activation_aware", bool),
 }
 _RULE: dict[str, tuple[str, type]] = {
     "match": ("match", str),

@@ -26,9 +26,10 @@ _FLAGS = {
     "embedding_bits": "--embedding-bits",
     "format": "--format",
     "smoothing": "--smoothing or --no-smoothing",
+    "activation_aware": "--activation-aware",
 }
 # what one scale per output feature and per token leaves nothing to choose of
-_BLOCKWISE = ("block_size", "symmetric", "quantiser", "format")
+_BLOCKWISE = ("block_size", "symmetric", "quantiser", "format", "activation_aware")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class WeightOptions:
     format: str | None = None
     # of --int8-dynamic
     smoothing: bool | None = None
+    # of weights in blocks
+    activation_aware: bool | None = None
     # TOML
     config: Path | None = None
 

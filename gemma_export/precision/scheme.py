@@ -89,6 +89,8 @@ class WeightScheme:
     dynamic: bool = False
     # dynamic: outliers move from activations into weights, as calibrated; None: unless the weights are random
     smoothing: bool | None = None
+    # in blocks: channels are scaled so that the products on calibration text lose least
+    activation_aware: bool = False
 
     def covers(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether a stored tensor is a matrix that quantisation is about; norms and rotary tables are not."""
@@ -126,7 +128,8 @@ class WeightScheme:
 
     def calibrates(self, source_kind: str) -> bool:
         """Whether channels' scales are calibrated: outliers by default unless the weights are random."""
-        return self.dynamic and (source_kind != "synthetic" if self.smoothing is None else self.smoothing)
+        smooths = source_kind != "synthetic" if self.smoothing is None else self.smoothing
+        return self.activation_aware or (self.dynamic and smooths)
 
     def is_table(self, name: str) -> bool:
         """Whether a stored tensor is looked up in: the embedding's."""

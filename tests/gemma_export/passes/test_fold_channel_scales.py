@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import SPEC, UNTIED, ArraySource, find, random_arrays, run_steps, semantic_model
+import tolerances
+import torch
+from graphs import SPEC, UNTIED, ArraySource, deviation, find, random_arrays, run_steps, semantic_model
 
+from gemma_export.channel_scales import ScaledRows
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import PassError
 from gemma_export.passes import FoldChannelScales
 from gemma_export.targets import TARGETS
+from gemma_export.weights import Constant
 
 _O_PROJ = "model.layers.0.self_attn.o_proj.weight"
 
@@ -37,7 +43,7 @@ def _model(spec: DecoderSpec = SPEC) -> ir.Model:
     return semantic_model(spec, ArraySource(random_arrays(spec)))
 
 
-def _lowered(target: str, spec: DecoderSpec, exponents: dict[str, list[int]]) -> ir.Model:
+def _lowered(target: str, spec: DecoderSpec, exponents: Mapping[str, Sequence[float]]) -> ir.Model:
     model = _model(spec)
     assert FoldChannelScales(exponents)(model).modified == bool(exponents)
     TARGETS[target].lower(model)
@@ -51,6 +57,20 @@ def test_float32_logits_keep_every_bit(target: str, spec: DecoderSpec) -> None:
     plain, folded = (run_steps(_lowered(target, spec, exponents)) for exponents in ({}, _exponents()))
     assert np.array_equal(plain.prefill, folded.prefill)
     assert np.array_equal(plain.decode, folded.decode)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_other_factors_round_each_number_once(target: str) -> None:
+    fractions = {name: [exponent / 7 for exponent in exponents] for name, exponents in _exponents().items()}
+    plain, folded = (run_steps(_lowered(target, SPEC, exponents)).real("none") for exponents in ({}, fractions))
+    assert not np.array_equal(plain, folded)
+    assert deviation(folded, plain) <= tolerances.FP32_LOGITS
+
+
+def test_factors_are_the_nearest_float32_and_whole_exponents_exact() -> None:
+    exponents = [*range(-126, 128), 0.5, -3.25, 7 / 3]
+    factors = ScaledRows(Constant(torch.ones(len(exponents)), "w"), exponents).tensor().numpy()
+    assert np.array_equal(factors, np.array([2.0**exponent for exponent in exponents], dtype=np.float32))
 
 
 @pytest.mark.parametrize(

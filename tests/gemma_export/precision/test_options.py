@@ -208,6 +208,15 @@ def test_rules_of_a_dynamic_scheme_take_matrices_out_of_it(tmp_path: Path) -> No
         _scheme(tmp_path, '[[rule]]\nmatch = "*"\nbits = 8', scheme="int8-dynamic")
 
 
+def test_activation_aware_is_an_option_of_the_file_too(tmp_path: Path) -> None:
+    assert not _scheme(tmp_path, "", scheme="int4").calibrates("local")
+    for source in ("synthetic", "local"):
+        assert _scheme(tmp_path, "activation_aware = true", scheme="int4").calibrates(source)
+        assert _scheme(tmp_path, "", scheme="int8", activation_aware=True).calibrates(source)
+    with pytest.raises(UsageError, match=r"--activation-aware contradicts .*: activation_aware is False there"):
+        _scheme(tmp_path, "activation_aware = false", scheme="int4", activation_aware=True)
+
+
 @pytest.mark.parametrize(
     ("source", "smooths"), [("synthetic", False), ("builtin", True), ("local", True), ("hub", True)]
 )
