@@ -20,6 +20,8 @@ _QUANTISING_BYTES = 64 << 20
 _ROTARY_COPIES = 4
 # longest prompt that the residual stream is measured on (gemma_export.headroom)
 _PROBE_TOKENS = 1024
+# output features that rounded products are compared on (gemma_export.calibration): scaled, in blocks, rounded back
+_COMPARED_FEATURES, _COMPARED_COPIES = 512, 4
 # What choosing a mixed precision keeps (gemma_export.mixed_precision): hidden states of every branch up to a limit,
 # 512 positions each, and logits of a block of the vocabulary in float64, several times.
 _BRANCH_BYTES, _BRANCH_POSITIONS, _LOGITS_BYTES = 512 << 20, 512, 320 << 20
@@ -58,6 +60,8 @@ def _measuring_memory(resolved: Resolved, tensors: Mapping[str, tuple[int, ...]]
     tokens = min(_PROBE_TOKENS, spec.max_position_embeddings)
     # gate, its gelu, up and their product; scores, masked scores, weights and their sum's exponents
     activations = 4 * tokens * (spec.intermediate_size + spec.num_attention_heads * tokens)
+    if calibrates:
+        activations += _COMPARED_COPIES * _COMPARED_FEATURES * spec.intermediate_size
     return 4 * (layer + activations)
 
 

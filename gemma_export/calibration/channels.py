@@ -22,7 +22,7 @@ from gemma_export.precision.block_format import BlockFormat
 from gemma_export.precision.blockwise import block_quantiser, row_quantiser
 from gemma_export.precision.precision import Precision
 from gemma_export.progress import Progress
-from gemma_export.weights import Constant, Weight
+from gemma_export.weights import Constant, Weight, one_thread
 
 __all__ = ["ACTIVATION_AWARE", "SMOOTHING", "ChannelScales", "Method", "measure_channel_scales"]
 
@@ -210,8 +210,11 @@ class _Choice:
                 layout = self._scheme.format_of(name, tuple(matrix.shape))
                 block = layout.block_size if isinstance(layout, BlockFormat) else matrix.shape[1]
                 inputs = round_activations(inputs, block)
+            with one_thread():
+                # pieces of a megabyte: torch's own threads would take five times as long
+                rounded = torch.cat(list(quantised.dequantised()))
             expected = sample @ matrix.T
-            lost = inputs @ torch.cat(list(quantised.dequantised())).T - expected
+            lost = inputs @ rounded.T - expected
             total += float((lost.square().sum(1) / expected.square().sum(1).clamp(min=1e-30)).mean())
         return total
 
