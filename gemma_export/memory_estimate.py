@@ -21,6 +21,8 @@ _QUANTISING_BYTES = 64 << 20
 _ROTARY_COPIES = 4
 # longest prompt that the residual stream is measured on (gemma_export.headroom)
 _PROBE_TOKENS = 1024
+# output features that rounded products are compared on (gemma_export.calibration): scaled, in blocks, rounded back
+_COMPARED_FEATURES, _COMPARED_COPIES = 512, 4
 # What choosing a mixed precision keeps (gemma_export.mixed_precision): hidden states of every branch up to a limit,
 # 512 positions each, and logits of a block of the vocabulary in float64, several times.
 _BRANCH_BYTES, _BRANCH_POSITIONS, _LOGITS_BYTES = 512 << 20, 512, 320 << 20
@@ -44,7 +46,6 @@ def peak_memory(
         stored: tensor of the data file and its shape.
         calibration: what the model is run on, where it is.
     """
-    parts = [largest.stored(name, shape) for name, shape in stored]
     choosing = 0 if largest is resolved.precision else _choosing_memory(resolved, tensors, stored)
     spec, merge = resolved.spec, resolved.merge
     rotary = _ROTARY_COPIES * 4 * spec.max_position_embeddings * spec.head_dim // 2
@@ -55,18 +56,21 @@ def peak_memory(
         calibrating = _calibrating_memory(resolved, tensors, calibration)
     # one after the other
     working = max(_measuring_memory(resolved, tensors), choosing, calibrating)
-    return resident + rotary + factors + working + _quantising_memory(parts, resolved.precision)
+    return resident + rotary + factors + working + _quantising_memory(largest, stored)
 
 
 def _measuring_memory(resolved: Resolved, tensors: Mapping[str, tuple[int, ...]]) -> int:
-    """What measuring the residual stream adds: one layer in float32, activations of the longest probe."""
-    spec = resolved.spec
-    if resolved.residual_scale.shift is not None:
+    """What measuring stream or channels adds: one layer in float32, activations of the longest probe."""
+    spec, scheme = resolved.spec, resolved.precision.scheme
+    calibrates = scheme is not None and scheme.calibrates(resolved.checkpoint.kind)
+    if resolved.residual_scale.shift is not None and not calibrates:
         return 0
     layer = sum(math.prod(shape) for name, shape in tensors.items() if ".layers.0." in name)
     tokens = min(_PROBE_TOKENS, spec.max_position_embeddings)
     # gate, its gelu, up and their product; scores, masked scores, weights and their sum's exponents
     activations = 4 * tokens * (spec.intermediate_size + spec.num_attention_heads * tokens)
+    if calibrates:
+        activations += _COMPARED_COPIES * _COMPARED_FEATURES * spec.intermediate_size
     return 4 * (layer + activations)
 
 
@@ -87,15 +91,17 @@ def _choosing_memory(
     return 4 * (sum(layer) + 2 * max(layer)) + min(branches, _BRANCH_BYTES) + _LOGITS_BYTES
 
 
-def _quantising_memory(parts: Sequence[Sequence[tuple[str, int]]], precision: Precision) -> int:
+def _quantising_memory(precision: Precision, stored: Sequence[tuple[str, tuple[int, ...]]]) -> int:
     """Scales and zero points of one matrix wait until its data is written, twice while they are joined.
 
     A transposed matrix waits as a whole, packed.
     """
-    waiting = [2 * sum(nbytes for _, nbytes in group[1:]) for group in parts]
-    if not any(waiting):
+    if precision.scheme is None:
         return 0
-    assert precision.scheme is not None
-    if precision.scheme.format == "qdq":
-        waiting = [nbytes + group[0][1] for nbytes, group in zip(waiting, parts, strict=True) if nbytes]
-    return max(waiting) + _QUANTISING_BYTES
+    waiting = [0]
+    for name, shape in stored:
+        layout = precision.scheme.format_of(name, shape)
+        if layout is not None:
+            (_, data), *levels = precision.stored(name, shape)
+            waiting.append(2 * sum(nbytes for _, nbytes in levels) + (data if layout.transposed else 0))
+    return max(waiting) + _QUANTISING_BYTES if any(waiting) else 0

@@ -1,8 +1,8 @@
 """The export, stage by stage: the only file that knows them all.
 
 variant or checkpoint -> config -> residual stream measured, where asked for
-  -> decoder on fake tensors -> semantic graph -> lazy weights bound -> mixed precision chosen, where asked for
-  -> residual stream rescaled
+  -> decoder on fake tensors -> semantic graph -> lazy weights bound -> channels scaled, where calibrated
+  -> mixed precision chosen, where asked for -> residual stream rescaled
   -> target passes (fusion) -> precision -> consumer files -> folder + manifest
 """
 
@@ -39,6 +39,7 @@ from gemma_export.settling import (
     choice_files,
     format_options,
     measurement_notes,
+    settle_channel_scales,
     settle_precision,
     settle_residual_scale,
 )
@@ -48,6 +49,7 @@ from gemma_export.targets.onnxruntime_releases import first_release
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from gemma_export.precision.block_weight import BlockWeight
     from gemma_runtime.manifest import FileEntry, Manifest, Source
 
 __all__ = [
@@ -110,12 +112,15 @@ def export(
                 clock.lap("measure")
             model = build_semantic_graph(plan)
             clock.lap("trace")
+            scales = settle_channel_scales(plan, model, progress)
+            if scales is not None:
+                clock.lap("calibrate")
             plan, mixed = settle_precision(plan, model, progress)
             if mixed is not None:
                 clock.lap("choose")
             graphs = lower_graphs(plan, model, progress)
-            options = format_options(plan, [graph.model for graph in graphs], headroom, mixed)
-            clock.lap("calibrate" if calibrates(plan) else "lower")
+            options = format_options(plan, [graph.model for graph in graphs], headroom, scales, mixed)
+            clock.lap("quantise" if calibrates(plan) else "lower")
             folder = write_folder(
                 plan.output,
                 graphs=graphs,
@@ -133,7 +138,7 @@ def export(
         seconds=clock.laps,
         options=options,
         mixed=mixed,
-        notes=measurement_notes(plan, headroom, mixed),
+        notes=measurement_notes(plan, headroom, scales, mixed),
         warnings=tuple(headroom.warnings()) if headroom is not None else (),
     )
 
@@ -178,11 +183,7 @@ def lower_graphs(plan: ExportPlan, model: ir.Model, progress: Progress | None = 
         RescaleResidual(plan.residual_scale.shift)(model)
     plan.target.lower(model)
     if plan.precision.scheme is not None:
-        from gemma_export.precision.blockwise import block_quantiser
-
-        assert plan.target.quantise is not None
-        matrices = block_quantiser(plan.precision, calibrated(model))
-        plan.target.quantise(model, matrices, plan.precision.activation_dtype)
+        _quantise(plan, model, calibrated(model))
     plan.precision.apply(model)
     graphs = []
     for planned in plan.graphs:
@@ -193,6 +194,15 @@ def lower_graphs(plan: ExportPlan, model: ir.Model, progress: Progress | None = 
         plan.target.check(twin, plan.spec, plan.precision.activation_dtype)
         graphs.append(GraphFile(role=planned.role, file=planned.file, logits=planned.logits, model=twin))
     return graphs
+
+
+def _quantise(plan: ExportPlan, model: ir.Model, calibrated: Callable[[str], BlockWeight | None]) -> None:
+    from gemma_export.precision.blockwise import block_quantiser, row_quantiser
+
+    assert plan.target.quantise is not None
+    plan.target.quantise(model, block_quantiser(plan.precision, calibrated), plan.precision.activation_dtype)
+    if plan.target.quantise_activations is not None:
+        plan.target.quantise_activations(model, row_quantiser(plan.precision))
 
 
 @contextmanager

@@ -92,6 +92,7 @@ def target_and_precision(request: ExportRequest) -> tuple[Target, Precision]:
                 "--max-kl measures the kernels of target ort, not --format qdq",
                 hint="Choose with --target ort, then give the chosen rules with --precision-config.",
             )
+        _check_dynamic(scheme, target, precision)
     if precision.activation_dtype not in target.providers:
         raise UsageError(
             f"target {target.name} has no {precision.activation_dtype} kernels: --{precision.name} cannot run there",
@@ -115,6 +116,21 @@ def _with_format(target: Target, request: ExportRequest, scheme: WeightScheme) -
             hint="Leave --format out, or export with --target ort, which has both.",
         )
     return found
+
+
+def _check_dynamic(scheme: WeightScheme, target: Target, precision: Precision) -> None:
+    if not scheme.dynamic:
+        return
+    if target.quantise_activations is None:
+        raise UsageError(
+            f"target {target.name} has no kernels for --{scheme.name}", hint="Export with --target ort, or with --int8."
+        )
+    if precision.activation_dtype != "float32":
+        raise UsageError(
+            f"--{scheme.name} and --{precision.name} exclude each other: its integer products are a kernel of the CPU "
+            "provider, for float32 activations",
+            hint=f"Leave --{precision.name} out, or combine it with --int8.",
+        )
 
 
 def _check_max_kl(max_kl: float | None, scheme: WeightScheme | None) -> None:

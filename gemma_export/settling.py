@@ -1,4 +1,4 @@
-"""What a plan leaves to a measurement, settled before graphs are lowered: the residual scale, a mixed precision."""
+"""What a plan leaves to a measurement, settled before graphs are lowered: residual scale, channels, precision."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from gemma_export.progress import Progress
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from gemma_export.calibration.channels import ChannelScales
     from gemma_export.headroom import Headroom
     from gemma_export.precision.block_weight import BlockWeight
 
@@ -27,6 +28,7 @@ __all__ = [
     "choice_files",
     "format_options",
     "measurement_notes",
+    "settle_channel_scales",
     "settle_precision",
     "settle_residual_scale",
 ]
@@ -51,6 +53,30 @@ def settle_residual_scale(plan: ExportPlan, progress: Progress | None = None) ->
     return dataclasses.replace(plan, residual_scale=settled), headroom
 
 
+def settle_channel_scales(plan: ExportPlan, model: ir.Model, progress: Progress | None = None) -> ChannelScales | None:
+    """Folds scales of channels into the graph's weights, where the scheme calibrates them."""
+    scheme = plan.precision.scheme
+    if scheme is None or not scheme.calibrates(plan.checkpoint.kind):
+        return None
+    from gemma_export.calibration.batches import measured_batches
+    from gemma_export.calibration.channels import ACTIVATION_AWARE, SMOOTHING, measure_channel_scales
+    from gemma_export.calibration.placement import bound_weights
+    from gemma_export.passes import FoldChannelScales
+
+    scales = measure_channel_scales(
+        plan.family,
+        plan.spec,
+        bound_weights(model).__getitem__,
+        measured_batches(plan.checkpoint, plan.spec, plan.calibration),
+        plan.precision,
+        SMOOTHING if scheme.dynamic else ACTIVATION_AWARE,
+        rounds_activations=plan.precision.activation_dtype in plan.target.rounded_activations,
+        progress=progress,
+    )
+    FoldChannelScales(scales.exponents)(model)
+    return scales
+
+
 def settle_precision(
     plan: ExportPlan, model: ir.Model, progress: Progress | None = None
 ) -> tuple[ExportPlan, MixedPrecision | None]:
@@ -61,17 +87,15 @@ def settle_precision(
     """
     if plan.request.max_kl is None:
         return plan, None
+    from gemma_export.calibration.batches import measured_batches
+    from gemma_export.calibration.placement import bound_weights
     from gemma_export.mixed_precision.choose import choose_mixed_precision, reference_for
-    from gemma_export.mixed_precision.text import measured_batches
-    from gemma_export.tracing import model_weight
 
-    source = plan.checkpoint.source
-    assert source is not None
     stored = plan.target.stored_tensors(plan.tensors, plan.spec)
     reference = reference_for(
         plan.family,
         plan.spec,
-        lambda name: model_weight(source, plan.merge, name),
+        bound_weights(model).__getitem__,
         stored,
         measured_batches(plan.checkpoint, plan.spec, plan.calibration),
         factors=_residual_factors(plan, model),
@@ -159,12 +183,19 @@ def choice_files(mixed: MixedPrecision | None) -> dict[str, bytes | Path]:
 
 
 def format_options(
-    plan: ExportPlan, models: Sequence[ir.Model], headroom: Headroom | None, mixed: MixedPrecision | None
+    plan: ExportPlan,
+    models: Sequence[ir.Model],
+    headroom: Headroom | None,
+    scales: ChannelScales | None,
+    mixed: MixedPrecision | None,
 ) -> dict[str, Any]:
     """The number format's options, in the manifest's words."""
     options = {} if plan.precision.scheme is None else dict(plan.precision.scheme.options())
     if plan.calibration is not None:
         options["calibration"] = dict(plan.calibration.options)
+    if plan.precision.scheme is not None:
+        name = "smoothing" if plan.precision.scheme.dynamic else "activation_aware"
+        options[name] = None if scales is None else scales.to_dict()
     if mixed is not None:
         options["mixed_precision"] = mixed.summary()
     if plan.precision.activation_dtype != "float16":
@@ -179,9 +210,11 @@ def format_options(
     return {**options, "residual_scale": residual_scale}
 
 
-def measurement_notes(plan: ExportPlan, headroom: Headroom | None, mixed: MixedPrecision | None) -> tuple[str, ...]:
+def measurement_notes(
+    plan: ExportPlan, headroom: Headroom | None, scales: ChannelScales | None, mixed: MixedPrecision | None
+) -> tuple[str, ...]:
     """What the user should know of the number format, a line each."""
-    notes = [] if mixed is None else [mixed.note()]
+    notes = [found.note() for found in (scales, mixed) if found is not None]
     if mixed is not None and not can_plot():
         notes.append(f"{PLOT_FILE} was not drawn: pip install matplotlib")
     scale = plan.residual_scale

@@ -47,7 +47,7 @@ def place(model: ir.Model, bound: Mapping[str, Weight], scheme: WeightScheme) ->
     for name, weight in bound_weights(model).items():
         layout = scheme.format_of(name, weight.shape)
         leaves = list(_leaves(weight, 1.0))
-        if layout is None or not all(id(leaf) in names for leaf, _ in leaves):
+        if not isinstance(layout, BlockFormat) or not all(id(leaf) in names for leaf, _ in leaves):
             continue
         parts = tuple((names[id(leaf)], factor) for leaf, factor in leaves)
         placements[name] = Placement(

@@ -10,10 +10,12 @@ from gemma_export.checkpoint import Checkpoint
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import UsageError
 from gemma_export.precision import QUANTISERS, WeightScheme
+from gemma_export.precision.block_format import BlockFormat
 
 __all__ = ["needs_calibration", "plan_calibration"]
 
-# Sequences that --max-kl measures on: each position costs two products with the whole vocabulary in every run.
+# Sequences that KL is measured on, two products with the whole vocabulary for each position of every run, and that
+# channels are scaled by.
 _MEASURED_SEQUENCES = 16
 
 
@@ -25,7 +27,9 @@ def needs_calibration(scheme: WeightScheme | None, stored: Iterable[tuple[str, t
         stored: name and shape of every tensor of the data file.
     """
     return scheme is not None and any(
-        QUANTISERS[scheme.quantiser_of(name)].calibrated for name, shape in stored if scheme.format_of(name, shape)
+        QUANTISERS[scheme.quantiser_of(name)].calibrated
+        for name, shape in stored
+        if isinstance(scheme.format_of(name, shape), BlockFormat)
     )
 
 
@@ -46,7 +50,7 @@ def plan_calibration(
         stored: name and shape of every tensor of the data file.
         checkpoint: has the tokenizer.
         spec: the architecture.
-        measures: whether mean KL is measured to choose a mixed precision; without `path` on texts of its own.
+        measures: whether a mixed precision is chosen by measured KL.
 
     Raises:
         UsageError: nothing takes the text.
@@ -55,10 +59,11 @@ def plan_calibration(
     if needs_calibration(scheme, stored):
         return token_sequences(read_calibration(path), checkpoint, spec)
     if path is None:
+        # channels and KL have built-in texts of their own
         return None
-    if measures:
+    if measures or (scheme is not None and scheme.calibrates(checkpoint.kind)):
         return token_sequences(read_calibration(path), checkpoint, spec, most=_MEASURED_SEQUENCES)
     raise UsageError(
-        f"--calibration {path} is given, and no matrix is quantised by it",
-        hint="Add --quantizer gptq or --max-kl, or leave --calibration out.",
+        f"--calibration {path} is given, and nothing here runs the model on it",
+        hint="Add --quantizer gptq, --activation-aware, --int8-dynamic or --max-kl, or leave --calibration out.",
     )

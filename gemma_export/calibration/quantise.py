@@ -18,6 +18,7 @@ from gemma_export.precision.block_format import BlockFormat
 from gemma_export.precision.code_store import CodeStore, StoredWeight
 from gemma_export.precision.gptq import Feedback, Gram, gptq
 from gemma_export.precision.quantisers import QUANTISERS
+from gemma_export.precision.row_pieces import row_pieces
 from gemma_export.progress import Progress
 from gemma_export.weights import Weight
 
@@ -162,7 +163,7 @@ class _Work:
         with torch.no_grad(), run.threads():
             feedback = gram.feedback(stack.head)
             first = 0
-            for rows in _pieces(weight):
+            for rows in row_pieces(weight, _PIECE):
                 columns = (rows.t() * factor).contiguous()
                 self._keep(stack.head, first, gptq(columns, feedback, placement.layout, self._scale_dtype))
                 first += len(rows)
@@ -220,17 +221,3 @@ class _Rounded(Weight):
         """See Weight."""
         for chunk in self.weight.chunks():
             yield dequantise(self._quantise(chunk), self._layout)[:, : self.shape[1]]
-
-
-def _pieces(weight: Weight) -> Iterator[torch.Tensor]:
-    """Rows of a matrix, as many as are quantised at a time, in copies of their own."""
-    rows: list[torch.Tensor] = []
-    filled = 0
-    for chunk in weight.chunks():
-        rows.append(chunk.clone())
-        filled += chunk.numel()
-        if filled >= _PIECE:
-            yield torch.cat(rows)
-            rows, filled = [], 0
-    if rows:
-        yield torch.cat(rows)

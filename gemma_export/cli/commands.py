@@ -20,6 +20,8 @@ __all__ = ["cli"]
 
 # flags of the number formats; the first is the default
 _PRECISIONS = ("fp32", "fp16", "bf16")
+# and those of the quantised weights
+_SCHEMES = ("int4", "int8", "int8_dynamic")
 # packages of the `export` extra, by import name
 _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platformdirs")
 
@@ -47,6 +49,7 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
 @click.option("--bf16", "bf16", is_flag=True, help="bfloat16 weights and activations: CUDA.")
 @click.option("--int4", "int4", is_flag=True, help="4-bit weights; with --fp16, float16 activations.")
 @click.option("--int8", "int8", is_flag=True, help="8-bit weights; with --fp16, float16 activations.")
+@click.option("--int8-dynamic", "int8_dynamic", is_flag=True, help="8-bit weights and activations: CPU throughput.")
 @click.option("--block-size", type=int, metavar="N", help="Weights that share a scale: 32, 64, 128 or 256.")
 @click.option("--symmetric/--asymmetric", default=None, help="Quantise without or with zero points.")
 @click.option("--quantizer", metavar="NAME", help="How integers are chosen: rtn, search, gptq.")
@@ -58,6 +61,8 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
 )
 @click.option("--embedding-bits", type=int, metavar="4|8", help="Bits of the embedding table and the head.")
 @click.option("--format", "weight_format", metavar="NAME", help="Of integer weights: nbits (MatMulNBits) or qdq.")
+@click.option("--smoothing/--no-smoothing", default=None, help="--int8-dynamic: even out outlier channels (default).")
+@click.option("--activation-aware", is_flag=True, help="int4, int8: scale channels as calibration text asks.")
 @click.option(
     "--precision-config", metavar="FILE", type=click.Path(path_type=Path), help="TOML: precision of single tensors."
 )
@@ -162,8 +167,12 @@ def _request(options: dict[str, Any]) -> ExportRequest:
             f"--{precisions[0]} and --{precisions[1]} exclude each other",
             hint="One folder holds one precision: run twice.",
         )
-    if options["int4"] and options["int8"]:
-        raise UsageError("--int4 and --int8 exclude each other", hint="One folder holds one precision: run twice.")
+    schemes = [name.replace("_", "-") for name in _SCHEMES if options[name]]
+    if len(schemes) > 1:
+        raise UsageError(
+            f"--{schemes[0]} and --{schemes[1]} exclude each other",
+            hint="One folder holds one precision: run twice.",
+        )
     seed = options["synthetic_seed"]
     if seed is not None and not (seed.isascii() and seed.isdigit() and int(seed) < 1 << 63):
         raise UsageError(
@@ -180,12 +189,14 @@ def _request(options: dict[str, Any]) -> ExportRequest:
         synthetic_seed=None if seed is None else int(seed),
         precision=precisions[0] if precisions else _PRECISIONS[0],
         weights=WeightOptions(
-            scheme=next((name for name in ("int4", "int8") if options[name]), None),
+            scheme=schemes[0] if schemes else None,
             block_size=options["block_size"],
             symmetric=options["symmetric"],
             quantiser=options["quantizer"],
             embedding_bits=options["embedding_bits"],
             format=options["weight_format"],
+            smoothing=options["smoothing"],
+            activation_aware=options["activation_aware"] or None,
             config=options["precision_config"],
         ),
         calibration=options["calibration"],

@@ -48,7 +48,7 @@ def matrices_of(precision: Precision, stored: Iterable[tuple[str, tuple[int, ...
     assert scheme is not None
     found = []
     for name, shape in stored:
-        own = scheme.format_of(name, shape)
+        own = scheme.block_format_of(name, shape)
         if own is None or own.bits > scheme.bits or any(rule.matches(name) for rule in scheme.rules):
             continue
         choices = [_choice(precision, None, name, shape)]
@@ -99,7 +99,7 @@ def _choice(precision: Precision, rule: Rule | None, name: str, shape: tuple[int
     assert precision.scheme is not None
     changed = with_scheme(precision, with_rules(precision.scheme, [rule]))
     assert changed.scheme is not None
-    layout = changed.scheme.format_of(name, shape)
+    layout = changed.scheme.block_format_of(name, shape)
     assert layout is not None
     nbytes = sum(size for _, size in changed.stored(name, shape))
     return Choice(rule=rule, bits=layout.bits, block_size=layout.block_size, nbytes=nbytes)

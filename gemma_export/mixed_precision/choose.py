@@ -149,7 +149,7 @@ def _curve(
 def _tensors(scheme: WeightScheme, stored: Stored) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, shape in stored:
-        layout = scheme.format_of(name, shape)
+        layout = scheme.block_format_of(name, shape)
         if layout is not None:
             found[name] = {
                 "bits": layout.bits,

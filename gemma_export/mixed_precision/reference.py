@@ -10,8 +10,9 @@ import torch
 
 from gemma_export.layerwise import LayerStack, LayerwiseRun, row_blocks
 from gemma_export.mixed_precision.divergence import StreamedKL
-from gemma_export.mixed_precision.weights import ExportedWeights, round_activations
+from gemma_export.mixed_precision.weights import ExportedWeights
 from gemma_export.precision import Precision
+from gemma_export.precision.activations import round_activations
 from gemma_export.progress import Progress
 from gemma_export.weights import Weight
 

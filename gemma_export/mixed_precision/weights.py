@@ -13,7 +13,7 @@ from gemma_export.precision.blockwise import block_quantiser
 from gemma_export.precision.scheme import packed_name
 from gemma_export.weights import Scale, Weight
 
-__all__ = ["ExportedWeights", "round_activations"]
+__all__ = ["ExportedWeights"]
 
 
 class ExportedWeights:
@@ -52,22 +52,7 @@ class ExportedWeights:
     def layout(self, name: str, precision: Precision) -> BlockFormat | None:
         """How a precision stores the weight; None for floating point."""
         assert precision.scheme is not None
-        return precision.scheme.format_of(self.stored_name(name), self._weights(name).shape)
-
-
-def round_activations(values: torch.Tensor, block_size: int) -> torch.Tensor:
-    """Activations [..., columns] as MatMulNBits at accuracy level 4 takes them: 8 bits with one scale in each block.
-
-    Source: QuantizeARow of https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/core/mlas/lib/qnbitgemm.h:
-    the scale is the block's largest |value| / 127, values are rounded to the nearest.
-    """
-    columns = values.shape[-1]
-    missing = -columns % block_size
-    padded = torch.nn.functional.pad(values, (0, missing))
-    blocks = padded.view(*padded.shape[:-1], -1, block_size)
-    scales = blocks.abs().amax(-1, keepdim=True) / 127.0
-    rounded = torch.where(scales > 0, blocks / scales, 0.0).round_() * scales
-    return rounded.flatten(-2)[..., :columns]
+        return precision.scheme.block_format_of(self.stored_name(name), self._weights(name).shape)
 
 
 class _Dequantised(Weight):

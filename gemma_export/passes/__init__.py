@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gemma_export.passes.align_rows import AlignRows
 from gemma_export.passes.drop_query_lengths import DropQueryLengths
+from gemma_export.passes.fold_channel_scales import FoldChannelScales
 from gemma_export.passes.fuse_attention import FuseGroupQueryAttention
 from gemma_export.passes.fuse_attention_rotary_outside import FuseAttentionRotaryOutside
 from gemma_export.passes.fuse_norms import FuseNorms
@@ -14,6 +15,7 @@ from gemma_export.passes.lower_geglu import LowerGeGLU
 from gemma_export.passes.lower_linear import LowerLinear
 from gemma_export.passes.lower_linear_to_matmul import LowerLinearToMatMul
 from gemma_export.passes.lower_norms import LowerNorms
+from gemma_export.passes.quantise_activations import QuantiseActivations, RowQuantised
 from gemma_export.passes.quantise_matrices import BlockQuantised, QuantiseMatrices
 from gemma_export.passes.quantise_qdq import QuantiseQdq, TransposedBlocks
 from gemma_export.passes.rescale_residual import RescaleResidual
@@ -24,6 +26,7 @@ __all__ = [
     "AlignRows",
     "BlockQuantised",
     "DropQueryLengths",
+    "FoldChannelScales",
     "FuseAttentionRotaryOutside",
     "FuseGroupQueryAttention",
     "FuseNorms",
@@ -33,9 +36,11 @@ __all__ = [
     "LowerLinear",
     "LowerLinearToMatMul",
     "LowerNorms",
+    "QuantiseActivations",
     "QuantiseMatrices",
     "QuantiseQdq",
     "RescaleResidual",
+    "RowQuantised",
     "SelectColumns",
     "SelectLogits",
     "TransposedBlocks",

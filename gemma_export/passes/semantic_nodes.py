@@ -8,8 +8,9 @@ from typing import TypeVar
 import numpy as np
 import onnx_ir as ir
 
+from gemma_export.channel_scales import gain_of
 from gemma_export.errors import PassError
-from gemma_export.weights import Scale, Shift, Weight, WeightTensor
+from gemma_export.weights import Scale, Weight, WeightTensor
 
 __all__ = [
     "DOMAIN",
@@ -149,7 +150,7 @@ def gain_value(graph: ir.Graph, node: ir.Node, pass_name: str) -> ir.Value:
         raise refuse(node, pass_name, "its input has no type")
     weight = weight_of(stored, node, pass_name)
     assert stored is not None
-    gain: Weight = Shift(weight, 1.0)
+    gain = gain_of(weight)
     scale = node.attributes.get("gain_scale")
     if scale is not None and scale.as_float() != 1.0:
         gain = Scale(gain, scale.as_float())

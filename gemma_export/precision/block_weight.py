@@ -19,6 +19,7 @@ from gemma_export.weights import Writable, one_thread
 __all__ = ["BlockPart", "BlockWeight", "onnx_type", "write_bytes"]
 
 _ONNX = {
+    torch.int8: ir.DataType.INT8,
     torch.uint8: ir.DataType.UINT8,
     torch.float32: ir.DataType.FLOAT,
     torch.float16: ir.DataType.FLOAT16,
@@ -101,7 +102,7 @@ class _Parts(Protocol):
 
 
 class BlockPart:
-    """One stored tensor of a block-quantised matrix, as an initializer's value.
+    """One stored tensor of a quantised matrix, as an initializer's value.
 
     Args:
         group: the matrix, which writes its parts by name; the writer keeps tensors of one `group` behind one another.

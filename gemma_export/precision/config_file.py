@@ -33,6 +33,8 @@ _OPTIONS: dict[str, tuple[str, type]] = {
     "quantizer": ("quantiser", str),
     "embedding_bits": ("embedding_bits", int),
     "format": ("format", str),
+    "smoothing": ("smoothing", bool),
+    "activation_aware": ("activation_aware", bool),
 }
 _RULE: dict[str, tuple[str, type]] = {
     "match": ("match", str),

@@ -12,20 +12,24 @@ from gemma_export.errors import UsageError
 from gemma_export.precision.block_format import BITS, BLOCK_SIZES
 from gemma_export.precision.config_file import read_precision_file
 from gemma_export.precision.quantisers import QUANTISERS
-from gemma_export.precision.scheme import FORMATS, WeightScheme
+from gemma_export.precision.scheme import FORMATS, Rule, WeightScheme
 from gemma_export.precision.schemes import SCHEMES
 
 __all__ = ["WeightOptions", "check_packing", "check_rules", "weight_scheme"]
 
 # WeightOptions' field -> the flag, for messages
 _FLAGS = {
-    "scheme": "--int4 or --int8",
+    "scheme": "--int4, --int8 or --int8-dynamic",
     "block_size": "--block-size",
     "symmetric": "--symmetric or --asymmetric",
     "quantiser": "--quantizer",
     "embedding_bits": "--embedding-bits",
     "format": "--format",
+    "smoothing": "--smoothing or --no-smoothing",
+    "activation_aware": "--activation-aware",
 }
+# what one scale per output feature and per token leaves nothing to choose of
+_BLOCKWISE = ("block_size", "symmetric", "quantiser", "format", "activation_aware")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,10 @@ class WeightOptions:
     embedding_bits: int | None = None
     # one of FORMATS; None takes the target's own
     format: str | None = None
+    # of --int8-dynamic
+    smoothing: bool | None = None
+    # of weights in blocks
+    activation_aware: bool | None = None
     # TOML
     config: Path | None = None
 
@@ -66,7 +74,7 @@ def weight_scheme(options: WeightOptions) -> WeightScheme | None:
             first = _FLAGS[next(iter(asked))] if asked else "--precision-config"
             raise UsageError(
                 f"{first} is about quantised weights, and neither --int4 nor --int8 is given",
-                hint='Add --int4 or --int8; a precision file can say scheme = "int4" itself.',
+                hint='Add --int4, --int8 or --int8-dynamic; a precision file can say scheme = "int4" itself.',
             )
         return None
     _check("scheme", scheme, SCHEMES)
@@ -77,6 +85,7 @@ def weight_scheme(options: WeightOptions) -> WeightScheme | None:
     for rule in rules:
         _check("block_size", rule.block_size, BLOCK_SIZES)
         _check("quantiser", rule.quantiser, QUANTISERS)
+    _check_dynamic(SCHEMES[scheme], asked, rules)
     return dataclasses.replace(SCHEMES[scheme], **asked, rules=rules)
 
 
@@ -116,6 +125,30 @@ def check_packing(scheme: WeightScheme, stored: Iterable[tuple[str, tuple[int, .
             raise UsageError(
                 f"--format qdq packs two tokens of a 4-bit table into a byte, and this vocabulary has {shape[0]}",
                 hint="Add --embedding-bits 8.",
+            )
+
+
+def _check_dynamic(scheme: WeightScheme, asked: Mapping[str, Any], rules: Iterable[Rule]) -> None:
+    """Options that would change nothing are refused."""
+    if not scheme.dynamic:
+        if "smoothing" in asked:
+            raise UsageError(
+                f"{_FLAGS['smoothing']} is about 8-bit activations, and --{scheme.name} is given",
+                hint="Leave it out, or export with --int8-dynamic.",
+            )
+        return
+    for name in _BLOCKWISE:
+        if name in asked:
+            raise UsageError(
+                f"{_FLAGS[name]} is about weights in blocks: --{scheme.name} has one scale for each output feature",
+                hint="Leave it out, or export with --int8.",
+            )
+    for rule in rules:
+        of_tables = rule.concerns_tables and (rule.symmetric is not None or rule.quantiser is not None)
+        if rule.bits != 0 and not rule.is_blockwise and not of_tables:
+            raise UsageError(
+                f"the precision file's rule for {rule.match!r} changes nothing with --{scheme.name}",
+                hint='bits = "float", bits = 4 or a block_size takes a matrix out of the integer products.',
             )
 
 

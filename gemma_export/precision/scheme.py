@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from gemma_export.precision.block_format import BlockFormat
+from gemma_export.precision.row_format import RowFormat
 
 __all__ = ["FORMATS", "Rule", "WeightScheme", "packed_name"]
 
@@ -42,6 +43,16 @@ class Rule:
         """Whether the rule is about a tensor, by its own name or the packed one; case-sensitive on every system."""
         return any(fnmatch.fnmatchcase(spelling, self.match) for spelling in (name, packed_name(name)))
 
+    @property
+    def concerns_tables(self) -> bool:
+        """Whether the rule is about the embedding table or the head."""
+        return any(self.matches(name) for name in (f"model.{_TABLES[0]}", _TABLES[1]))
+
+    @property
+    def is_blockwise(self) -> bool:
+        """Whether the rule asks for weights in blocks, whatever the scheme does with the rest."""
+        return self.bits == 4 or self.block_size is not None
+
     def as_json(self) -> dict[str, Any]:
         """The rule in the words of the precision file."""
         content = {
@@ -56,9 +67,9 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightScheme:
-    """A block-wise quantisation of all projections, the head and the embedding table."""
+    """A quantisation of all projections, the head and the embedding table: in blocks, unless `dynamic`."""
 
-    # int4 or int8: the flag, and the base of the manifest's name
+    # int4, int8 or int8-dynamic: the flag, and the base of the manifest's name
     name: str
     # of file names: _q4, _int8
     suffix: str
@@ -73,12 +84,19 @@ class WeightScheme:
     format: str | None = None
     # later rules win
     rules: tuple[Rule, ...] = ()
+    # projections in int8 with one scale per output feature, for integer products with activations of 8 bits; table and
+    # head stay in blocks
+    dynamic: bool = False
+    # dynamic: outliers move from activations into weights, as calibrated; None: unless the weights are random
+    smoothing: bool | None = None
+    # in blocks: channels are scaled so that the products on calibration text lose least
+    activation_aware: bool = False
 
     def covers(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether a stored tensor is a matrix that quantisation is about; norms and rotary tables are not."""
         return len(shape) == 2 and name.endswith(".weight")
 
-    def format_of(self, name: str, shape: tuple[int, ...]) -> BlockFormat | None:
+    def format_of(self, name: str, shape: tuple[int, ...]) -> BlockFormat | RowFormat | None:
         """The layout of a stored tensor, or None where it stays in floating point."""
         if not self.covers(name, shape):
             return None
@@ -86,6 +104,8 @@ class WeightScheme:
         bits = _last([rule.bits for rule in rules], self.embedding_bits if name.endswith(_TABLES) else self.bits)
         if bits == 0:
             return None
+        if self.dynamic and not name.endswith(_TABLES) and not any(rule.is_blockwise for rule in rules):
+            return RowFormat()
         layout = BlockFormat(
             bits=bits,
             block_size=_last([rule.block_size for rule in rules], self.block_size),
@@ -100,6 +120,17 @@ class WeightScheme:
             return dataclasses.replace(layout, symmetric=True)
         return layout
 
+    def block_format_of(self, name: str, shape: tuple[int, ...]) -> BlockFormat | None:
+        """The same where nothing is dynamic."""
+        layout = self.format_of(name, shape)
+        assert not isinstance(layout, RowFormat)
+        return layout
+
+    def calibrates(self, source_kind: str) -> bool:
+        """Whether channels' scales are calibrated: outliers by default unless the weights are random."""
+        smooths = source_kind != "synthetic" if self.smoothing is None else self.smoothing
+        return self.activation_aware or (self.dynamic and smooths)
+
     def is_table(self, name: str) -> bool:
         """Whether a stored tensor is looked up in: the embedding's."""
         return name.endswith(_TABLES[0])
@@ -110,8 +141,10 @@ class WeightScheme:
 
     def options(self) -> Mapping[str, Any]:
         """What was asked for, in the manifest's words; `format_of` says what a tensor gets."""
+        dynamic = {"activations": "int8, a scale per token", "projections": "int8, a scale per output feature"}
         return {
             "scheme": self.name,
+            **(dynamic if self.dynamic else {}),
             "bits": self.bits,
             "block_size": self.block_size,
             "symmetric": self.symmetric,

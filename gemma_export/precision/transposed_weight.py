@@ -61,6 +61,10 @@ class TransposedWeight:
             else:
                 write_bytes(self._kept.pop(part), file)
 
+    def dequantised(self) -> Iterator[torch.Tensor]:
+        """Rows [n, columns] in order, in float32, as a kernel multiplies with them."""
+        return self._blocks.dequantised()
+
     def _as_bytes(self, part: BlockPart, element: ir.DataType) -> BlockPart:
         shape = tuple(part.shape.numpy())
         if self.bits == 8:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 __all__ = ["check_counts", "main_dtype"]
 
 # one weight, one product, whatever the weight is stored in
-_QUANTISED = {"MatMulNBits": "FusedMatMul", "MatMul": "FusedMatMul"}
+_QUANTISED = {"MatMulNBits": "FusedMatMul", "MatMulIntegerToFloat": "FusedMatMul", "MatMul": "FusedMatMul"}
 # operators whose first input is not of the type that they compute in: packed bytes, a condition, another type
-_BY_OUTPUT = frozenset({"CastLike", "DequantizeLinear", "GatherBlockQuantized", "Where"})
+_BY_OUTPUT = frozenset({"CastLike", "DequantizeLinear", "GatherBlockQuantized", "MatMulIntegerToFloat", "Where"})
 
 
 def check_counts(target: str, model: ir.Model, layers: int, expected: Mapping[str, int]) -> None:

@@ -36,6 +36,7 @@ _INPUTS: dict[str, dict[int, Release]] = {
     "RotaryEmbedding": {4: (1, 20, 0)},
     # the schema is as old as 1.20, for 4-bit types only: uint8 data came with 1.22, its packed 4 bits with 1.23
     "GatherBlockQuantized": {4: (1, 23, 0)},
+    "MatMulIntegerToFloat": {5: (1, 20, 0)},
     "MatMulNBits": {4: (1, 20, 0)},
     "SkipSimplifiedLayerNormalization": {4: (1, 20, 0)},
 }
@@ -51,6 +52,7 @@ _ATTRIBUTES: dict[str, dict[str, Release]] = {
     "FusedMatMul": {"transB": _OLDEST},
     "RotaryEmbedding": {"interleaved": _OLDEST},
     "GatherBlockQuantized": dict.fromkeys(("bits", "block_size", "gather_axis", "quantize_axis"), (1, 23, 0)),
+    "MatMulIntegerToFloat": {},
     # 8 bits and blocks up to 256 were run on 1.23.0 and 1.24.1: an attribute's value is not told apart here
     "MatMulNBits": {**dict.fromkeys(("K", "N", "accuracy_level", "block_size"), _OLDEST), "bits": (1, 23, 0)},
     "SkipSimplifiedLayerNormalization": {"epsilon": _OLDEST},

@@ -17,7 +17,7 @@ from gemma_export.targets.target import Target
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from gemma_export.passes import BlockQuantised, TransposedBlocks
+    from gemma_export.passes import BlockQuantised, RowQuantised, TransposedBlocks
     from gemma_export.weights import Weight
 
 __all__ = ["ORT"]
@@ -53,6 +53,13 @@ def _quantise(model: ir.Model, matrices: Callable[[str, Weight], BlockQuantised 
     from gemma_export import passes
 
     passes.QuantiseMatrices(matrices, accuracy_level=_ACCURACY_LEVELS.get(activation_dtype, 0))(model)
+
+
+def _quantise_activations(model: ir.Model, matrices: Callable[[str, Weight], RowQuantised | None]) -> None:
+    """MatMulIntegerToFloat for every weight that the precision quantises by rows."""
+    from gemma_export import passes
+
+    passes.QuantiseActivations(matrices)(model)
 
 
 def _quantise_qdq(
@@ -149,9 +156,15 @@ _NBITS = Target(
     stored_tensors=_stored_tensors,
     with_functions=None,
     quantise=_quantise,
+    quantise_activations=_quantise_activations,
     rounded_activations=frozenset(_ACCURACY_LEVELS),
 )
 _QDQ = dataclasses.replace(
-    _NBITS, quantise=_quantise_qdq, check=_check_qdq, providers=_QDQ_PROVIDERS, weight_format="qdq"
+    _NBITS,
+    quantise=_quantise_qdq,
+    quantise_activations=None,
+    check=_check_qdq,
+    providers=_QDQ_PROVIDERS,
+    weight_format="qdq",
 )
 ORT = dataclasses.replace(_NBITS, formats={"qdq": _QDQ})

@@ -79,6 +79,11 @@ _QDQ_KERNELS: dict[tuple[str, str], frozenset[str]] = {
     ("", "Transpose"): _BOTH,
     ("", "Where"): frozenset({"float32"}),
 }
+# What products of 8-bit activations (`--int8-dynamic`) need besides, on the CPU alone: graphs are float32, which no
+# other provider of this target runs
+_INTEGER_PRODUCT_KERNELS: dict[tuple[str, str], frozenset[str]] = {
+    ("", name): frozenset({"float32"}) for name in ("Abs", "Div", "Max", "QuantizeLinear", "ReduceMax")
+} | {(_CONTRIB, "MatMulIntegerToFloat"): frozenset({"float32"})}
 # functions of the standard that sessions replace by operators above
 _QDQ_FUNCTIONS = frozenset({("", "CastLike")})
 # A float16 node without a float16 kernel runs in float32 between two casts that onnxruntime inserts; only its CPU
@@ -101,5 +106,6 @@ def supported(provider: str, domain: str, op_type: str, dtype: str) -> bool:
     if provider == "cpu":
         if (domain, op_type) in _QDQ_FUNCTIONS:
             return dtype in _BOTH
-        kernels |= _QDQ_KERNELS.get((domain, op_type), frozenset())
+        for more in (_QDQ_KERNELS, _INTEGER_PRODUCT_KERNELS):
+            kernels |= more.get((domain, op_type), frozenset())
     return dtype in kernels or _WIDENED.get(provider, {}).get(dtype) in kernels

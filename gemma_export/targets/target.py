@@ -47,6 +47,9 @@ class Target:
     # (lowered float32 graph, quantised matrix of an initializer or None in the pass's own protocol, activation
     # dtype): puts the target's kernels for integer weights in place; None where the target has none
     quantise: Callable[[ir.Model, Callable[[str, Weight], Any], str], None] | None = None
+    # (quantised float32 graph, row-quantised matrix of an initializer or None in the pass's own protocol): puts
+    # products of 8-bit activations with 8-bit weights in place; None where the target has none
+    quantise_activations: Callable[[ir.Model, Callable[[str, Weight], Any]], None] | None = None
     # how it stores them, a name of gemma_export.precision.scheme.FORMATS
     weight_format: str = "nbits"
     # activation dtypes whose products with integer weights round the activations too, to 8 bits in each block

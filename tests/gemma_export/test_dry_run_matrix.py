@@ -73,13 +73,21 @@ def test_dry_run_of_integer_weights(target: str, scheme: str, precision: str, va
         with pytest.raises(UsageError, match=f"target {target} has no kernels for {scheme} weights"):
             plan_export(request)
         return
+    if SCHEMES[scheme].dynamic and TARGETS[target].quantise_activations is None:
+        with pytest.raises(UsageError, match=f"target {target} has no kernels for --{scheme}"):
+            plan_export(request)
+        return
     if PRECISIONS[precision].activation_dtype not in TARGETS[target].providers:
         with pytest.raises(UsageError, match=f"target {target} has no .* kernels: --{precision}"):
             plan_export(request)
         return
+    if SCHEMES[scheme].dynamic and precision != "fp32":
+        with pytest.raises(UsageError, match=f"--{scheme} and --{precision} exclude each other"):
+            plan_export(request)
+        return
     plan = plan_export(request)
     parameters = sum(math.prod(shape) for shape in plan.tensors.values())
-    bits = {"int4": 4, "int8": 8}[scheme]
+    bits = {"int4": 4, "int8": 8, "int8-dynamic": 8}[scheme]
     tables = PRECISIONS[precision].stored_nbytes((plan.spec.max_position_embeddings * plan.spec.head_dim,))
     # scales and zero points come on top: at most 32 + 8 bits a block of 128
     assert parameters * bits / 8 < plan.data.size - tables < parameters * (bits + 0.35) / 8

@@ -23,6 +23,7 @@ from gemma_validation import measure_drift
 _EXPORTS = {
     ("int4", "fp32"): ("_q4", tolerances.INT4_MEAN_KL),
     ("int8", "fp32"): ("_int8", tolerances.INT8_MEAN_KL),
+    ("int8-dynamic", "fp32"): ("_int8dyn", tolerances.INT8_DYNAMIC_MEAN_KL),
     ("int4", "fp16"): ("_q4f16", tolerances.INT4_MEAN_KL),
     ("int8", "fp16"): ("_int8f16", tolerances.INT8_MEAN_KL),
 }

@@ -1,6 +1,6 @@
 """Drift of every quantisation of the built-in model against PyTorch float32 on held-out Python text; writes nothing.
 
-One line for each quantiser, block size, symmetry and bits of the embedding table, then the 8-bit scheme and both
+One line for each quantiser, block size, symmetry and bits of the embedding table, then the 8-bit schemes and both
 accuracy levels of MatMulNBits. The text should be none that the model was trained on.
 """
 
@@ -25,6 +25,7 @@ from gemma_export.pipeline import ExportRequest, build_semantic_graph, lower_gra
 from gemma_export.planning import ExportPlan, plan_export
 from gemma_export.precision import QUANTISERS, WeightOptions
 from gemma_export.precision.block_format import BLOCK_SIZES
+from gemma_export.settling import settle_channel_scales
 from gemma_validation import measure_drift
 
 __all__ = ["main"]
@@ -60,6 +61,9 @@ def settings() -> Iterator[tuple[str, WeightOptions, int | None]]:
     for symmetric in (True, False):
         words = f"int8, {'symmetric' if symmetric else 'zero points'}"
         yield words, WeightOptions(scheme="int8", symmetric=symmetric), None
+    for smoothing in (True, False):
+        words = f"int8-dynamic, smoothing {'on' if smoothing else 'off'}"
+        yield words, WeightOptions(scheme="int8-dynamic", smoothing=smoothing), None
     for bits, quantiser, symmetric, block in itertools.product((4, 8), QUANTISERS, (True, False), BLOCK_SIZES):
         words = f"int4 {quantiser}, block {block}, {'symmetric' if symmetric else 'zero points'}, table {bits} bits"
         options = WeightOptions(
@@ -72,6 +76,7 @@ def logits(
     plan: ExportPlan, model: ir.Model, ids: npt.NDArray[np.int64], accuracy_level: int | None
 ) -> npt.NDArray[np.float32]:
     """float32 [n, length, vocab_size] of the graph with all positions, run from memory."""
+    settle_channel_scales(plan, model)
     graph = next(graph.model for graph in lower_graphs(plan, model) if graph.role == "all")
     for node in graph.graph:
         if node.op_type == "MatMulNBits" and accuracy_level is not None:

@@ -15,6 +15,7 @@ from decoders import Graph, builtin_reference, reference_logits
 from programs import assert_error, gemma_export
 
 from gemma_export.artifact import verify_folder
+from gemma_export.calibration.batches import measured_batches
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
 from gemma_export.errors import DriftError, UsageError
 from gemma_export.mixed_precision import Choice, Matrix, matrices_of, with_scheme
@@ -23,7 +24,6 @@ from gemma_export.mixed_precision.choose import choose_mixed_precision, referenc
 from gemma_export.mixed_precision.curve import search, steps
 from gemma_export.mixed_precision.divergence import StreamedKL
 from gemma_export.mixed_precision.reference import Reference
-from gemma_export.mixed_precision.text import measured_batches
 from gemma_export.pipeline import ExportRequest, ExportResult, export
 from gemma_export.planning import ExportPlan, plan_export
 from gemma_export.precision import WeightOptions

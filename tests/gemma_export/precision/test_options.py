@@ -188,8 +188,43 @@ def test_flag_and_file_must_agree(tmp_path: Path) -> None:
     assert _scheme(tmp_path, "block_size = 64", scheme="int4", block_size=64).block_size == 64
     with pytest.raises(UsageError, match=r"--block-size contradicts .*: block_size is 64 there, 32 here"):
         _scheme(tmp_path, "block_size = 64", scheme="int4", block_size=32)
-    with pytest.raises(UsageError, match="--int4 or --int8 contradicts"):
+    with pytest.raises(UsageError, match="--int4, --int8 or --int8-dynamic contradicts"):
         _scheme(tmp_path, 'scheme = "int8"', scheme="int4")
+
+
+def test_rules_of_a_dynamic_scheme_take_matrices_out_of_it(tmp_path: Path) -> None:
+    rules = (
+        '[[rule]]\nmatch = "*.down_proj.weight"\nblock_size = 32\n[[rule]]\nmatch = "*.o_proj.weight"\nbits = "float"'
+    )
+    scheme = _scheme(tmp_path, rules, scheme="int8-dynamic")
+    names = ("a.up_proj.weight", "a.down_proj.weight", "a.o_proj.weight", "lm_head.weight")
+    layouts = [scheme.format_of(name, (64, 64)) for name in names]
+    assert [type(layout).__name__ for layout in layouts] == ["RowFormat", "BlockFormat", "NoneType", "BlockFormat"]
+    tables = _scheme(tmp_path, '[[rule]]\nmatch = "*embed_tokens*"\nsymmetric = false', scheme="int8-dynamic")
+    layout = tables.format_of("model.embed_tokens.weight", (64, 64))
+    assert layout is not None
+    assert not layout.symmetric
+    with pytest.raises(UsageError, match=r"rule for '\*' changes nothing with --int8-dynamic"):
+        _scheme(tmp_path, '[[rule]]\nmatch = "*"\nbits = 8', scheme="int8-dynamic")
+
+
+def test_activation_aware_is_an_option_of_the_file_too(tmp_path: Path) -> None:
+    assert not _scheme(tmp_path, "", scheme="int4").calibrates("local")
+    for source in ("synthetic", "local"):
+        assert _scheme(tmp_path, "activation_aware = true", scheme="int4").calibrates(source)
+        assert _scheme(tmp_path, "", scheme="int8", activation_aware=True).calibrates(source)
+    with pytest.raises(UsageError, match=r"--activation-aware contradicts .*: activation_aware is False there"):
+        _scheme(tmp_path, "activation_aware = false", scheme="int4", activation_aware=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "smooths"), [("synthetic", False), ("builtin", True), ("local", True), ("hub", True)]
+)
+def test_random_weights_are_not_calibrated_unless_asked(source: str, smooths: bool, tmp_path: Path) -> None:
+    assert _scheme(tmp_path, "", scheme="int8-dynamic").calibrates(source) == smooths
+    assert _scheme(tmp_path, "smoothing = true", scheme="int8-dynamic").calibrates(source)
+    assert not _scheme(tmp_path, "smoothing = false", scheme="int8-dynamic").calibrates(source)
+    assert not _scheme(tmp_path, "", scheme="int8").calibrates(source)
 
 
 @pytest.mark.parametrize(

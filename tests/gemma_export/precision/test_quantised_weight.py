@@ -46,7 +46,7 @@ def _written(part: object) -> bytes:
 
 
 def test_each_source_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemma_export.precision.quantised_weight._PIECE", 500)
+    monkeypatch.setattr("gemma_export.precision.row_pieces._PIECE", 500)
     monkeypatch.setattr("gemma_export.weights._CHUNK_BYTES", 1000)
     array = _array()
     source = _Counted(array)
@@ -63,8 +63,8 @@ def test_each_source_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("piece", [1, 500, 1 << 20])
 def test_threads_and_pieces_do_not_change_the_bytes(workers: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = _written(_block_weight(ArraySource({"w": _array()})).data)
-    monkeypatch.setattr("gemma_export.precision.quantised_weight._WORKERS", workers)
-    monkeypatch.setattr("gemma_export.precision.quantised_weight._PIECE", piece)
+    monkeypatch.setattr("gemma_export.precision.row_pieces._WORKERS", workers)
+    monkeypatch.setattr("gemma_export.precision.row_pieces._PIECE", piece)
     monkeypatch.setattr("gemma_export.weights._CHUNK_BYTES", 1000)
     assert _written(_block_weight(ArraySource({"w": _array()})).data) == expected
 

@@ -15,7 +15,7 @@ from gemma_export.errors import PassError
 from gemma_export.families import FAMILIES
 from gemma_export.precision import PRECISIONS, SCHEMES, Precision, quantised
 from gemma_export.precision.block_weight import BlockPart
-from gemma_export.precision.blockwise import block_quantiser
+from gemma_export.precision.blockwise import block_quantiser, row_quantiser
 from gemma_export.targets import TARGETS
 from gemma_export.targets.onnxruntime_releases import first_release
 from gemma_export.weights import WeightTensor
@@ -34,7 +34,11 @@ _LOWERINGS = (
 _QUANTISED = {
     precision.name: precision
     for precision in (
-        quantised(activations, scheme) for activations in PRECISIONS.values() for scheme in SCHEMES.values()
+        quantised(activations, scheme)
+        for activations in PRECISIONS.values()
+        for scheme in SCHEMES.values()
+        # refused: integer products are for float32 activations
+        if not scheme.dynamic or activations.activation_dtype == "float32"
     )
 }
 _ALL = {**PRECISIONS, **_QUANTISED}
@@ -43,7 +47,9 @@ _ALL = {**PRECISIONS, **_QUANTISED}
 def _apply(precision: Precision, model: ir.Model) -> None:
     if precision.scheme is not None:
         assert _ORT.quantise is not None
+        assert _ORT.quantise_activations is not None
         _ORT.quantise(model, block_quantiser(precision), precision.activation_dtype)
+        _ORT.quantise_activations(model, row_quantiser(precision))
     precision.apply(model)
 
 

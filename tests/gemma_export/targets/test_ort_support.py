@@ -9,6 +9,7 @@ from gemma_export.targets import TARGETS
 from gemma_export.targets.ort_support import (
     _FLOAT_KERNELS,
     _INDEX_OPS,
+    _INTEGER_PRODUCT_KERNELS,
     _QDQ_KERNELS,
     _WIDENED,
     supported,
@@ -39,7 +40,8 @@ def _installed(domain: str, op_type: str, dtype: str) -> bool:
         if (kernel.domain, kernel.op_name, kernel.provider) != (domain, op_type, "CPUExecutionProvider"):
             continue
         first, last = kernel.version_range
-        main = [types for name, types in kernel.type_constraints.items() if name not in _OTHER]
+        other = _OTHER - {"T1"} if op_type == "QuantizeLinear" else _OTHER
+        main = [types for name, types in kernel.type_constraints.items() if name not in other]
         if first <= opset <= last and any(_TENSORS[dtype] in types for types in main):
             return True
     return False
@@ -56,6 +58,14 @@ def test_every_kernel_of_the_format_qdq_is_installed(domain: str, op_type: str, 
     assert _installed(domain, op_type, dtype)
     assert supported("cpu", domain, op_type, dtype)
     assert (op_type == "Gather") == (dtype in ("int8", "uint8"))
+
+
+@pytest.mark.parametrize(("domain", "op_type"), sorted(_INTEGER_PRODUCT_KERNELS))
+def test_every_kernel_of_integer_products_is_installed_and_the_cpus_alone(domain: str, op_type: str) -> None:
+    assert _INTEGER_PRODUCT_KERNELS[domain, op_type] == {"float32"}
+    assert _installed(domain, op_type, "float32")
+    assert supported("cpu", domain, op_type, "float32")
+    assert not supported("cuda", domain, op_type, "float32")
 
 
 @pytest.mark.parametrize(("domain", "op_type"), sorted(_FLOAT_KERNELS["cpu"]))

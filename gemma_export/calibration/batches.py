@@ -1,10 +1,10 @@
-"""What KL is measured on."""
+"""What the reference is run on where channels are scaled and KL is measured."""
 
 from __future__ import annotations
 
 import torch
 
-from gemma_export.calibration import Sequences
+from gemma_export.calibration.text import Sequences
 from gemma_export.checkpoint import Checkpoint
 from gemma_export.config import DecoderSpec
 from gemma_export.headroom import probes_for
@@ -13,6 +13,8 @@ __all__ = ["measured_batches"]
 
 # "long" repeats the other texts, and BOS alone is no text
 _LEFT_OUT = frozenset({"long", "random long", "bos"})
+# sequences of a text that was cut for a quantiser, which learns from more
+_MOST = 16
 
 
 def measured_batches(
@@ -26,5 +28,5 @@ def measured_batches(
     if calibration is None:
         probes = [probe.token_ids for probe in probes_for(checkpoint, spec) if probe.name not in _LEFT_OUT]
     else:
-        probes = list(calibration.token_ids)
+        probes = list(calibration.token_ids[:: -(-len(calibration.token_ids) // _MOST)])
     return tuple(torch.tensor([ids]) for ids in probes if len(ids) > 1)
