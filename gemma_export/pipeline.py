@@ -139,8 +139,7 @@ def export(
 def _with_weights(plan: ExportPlan, progress: Progress | None) -> ExportPlan:
     """The plan once its weights have been downloaded; what the headers promised is checked again on the files."""
     checkpoint = download_weights(plan.checkpoint, progress)
-    assert checkpoint.source is not None
-    check_tensors(checkpoint.source, plan.stored)
+    check_tensors(checkpoint.view(plan.stored), plan.stored)
     return dataclasses.replace(plan, checkpoint=checkpoint, download_bytes=0)
 
 
@@ -157,9 +156,8 @@ def build_semantic_graph(plan: ExportPlan) -> ir.Model:
     """Traces the decoder and binds its lazy weights."""
     from gemma_export.tracing import bind_weights, trace_decoder
 
-    assert plan.checkpoint.source is not None
     model = trace_decoder(plan.family, plan.spec)
-    bind_weights(model, plan.family, plan.spec, plan.checkpoint.source, plan.merge)
+    bind_weights(model, plan.family, plan.spec, plan.checkpoint.view(plan.stored), plan.merge)
     return model
 
 

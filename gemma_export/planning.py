@@ -177,7 +177,8 @@ def with_chosen(plan: ExportPlan, scheme: WeightScheme) -> ExportPlan:
 
 
 def _plan_data(precision: Precision, stored: Sequence[tuple[str, tuple[int, ...]]]) -> DataPlan:
-    return plan_data([precision.stored(name, shape) for name, shape in stored])
+    orders = () if precision.scheme is None else precision.scheme.orders(stored)
+    return plan_data([*(precision.stored(name, shape) for name, shape in stored), *([order] for order in orders)])
 
 
 def _choice_files(precision: Precision, stored: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[PlannedFile, ...]:

@@ -28,8 +28,7 @@ def settle_residual_scale(plan: ExportPlan, progress: Progress | None = None) ->
     from gemma_export.headroom import measure_headroom
     from gemma_export.tracing import model_weight
 
-    source = plan.checkpoint.source
-    assert source is not None
+    source = plan.checkpoint.view(plan.stored)
     headroom = measure_headroom(
         plan.checkpoint, plan.family, plan.spec, lambda name: model_weight(source, plan.merge, name), progress
     )
@@ -50,8 +49,7 @@ def settle_precision(
     from gemma_export.mixed_precision.choose import choose_mixed_precision, reference_for
     from gemma_export.tracing import model_weight
 
-    source = plan.checkpoint.source
-    assert source is not None
+    source = plan.checkpoint.view(plan.stored)
     stored = plan.target.stored_tensors(plan.tensors, plan.spec)
     reference = reference_for(
         plan.checkpoint,

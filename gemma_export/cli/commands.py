@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["cli"]
 
-# flags of the number formats; the first is the default
+# flags of the number formats
 _PRECISIONS = ("fp32", "fp16", "bf16")
 # packages of the `export` extra, by import name
 _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platformdirs")
@@ -172,7 +172,7 @@ def _request(options: dict[str, Any]) -> ExportRequest:
         adapter=options["adapter"],
         revision=options["revision"],
         synthetic_seed=None if seed is None else int(seed),
-        precision=precisions[0] if precisions else _PRECISIONS[0],
+        precision=precisions[0] if precisions else None,
         weights=WeightOptions(
             scheme=next((name for name in ("int4", "int8") if options[name]), None),
             block_size=options["block_size"],

@@ -57,6 +57,8 @@ class BlockWeight:
         self.name, self.bits, self.block_size = name, layout.bits, layout.block_size
         self.rows, self.columns = weight.shape
         self.layout = layout
+        # int32 [columns]: the columns as they are stored, where that is not their own order
+        self.order: npt.NDArray[np.int32] | None = None
         self._weight, self._quantise = weight, quantise
         self._kept: dict[str, torch.Tensor] = {}
         shape = (self.rows, self.columns)
@@ -112,8 +114,8 @@ class BlockWeight:
             while pending:
                 yield self._checked(*pending.popleft())
 
-    def _pieces(self) -> Iterator[torch.Tensor]:
-        """Rows in copies of their own: an expression reuses its buffers."""
+    def _pieces(self) -> Iterator[Any]:
+        """What `quantise` takes: rows in copies of their own: an expression reuses its buffers."""
         rows: list[torch.Tensor] = []
         for chunk in self._weight.chunks():
             rows.append(chunk.float() if chunk.dtype != torch.float32 else chunk.clone())

@@ -9,6 +9,8 @@ import torch
 from gemma_export.precision.block_weight import BlockWeight
 from gemma_export.precision.precision import Precision
 from gemma_export.precision.quantisers import QUANTISERS
+from gemma_export.precision.scheme import CHECKPOINT
+from gemma_export.precision.stored_blocks import StoredBlocks
 from gemma_export.precision.transposed_weight import TransposedWeight
 from gemma_export.weights import Weight
 
@@ -30,8 +32,12 @@ def block_quantiser(precision: Precision) -> Callable[[str, Weight], BlockWeight
         layout = scheme.format_of(name, weight.shape)
         if layout is None:
             return None
-        rows = QUANTISERS[scheme.quantiser_of(name)].prepare(name, layout, scale_dtype)
-        matrix = BlockWeight(weight, name, layout, scale_dtype, rows)
+        quantiser = scheme.quantiser_of(name)
+        if quantiser == CHECKPOINT:
+            matrix: BlockWeight = StoredBlocks(weight, name, layout, scale_dtype)
+        else:
+            rows = QUANTISERS[quantiser].prepare(name, layout, scale_dtype)
+            matrix = BlockWeight(weight, name, layout, scale_dtype, rows)
         return TransposedWeight(matrix, scale_dtype) if layout.transposed else matrix
 
     return quantise
