@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from gemma_export.checkpoint import QuantisedSource
 from gemma_export.mixed_precision import matrices_of
 from gemma_export.precision import Precision
 from gemma_export.resolution import Resolved
@@ -46,7 +47,8 @@ def peak_memory(
     factors = 0 if merge is None else merge.resident_bytes
     resident = _RESIDENT_BYTES + spec.num_hidden_layers * _RESIDENT_BYTES_PER_LAYER
     working = max(_measuring_memory(resolved, tensors), choosing)
-    return resident + rotary + factors + working + _quantising_memory(parts, resolved.precision)
+    stored_codes = 0 if resolved.checkpoint.quantisation is None else _stored_codes_memory(resolved)
+    return resident + rotary + factors + working + stored_codes + _quantising_memory(parts, resolved.precision)
 
 
 def _measuring_memory(resolved: Resolved, tensors: Mapping[str, tuple[int, ...]]) -> int:
@@ -68,6 +70,13 @@ def _choosing_memory(
     layer = [math.prod(shape) for name, shape in tensors.items() if ".layers.0." in name]
     branches = 4 * _BRANCH_POSITIONS * resolved.spec.hidden_size * len(matrices_of(resolved.precision, stored))
     return 4 * (sum(layer) + 2 * max(layer)) + min(branches, _BRANCH_BYTES) + _LOGITS_BYTES
+
+
+def _stored_codes_memory(resolved: Resolved) -> int:
+    """A quantised checkpoint's largest matrix, packed: it lies the other way round."""
+    view = resolved.checkpoint.view(resolved.stored)
+    assert isinstance(view, QuantisedSource)
+    return max(tensor.packed_bytes for tensor in view.quantised.values()) + _QUANTISING_BYTES
 
 
 def _quantising_memory(parts: Sequence[Sequence[tuple[str, int]]], precision: Precision) -> int:

@@ -25,6 +25,7 @@ from gemma_export.checkpoint import (
     HashedFile,
     HubWeights,
     check_cached,
+    check_levels,
     check_tensors,
     download_weights,
     hash_files,
@@ -37,6 +38,8 @@ from gemma_export.settling import (
     choice_files,
     format_options,
     measurement_notes,
+    rounded_notes,
+    rounded_scales,
     settle_precision,
     settle_residual_scale,
 )
@@ -102,6 +105,7 @@ def export(
         if isinstance(plan.checkpoint.source, HubWeights):
             plan = _with_weights(plan, progress)
             clock.lap("download")
+        check_levels(plan.checkpoint.view(plan.stored))
         with _hashing(plan) as hashed:
             plan, headroom = settle_residual_scale(plan, progress)
             if headroom is not None:
@@ -112,7 +116,8 @@ def export(
             if mixed is not None:
                 clock.lap("choose")
             graphs = lower_graphs(plan, model)
-            options = format_options(plan, [graph.model for graph in graphs], headroom, mixed)
+            rounded = rounded_scales(plan, graphs[0].model)
+            options = format_options(plan, [graph.model for graph in graphs], headroom, mixed, rounded)
             clock.lap("lower")
             folder = write_folder(
                 plan.output,
@@ -131,7 +136,7 @@ def export(
         seconds=clock.laps,
         options=options,
         mixed=mixed,
-        notes=measurement_notes(plan, headroom, mixed),
+        notes=(*measurement_notes(plan, headroom, mixed), *rounded_notes(rounded)),
         warnings=tuple(headroom.warnings()) if headroom is not None else (),
     )
 

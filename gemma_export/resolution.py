@@ -23,7 +23,7 @@ from gemma_export.config import DecoderSpec
 from gemma_export.errors import CheckpointError, ConfigError, UnknownVariantError, UsageError
 from gemma_export.families import FAMILIES, Family, check_generation_config, family_of
 from gemma_export.precision import Precision, with_stored_tensors
-from gemma_export.progress import Progress
+from gemma_export.progress import Progress, format_bytes
 from gemma_export.request import ExportRequest, target_and_precision
 from gemma_export.residual_scale import ResidualScale, choose_residual_scale
 from gemma_export.targets import Target
@@ -36,6 +36,7 @@ __all__ = ["Resolved", "resolve", "variant_rows"]
 _LONGEST_CONTEXT = 1 << 17
 # more positions than any speculative verification asks for
 _MOST_POSITIONS = 1024
+_EMBEDDING = "model.embed_tokens.weight"
 # activation dtype -> types of stored scales that it holds to the last bit
 _EXACT_SCALES = {
     "float32": ("float32", "float16", "bfloat16"),
@@ -104,6 +105,12 @@ def resolve(request: ExportRequest, progress: Progress | None = None) -> Resolve
     check_tensors(view, tensors, headers_only=isinstance(checkpoint.source, HubWeights))
     if isinstance(view, QuantisedSource) and precision.scheme is not None:
         precision = _with_stored_tensors(precision, view, target.stored_tensors(tensors, spec))
+        if request.weights.embedding_bits is None and _EMBEDDING not in view.quantised:
+            nbytes = precision.stored_nbytes(tensors[_EMBEDDING])
+            warnings.append(
+                f"the checkpoint leaves its embedding in floating point: {format_bytes(nbytes)} of the data file; "
+                "--embedding-bits 8 quantises it"
+            )
     merge = None
     if request.adapter is not None:
         adapter, note = find_adapter(request.adapter, progress)

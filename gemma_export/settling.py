@@ -18,7 +18,26 @@ if TYPE_CHECKING:
 
     from gemma_export.headroom import Headroom
 
-__all__ = ["choice_files", "format_options", "measurement_notes", "settle_precision", "settle_residual_scale"]
+__all__ = [
+    "RoundedScales",
+    "choice_files",
+    "format_options",
+    "measurement_notes",
+    "rounded_notes",
+    "rounded_scales",
+    "settle_precision",
+    "settle_residual_scale",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoundedScales:
+    """Scales of a quantised checkpoint that the activations' type does not hold to the last bit."""
+
+    # of so many in all
+    count: int
+    total: int
+    largest_relative_change: float
 
 
 def settle_residual_scale(plan: ExportPlan, progress: Progress | None = None) -> tuple[ExportPlan, Headroom | None]:
@@ -86,6 +105,33 @@ def _residual_factors(plan: ExportPlan, model: ir.Model) -> dict[str, float]:
     return {name: weight.factor for name, weight in weights.items() if isinstance(weight, Scale)}
 
 
+def rounded_scales(plan: ExportPlan, model: ir.Model) -> RoundedScales | None:
+    """What becomes of a quantised checkpoint's scales in a lowered graph; None for other weights.
+
+    float16 has them all, until the residual stream's power of two makes the smallest subnormal.
+    """
+    scheme = plan.precision.scheme
+    if scheme is None or scheme.checkpoint is None:
+        return None
+    from gemma_export.precision.stored_blocks import rounded_scales as count_rounded
+
+    count, total, change = count_rounded(model)
+    return RoundedScales(count=count, total=total, largest_relative_change=change)
+
+
+def rounded_notes(rounded: RoundedScales | None) -> tuple[str, ...]:
+    """What the user should know of a quantised checkpoint's scales."""
+    if rounded is None:
+        return ()
+    if not rounded.count:
+        return ("the checkpoint's integers, zero points and scales are exported as they are",)
+    return (
+        f"{rounded.count:,} of {rounded.total:,} scales of the checkpoint are no float16 numbers once the residual "
+        f"stream is scaled, and are rounded by up to {rounded.largest_relative_change:.2g}; --residual-scale off keeps "
+        "them",
+    )
+
+
 def choice_files(mixed: MixedPrecision | None) -> dict[str, bytes | Path]:
     """The trade-off, beside the manifest."""
     if mixed is None:
@@ -99,12 +145,18 @@ def choice_files(mixed: MixedPrecision | None) -> dict[str, bytes | Path]:
 
 
 def format_options(
-    plan: ExportPlan, models: Sequence[ir.Model], headroom: Headroom | None, mixed: MixedPrecision | None
+    plan: ExportPlan,
+    models: Sequence[ir.Model],
+    headroom: Headroom | None,
+    mixed: MixedPrecision | None,
+    rounded: RoundedScales | None,
 ) -> dict[str, Any]:
     """The number format's options, in the manifest's words."""
     options = {} if plan.precision.scheme is None else dict(plan.precision.scheme.options())
     if mixed is not None:
         options["mixed_precision"] = mixed.summary()
+    if rounded is not None:
+        options["rounded_scales"] = dataclasses.asdict(rounded)
     if plan.precision.activation_dtype != "float16":
         return options
     residual_scale: dict[str, Any] = dataclasses.asdict(plan.residual_scale)

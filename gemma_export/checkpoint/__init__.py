@@ -23,7 +23,13 @@ from gemma_export.checkpoint.hub import (
     open_hub_checkpoint,
 )
 from gemma_export.checkpoint.quantisation import QUANTISATION_KEY, Quantisation, read_quantisation
-from gemma_export.checkpoint.quantised_levels import Levels, code_rows, input_order, read_levels
+from gemma_export.checkpoint.quantised_levels import (
+    Levels,
+    check_levels,
+    code_rows,
+    input_order,
+    read_levels,
+)
 from gemma_export.checkpoint.quantised_source import QuantisedSource, QuantisedTensor, architecture_view
 from gemma_export.checkpoint.safetensors_source import SafetensorsSource
 from gemma_export.checkpoint.synthetic import GENERATOR_VERSION, SyntheticSource
@@ -45,6 +51,7 @@ __all__ = [
     "architecture_view",
     "builtin_checkpoint",
     "check_cached",
+    "check_levels",
     "check_revision",
     "check_tensors",
     "code_rows",

@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from gemma_export.checkpoint.quantised_source import QuantisedSource, QuantisedTensor
 from gemma_export.errors import CheckpointError, NonFiniteError
+from gemma_export.tensors import TensorSource
 
-__all__ = ["Levels", "code_rows", "input_order", "read_levels"]
+__all__ = ["Levels", "check_levels", "code_rows", "input_order", "read_levels"]
 
 _DAMAGED = "The file is damaged: fetch it again, or export the checkpoint that it was made from."
 # where each output's code lies in an AWQ word: codes are packed in the order 0 2 4 6 1 3 5 7
@@ -45,6 +46,17 @@ def read_levels(source: QuantisedSource, name: str) -> Levels:
     return Levels(
         scales=_scales(source, name), zero_points=_zero_points(source, name), group_of=_groups(source, name, tensor)
     )
+
+
+def check_levels(source: TensorSource) -> None:
+    """Reads everything of all quantised matrices but their codes, so that damage shows before anything slow begins.
+
+    Raises:
+        CheckpointError, NonFiniteError: as `read_levels`.
+    """
+    if isinstance(source, QuantisedSource):
+        for name in source.quantised:
+            read_levels(source, name)
 
 
 def input_order(source: QuantisedSource, name: str) -> npt.NDArray[np.int32] | None:
