@@ -38,10 +38,10 @@ from gemma_export.settling import (
     choice_files,
     format_options,
     measurement_notes,
-    rounded_notes,
     rounded_scales,
     settle_precision,
     settle_residual_scale,
+    stored_notes,
 )
 from gemma_export.targets import Target
 from gemma_export.targets.onnxruntime_releases import first_release
@@ -136,7 +136,7 @@ def export(
         seconds=clock.laps,
         options=options,
         mixed=mixed,
-        notes=(*measurement_notes(plan, headroom, mixed), *rounded_notes(rounded)),
+        notes=(*measurement_notes(plan, headroom, mixed), *stored_notes(plan, rounded)),
         warnings=tuple(headroom.warnings()) if headroom is not None else (),
     )
 

@@ -23,10 +23,10 @@ __all__ = [
     "choice_files",
     "format_options",
     "measurement_notes",
-    "rounded_notes",
     "rounded_scales",
     "settle_precision",
     "settle_residual_scale",
+    "stored_notes",
 ]
 
 
@@ -119,10 +119,14 @@ def rounded_scales(plan: ExportPlan, model: ir.Model) -> RoundedScales | None:
     return RoundedScales(count=count, total=total, largest_relative_change=change)
 
 
-def rounded_notes(rounded: RoundedScales | None) -> tuple[str, ...]:
-    """What the user should know of a quantised checkpoint's scales."""
-    if rounded is None:
+def stored_notes(plan: ExportPlan, rounded: RoundedScales | None) -> tuple[str, ...]:
+    """What the user should know of a quantised checkpoint's integers."""
+    quantisation = plan.checkpoint.quantisation
+    if quantisation is None:
         return ()
+    if rounded is None:
+        exactly = "exactly" if plan.precision.weight_dtype == "float32" else f"and rounded to {plan.precision.weight_dtype}"
+        return (f"the checkpoint's integers ({quantisation.describe()}) were multiplied out {exactly}",)
     if not rounded.count:
         return ("the checkpoint's integers, zero points and scales are exported as they are",)
     return (
@@ -155,6 +159,8 @@ def format_options(
     options = {} if plan.precision.scheme is None else dict(plan.precision.scheme.options())
     if mixed is not None:
         options["mixed_precision"] = mixed.summary()
+    if plan.checkpoint.quantisation is not None and plan.precision.scheme is None:
+        options["dequantised"] = plan.checkpoint.quantisation.describe()
     if rounded is not None:
         options["rounded_scales"] = dataclasses.asdict(rounded)
     if plan.precision.activation_dtype != "float16":
