@@ -168,6 +168,10 @@ def build_semantic_graph(plan: ExportPlan) -> ir.Model:
 
 def lower_graphs(plan: ExportPlan, model: ir.Model) -> list[GraphFile]:
     """Target passes and precision once, then one finished twin per planned graph over the same weights."""
+    if plan.precision.scheme is not None and plan.precision.scheme.ordered:
+        from gemma_export.passes import FoldInputOrder
+
+        FoldInputOrder()(model)
     if plan.residual_scale.shift:
         # at module level this would make --dry-run wait for onnx
         from gemma_export.passes import RescaleResidual

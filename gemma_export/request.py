@@ -56,9 +56,7 @@ class ExportRequest:
     force: bool = False
 
 
-def target_and_precision(
-    request: ExportRequest, quantisation: Quantisation | None = None
-) -> tuple[Target, Precision]:
+def target_and_precision(request: ExportRequest, quantisation: Quantisation | None = None) -> tuple[Target, Precision]:
     """Looks both up; every combination of options that cannot be is refused here.
 
     Args:
@@ -134,7 +132,8 @@ def _refuse_changes(request: ExportRequest, quantisation: Quantisation) -> None:
     has = f"the checkpoint is quantised already: {quantisation.describe()}"
     if request.max_kl is not None:
         raise UsageError(
-            f"--max-kl has nothing to choose; {has}", hint="Leave it out, or export the checkpoint that it was made from."
+            f"--max-kl has nothing to choose; {has}",
+            hint="Leave it out, or export the checkpoint that it was made from.",
         )
     if request.adapter is not None:
         raise UsageError(

@@ -83,8 +83,8 @@ def resolve(request: ExportRequest, progress: Progress | None = None) -> Resolve
     keep = _positions(request.logits)
     variant = _variant(request.variant)
     checkpoint = base_checkpoint(request, variant, progress)
-    if request.synthetic_seed is None:
-        checkpoint = _with_quantisation(checkpoint)
+    checkpoint = _with_quantisation(checkpoint, synthetic=request.synthetic_seed is not None)
+    if checkpoint.quantisation is not None:
         target, precision = target_and_precision(request, checkpoint.quantisation)
     family = family_of(checkpoint.config)
     native, unread = family.parse_config(checkpoint.config)
@@ -164,9 +164,9 @@ def variant_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def _with_quantisation(checkpoint: Checkpoint) -> Checkpoint:
-    """Takes the section on integers out of the configuration: what is exported is another format."""
-    quantisation = read_quantisation(checkpoint.config)
+def _with_quantisation(checkpoint: Checkpoint, *, synthetic: bool) -> Checkpoint:
+    """Takes the section on integers out of the configuration, which is not about what is exported."""
+    quantisation = None if synthetic else read_quantisation(checkpoint.config)
     config = {key: value for key, value in checkpoint.config.items() if key != QUANTISATION_KEY}
     return dataclasses.replace(checkpoint, config=config, quantisation=quantisation)
 
@@ -181,7 +181,7 @@ def _with_stored_tensors(
         scales = view.source.tensors[f"{tensor.module}.scales"].dtype
         if scales not in _EXACT_SCALES[precision.activation_dtype]:
             raise CheckpointError(
-                f"tensor {tensor.module}.scales is {scales}: as {precision.activation_dtype} its values would be rounded",
+                f"tensor {tensor.module}.scales is {scales}: as {precision.activation_dtype} it would be rounded",
                 hint="Leave --bf16 and --fp16 out: scales have the type of the activations.",
             )
     return dataclasses.replace(precision, scheme=with_stored_tensors(scheme, view.quantised, stored))

@@ -125,7 +125,9 @@ def stored_notes(plan: ExportPlan, rounded: RoundedScales | None) -> tuple[str, 
     if quantisation is None:
         return ()
     if rounded is None:
-        exactly = "exactly" if plan.precision.weight_dtype == "float32" else f"and rounded to {plan.precision.weight_dtype}"
+        exactly = (
+            "exactly" if plan.precision.weight_dtype == "float32" else f"and rounded to {plan.precision.weight_dtype}"
+        )
         return (f"the checkpoint's integers ({quantisation.describe()}) were multiplied out {exactly}",)
     if not rounded.count:
         return ("the checkpoint's integers, zero points and scales are exported as they are",)

@@ -82,12 +82,10 @@ def _names_differ(missing: list[str], extra: list[str], count: int) -> Checkpoin
         hint = "This is an adapter: give it with --adapter and its base model with --checkpoint."
     elif any(name.endswith(".qweight") for name in extra):
         hint = (
-            "These are quantised weights: config.json needs their quantization_config (older GPTQ checkpoints have it as "
-            'quantize_config.json; add "quant_method": "gptq").'
+            "These are quantised weights: config.json needs their quantization_config (older GPTQ checkpoints have it "
+            'as quantize_config.json; add "quant_method": "gptq").'
         )
-    return CheckpointError(
-        f"the checkpoint's tensors are not those of config.json: {'; '.join(parts)}", hint=hint
-    )
+    return CheckpointError(f"the checkpoint's tensors are not those of config.json: {'; '.join(parts)}", hint=hint)
 
 
 def _check_tied_head(source: TensorSource, *, headers_only: bool) -> None:

@@ -1,7 +1,7 @@
 """How a checkpoint that is already quantised stores its matrices, read from config.json. Torch-free.
 
 Source: https://github.com/AutoGPTQ/AutoGPTQ (quantization/config.py, nn_modules/qlinear),
-https://github.com/ModelCloud/GPTQModel and https://github.com/casper-hansen/AutoAWQ (models/_config.py, modules/linear).
+https://github.com/ModelCloud/GPTQModel, https://github.com/casper-hansen/AutoAWQ (models/_config.py, modules/linear).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
     if not isinstance(found, dict):
         raise _wrong("", "an object", found)
     method = found.get("quant_method")
-    if method not in _BITS:
+    if not isinstance(method, str) or method not in _BITS:
         named = repr(method)[:60] if method is not None else "no quant_method"
         raise ConfigError(
             f"config.json: {QUANTISATION_KEY}: this checkpoint is quantised by {named}, expected one of: "

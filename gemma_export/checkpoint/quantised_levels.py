@@ -80,8 +80,14 @@ def input_order(source: QuantisedSource, name: str) -> npt.NDArray[np.int32] | N
     return np.argsort(groups, kind="stable").astype(np.int32)
 
 
-def code_rows(source: QuantisedSource, name: str) -> Iterator[_Codes]:
-    """uint8 codes [rows, in], some rows at a time; the packed matrix is in memory meanwhile."""
+def code_rows(source: QuantisedSource, name: str, order: npt.NDArray[np.int32] | None = None) -> Iterator[_Codes]:
+    """uint8 codes [rows, in], some rows at a time; the packed matrix is in memory meanwhile.
+
+    Args:
+        source: the checkpoint's tensors.
+        name: of the matrix.
+        order: the rows to give, where not all in their own order; of GPTQ's layout only.
+    """
     tensor = source.quantised[name]
     rows, columns = tensor.shape
     per_word = 32 // tensor.quantisation.bits
@@ -90,8 +96,10 @@ def code_rows(source: QuantisedSource, name: str) -> Iterator[_Codes]:
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         if tensor.quantisation.method == "gptq":
-            yield _unpack(np.ascontiguousarray(words[:, start:stop].T), tensor).reshape(stop - start, columns)
+            piece = words[:, start:stop] if order is None else words[:, order[start:stop]]
+            yield _unpack(np.ascontiguousarray(piece.T), tensor).reshape(stop - start, columns)
         else:
+            assert order is None
             piece = np.ascontiguousarray(words[:, start // per_word : stop // per_word].T)
             # [words, in, codes of a word] -> [words * codes, in]
             yield np.ascontiguousarray(_unpack(piece, tensor).swapaxes(1, 2)).reshape(stop - start, columns)

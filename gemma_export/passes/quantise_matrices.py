@@ -49,8 +49,8 @@ class QuantiseMatrices(ir.passes.InPlacePass):
     Before: Gather(W, ids)
     After:  GatherBlockQuantized(table, ids, scales, zero_points), cut to W's columns where the last block is padded
 
-    Both read one weight's bytes: a table tied to the head is stored once. Where the columns are stored in another order,
-    x is Gather(x, order).
+    Both read one weight's bytes: a table tied to the head is stored once. Where columns are stored in another order, x
+    is Gather(x, order).
 
     Args:
         quantise: (initializer, its lazy weight) -> the quantised matrix, or None for a weight that stays as it is.

@@ -12,7 +12,7 @@ from gemma_export.errors import PassError
 from gemma_export.passes.semantic_nodes import attributes_of, refuse, tensor_value
 from gemma_export.stored_codes import other_order
 
-__all__ = ["QuantisedMatrix", "is_look_up", "is_product", "other_reader", "ordered_input", "stored_values"]
+__all__ = ["QuantisedMatrix", "is_look_up", "is_product", "ordered_input", "other_reader", "stored_values"]
 
 
 class QuantisedMatrix(Protocol):
@@ -77,9 +77,7 @@ def ordered_input(graph: ir.Graph, node: ir.Node, name: str, matrix: QuantisedMa
                 raise other_order(str(order.name).removesuffix(".weight.order"), name.removesuffix(".weight"))
             return use.node.outputs[0]
     order = tensor_value(graph, f"{name}.order", ir.tensor(matrix.order))
-    gather = ir.node(
-        "Gather", inputs=[activations, order], attributes={"axis": -1}, name=f"{activations.name}.Gather"
-    )
+    gather = ir.node("Gather", inputs=[activations, order], attributes={"axis": -1}, name=f"{activations.name}.Gather")
     output = gather.outputs[0]
     output.name, output.type, output.shape = gather.name, activations.type, activations.shape
     producer = activations.producer()

@@ -6,7 +6,7 @@ import concurrent.futures
 import io
 import os
 from collections import deque
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +17,6 @@ import torch
 from gemma_export.errors import NonFiniteError
 from gemma_export.precision.block_codes import BlockCodes, dequantise, unpack
 from gemma_export.precision.block_format import BlockFormat
-from gemma_export.precision.quantisers import RowQuantiser
 from gemma_export.weights import Weight, Writable, one_thread
 
 __all__ = ["BlockPart", "BlockWeight", "onnx_type", "write_bytes"]
@@ -48,11 +47,16 @@ class BlockWeight:
         name: of the stored tensor.
         layout: bits, block size, symmetry.
         scale_dtype: of the scales: the activations' type.
-        quantise: rows -> their codes.
+        quantise: rows -> their codes: a RowQuantiser.
     """
 
     def __init__(
-        self, weight: Weight, name: str, layout: BlockFormat, scale_dtype: torch.dtype, quantise: RowQuantiser
+        self,
+        weight: Weight,
+        name: str,
+        layout: BlockFormat,
+        scale_dtype: torch.dtype,
+        quantise: Callable[[Any], BlockCodes],
     ) -> None:
         self.name, self.bits, self.block_size = name, layout.bits, layout.block_size
         self.rows, self.columns = weight.shape

@@ -116,13 +116,22 @@ class WeightScheme:
         return layout
 
     def orders(self, stored: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[tuple[str, int], ...]:
-        """Name and bytes of each order of columns that graphs gather activations by, int32: one for each input."""
+        """Name and bytes of each order of columns that graphs gather activations by, int32: one for each input.
+
+        That of a down projection is folded into gate and up where these have integers too.
+        """
         if not self.ordered:
             return ()
-        inputs = {
-            _input_of(name): 4 * shape[1]
+        columns = {
+            name: shape[1]
             for name, shape in stored
             if self.format_of(name, shape) is not None and self.quantiser_of(name) == CHECKPOINT
+        }
+        inputs = {
+            _input_of(name): 4 * count
+            for name, count in columns.items()
+            if ".down_proj." not in name
+            or not all(name.replace(".down_proj.", f".{part}_proj.") in columns for part in ("gate", "up"))
         }
         return tuple((f"{name}.order", nbytes) for name, nbytes in inputs.items())
 

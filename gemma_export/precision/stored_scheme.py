@@ -92,9 +92,7 @@ def _head_rule(scheme: WeightScheme, match: str, *, taken: bool) -> Rule | None:
     if scheme.embedding_bits == 0:
         return None
     defaults = SCHEMES[f"int{scheme.embedding_bits}"]
-    return Rule(
-        match=match, block_size=defaults.block_size, symmetric=defaults.symmetric, quantiser=defaults.quantiser
-    )
+    return Rule(match=match, block_size=defaults.block_size, symmetric=defaults.symmetric, quantiser=defaults.quantiser)
 
 
 def _check_options(quantisation: Quantisation, options: WeightOptions, scheme: str) -> None:

@@ -11,8 +11,8 @@ from gemma_export.errors import TracingError
 from gemma_export.families import Family
 from gemma_export.low_rank import LowRankSum
 from gemma_export.nn import rotary_tables
-from gemma_export.tensors import TensorSource
 from gemma_export.stored_codes import stored_weight
+from gemma_export.tensors import TensorSource
 from gemma_export.weights import Cast, Constant, Stored, Transpose, Weight, WeightTensor
 
 __all__ = ["bind_weights", "merged_weight", "model_weight"]

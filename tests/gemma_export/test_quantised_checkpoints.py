@@ -82,7 +82,9 @@ def test_the_folder_computes_what_the_checkpoint_means(name: str, target: str, t
     word, weight_format = _TARGETS[target]
     # without a flag, or with the one that says what there is
     scheme = None if name == "gptq" else f"int{layout.bits}"
-    result = _export(quantised, tmp_path / "out", target=word, weights=WeightOptions(scheme=scheme, format=weight_format))
+    result = _export(
+        quantised, tmp_path / "out", target=word, weights=WeightOptions(scheme=scheme, format=weight_format)
+    )
     assert result.plan.precision.name == f"int{layout.bits}"
     data = next(file for file in result.plan.files if file.path.endswith("_data"))
     assert data.exact
@@ -103,17 +105,24 @@ def test_codes_scales_and_zero_points_are_the_checkpoints(activations: str, tmp_
     stored = _initializers(tmp_path / "out")
     for name, parts in (
         ("model.layers.1.self_attn.qkv_proj", ("q_proj", "k_proj", "v_proj")),
-        ("model.layers.0.mlp.down_proj", ("down_proj",)),
+        ("model.layers.0.mlp.up_proj", ("up_proj",)),
     ):
         prefix = name.rpartition(".")[0]
         matrices = [quantised.matrices[f"{prefix}.{part}"] for part in parts]
         order = np.argsort(matrices[0].groups, kind="stable")
-        assert (stored[f"{name}.weight.order"] == order).all()
+        shared = name.replace("up_proj", "gate_proj")
+        assert (stored[f"{shared}.weight.order"] == order).all()
         codes, scales, zeros = (
             np.concatenate([getattr(matrix, field) for matrix in matrices]) for field in ("codes", "scales", "zeros")
         )
+        if "up_proj" in name:
+            # in the order that the down projection's features have there
+            rows = np.argsort(quantised.matrices["model.layers.0.mlp.down_proj"].groups, kind="stable")
+            codes, scales, zeros = codes[rows], scales[rows], zeros[rows]
         data = stored[f"{name}.weight.data"].reshape(len(codes), -1)
-        assert (np.stack((data & 15, data >> 4), -1).reshape(len(codes), -1)[:, : codes.shape[1]] == codes[:, order]).all()
+        assert (
+            np.stack((data & 15, data >> 4), -1).reshape(len(codes), -1)[:, : codes.shape[1]] == codes[:, order]
+        ).all()
         np.testing.assert_array_equal(stored[f"{name}.weight.scales"].astype(np.float32), scales.astype(np.float32))
         packed = stored[f"{name}.weight.zero_points"]
         assert (np.stack((packed & 15, packed >> 4), -1).reshape(len(codes), -1)[:, : zeros.shape[1]] == zeros).all()
@@ -125,8 +134,20 @@ def test_one_gather_serves_products_of_the_same_activations(tmp_path: Path) -> N
     graph = onnx.load(tmp_path / "out/onnx/model_q4.onnx", load_external_data=False).graph
     orders = {tensor.name for tensor in graph.initializer if tensor.name.endswith(".order")}
     gathers = [node for node in graph.node if node.op_type == "Gather" and set(node.input) & orders]
-    # query-key-value, output, gate and up, down
-    assert len(gathers) == len(orders) == 4 * 2
+    # query-key-value, output, gate and up; down's order is in the rows of gate and up
+    assert len(gathers) == len(orders) == 3 * 2
+
+
+def test_down_projections_beside_floating_point_gather_too(tmp_path: Path) -> None:
+    quantised = write(tmp_path / "checkpoint", _LAYOUTS["gptq by order"], skip=lambda module: "up_proj" in module)
+    result = _export(quantised, tmp_path / "out")
+    data = next(file for file in result.plan.files if file.path.endswith("_data"))
+    assert (tmp_path / "out" / data.path).stat().st_size == data.nbytes
+    assert "model.layers.0.mlp.down_proj.weight.order" in _initializers(tmp_path / "out")
+    ids = np.random.default_rng(1).integers(108, 3072, (1, 24))
+    expected = reference_logits(quantised.model, ids)
+    found, _ = _all_positions(tmp_path / "out", tmp_path).step(ids, np.ones_like(ids))
+    assert np.abs(found - expected).max() <= tolerances.FP32_LOGITS * expected.std()
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
@@ -209,7 +230,9 @@ def test_the_folder_says_what_it_is(tmp_path: Path) -> None:
     _export(quantised, tmp_path / "out")
     assert verify_folder(tmp_path / "out").extra_files == ()
     options = read_manifest(tmp_path / "out").precision.options
-    assert {key: options[key] for key in ("scheme", "bits", "block_size", "symmetric", "quantizer", "embedding_bits")} == {
+    assert {
+        key: options[key] for key in ("scheme", "bits", "block_size", "symmetric", "quantizer", "embedding_bits")
+    } == {
         "scheme": "int4",
         "bits": 4,
         "block_size": 64,
