@@ -129,7 +129,7 @@ def _with_format(target: Target, request: ExportRequest, scheme: WeightScheme) -
 
 def _refuse_changes(request: ExportRequest, quantisation: Quantisation) -> None:
     """What would need other integers than the checkpoint has."""
-    has = f"the checkpoint is quantised already: {quantisation.describe()}"
+    has = quantisation.stated()
     if request.max_kl is not None:
         raise UsageError(
             f"--max-kl has nothing to choose; {has}",

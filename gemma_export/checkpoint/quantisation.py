@@ -53,6 +53,10 @@ class Quantisation:
         """The zero point where the codes are symmetric."""
         return 1 << (self.bits - 1)
 
+    def stated(self) -> str:
+        """For refusals: that there is nothing left to choose."""
+        return f"the checkpoint is quantised already: {self.describe()}"
+
     def describe(self) -> str:
         """For messages: GPTQ, 4 bits, groups of 128, symmetric."""
         groups = "one group a row" if self.group_size == -1 else f"groups of {self.group_size}"

@@ -35,7 +35,8 @@ class FoldInputOrder(ir.passes.InPlacePass):
 def _fold(node: ir.Node) -> bool:
     uses = node.outputs[0].uses()
     readers = [use.node for use in uses if _is_linear(use.node) and use.idx == 0]
-    producers = [value.producer() for value in node.inputs if value is not None and len(value.uses()) == 1]
+    own = [value for value in node.inputs if value is not None and len(value.uses()) == 1]
+    producers = [value.producer() for value in own if not value.is_graph_output()]
     makers = [producer for producer in producers if producer is not None and _is_linear(producer)]
     if len(uses) != 1 or len(readers) != 1 or len(makers) != 2 or node.outputs[0].is_graph_output():
         return False

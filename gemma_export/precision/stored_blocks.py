@@ -43,7 +43,6 @@ class StoredBlocks(BlockWeight):
         self.order = matrix.order()
         self._matrix: StoredMatrix = matrix
         self._scale_dtype = scale_dtype
-        self._columns = None if self.order is None else torch.from_numpy(self.order.astype(np.int64))
         self._group_of_block = torch.arange(layout.blocks(self.columns)) * layout.block_size // matrix.group_size
 
     def rounded_scales(self) -> tuple[int, int, float]:
@@ -61,7 +60,10 @@ class StoredBlocks(BlockWeight):
 
     def _convert(self, rows: CodeRows) -> BlockCodes:
         layout, groups = self.layout, self._group_of_block
-        codes = rows.codes if self._columns is None else rows.codes[:, self._columns]
+        codes = rows.codes
+        if self.order is not None:
+            # numpy takes bytes four times faster
+            codes = torch.from_numpy(np.take(codes.numpy(), self.order, axis=1))
         zero_points = rows.zero_points[:, groups]
         missing = len(groups) * layout.block_size - self.columns
         if missing:

@@ -96,7 +96,7 @@ def _head_rule(scheme: WeightScheme, match: str, *, taken: bool) -> Rule | None:
 
 
 def _check_options(quantisation: Quantisation, options: WeightOptions, scheme: str) -> None:
-    has = f"the checkpoint is quantised already: {quantisation.describe()}"
+    has = quantisation.stated()
     if options.scheme not in (None, scheme):
         raise UsageError(f"--{options.scheme} contradicts the checkpoint; {has}", hint=_AS_IT_IS)
     group = quantisation.group_size

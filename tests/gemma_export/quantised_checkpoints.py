@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
 import transformers
@@ -115,7 +116,8 @@ def quantise(weight: np.ndarray, layout: Layout, order: np.ndarray | None) -> Ma
     if order is not None:
         groups[order] = np.arange(columns) // size
     count, top = int(groups.max()) + 1, 2**layout.bits - 1
-    scales, zeros = np.zeros((rows, count), layout.scales), np.zeros((rows, count), np.int64)
+    scale_type = ml_dtypes.bfloat16 if layout.scales == "bfloat16" else layout.scales
+    scales, zeros = np.zeros((rows, count), scale_type), np.zeros((rows, count), np.int64)
     codes = np.zeros((rows, columns), np.int64)
     for group in range(count):
         part = weight[:, groups == group]

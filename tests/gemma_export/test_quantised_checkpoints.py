@@ -17,6 +17,7 @@ from quantised_checkpoints import CONFIG, Layout, Quantised, packed, quantise, w
 
 from gemma_export.artifact import verify_folder
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
+from gemma_export.errors import CheckpointError
 from gemma_export.pipeline import ExportRequest, ExportResult, export
 from gemma_export.planning import plan_export
 from gemma_export.precision import WeightOptions
@@ -192,6 +193,39 @@ def test_floating_point_when_asked_for(name: str, tmp_path: Path) -> None:
     expected = reference_logits(quantised.model, ids)
     found, _ = Graph(tmp_path / "out/onnx/model_all.onnx").step(ids, np.ones_like(ids))
     assert np.abs(found - expected).max() <= tolerances.FP32_LOGITS * expected.std()
+
+
+@pytest.mark.parametrize("scales", ["bfloat16", "float32"])
+def test_scales_of_other_types(scales: str, tmp_path: Path) -> None:
+    """Taken where the activations' type has all of their bits."""
+    layout = Layout(scales=scales)
+    quantised = write(tmp_path / "checkpoint", layout)
+    _export(quantised, tmp_path / "out")
+    found = _initializers(tmp_path / "out")["model.layers.0.self_attn.o_proj.weight.scales"]
+    expected = quantised.matrices["model.layers.0.self_attn.o_proj"].scales.astype(np.float32)
+    np.testing.assert_array_equal(found, expected)
+    half = ExportRequest(checkpoint=quantised.directory, precision="fp16", weights=WeightOptions(scheme="int4"))
+    if scales == "float32":
+        with pytest.raises(CheckpointError, match="scales is float32: as float16 it would be rounded"):
+            plan_export(half)
+    else:
+        assert plan_export(half).precision.name == "int4-fp16"
+
+
+def test_what_writers_add_is_understood(tmp_path: Path) -> None:
+    """Biases of zeros, a copy of the tied head, group indices of 64 bits."""
+
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+        for name in [name for name in tensors if name.endswith(".g_idx")]:
+            tensors[name] = tensors[name].astype(np.int64)
+            tensors[name.replace("g_idx", "bias")] = np.zeros(tensors[name.replace("g_idx", "scales")].shape[1], "f2")
+
+    plain = write(tmp_path / "plain", Layout(desc_act=True))
+    quantised = write(tmp_path / "checkpoint", Layout(desc_act=True), change=change)
+    folders = [_export(checkpoint, tmp_path / name) for checkpoint, name in ((plain, "a"), (quantised, "b"))]
+    data = [result.folder.directory / "onnx/model_q4.onnx_data" for result in folders]
+    assert data[0].read_bytes() == data[1].read_bytes()
 
 
 def test_matrices_that_the_checkpoint_leaves_alone(tmp_path: Path) -> None:

@@ -11,10 +11,19 @@ from typing import Any
 
 import adapters
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from programs import assert_error, gemma_export
 from quantised_checkpoints import Layout, Quantised, write
 
+from gemma_export.checkpoint import (
+    QuantisedSource,
+    architecture_view,
+    open_checkpoint,
+    read_levels,
+    read_quantisation,
+)
 from gemma_export.errors import CheckpointError, GemmaExportError, NonFiniteError, UsageError
 from gemma_export.pipeline import ExportRequest, export
 from gemma_export.planning import plan_export
@@ -87,9 +96,6 @@ def test_an_adapter_is_merged_into_what_the_integers_mean(checkpoint: Quantised,
         output=tmp_path / "o",
     )
     export(request)
-    import onnx
-    from onnx import numpy_helper
-
     graph = onnx.load(tmp_path / "o/onnx/model.onnx").graph
     found = next(numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name == f"{_Q}.weight")
     assert found.shape == shape
@@ -275,14 +281,10 @@ def test_gptqmodels_own_borrowing_is_undone(tmp_path: Path) -> None:
     quantised = write(
         tmp_path / "checkpoint", _ASYMMETRIC, change=borrow, settings={"meta": {"quantizer": ["gptqmodel:2.0.0"]}}
     )
-    from gemma_export.checkpoint import QuantisedSource, open_checkpoint, read_levels, read_quantisation
-
     opened = open_checkpoint(quantised.directory)
     quantisation = read_quantisation(opened.config)
     assert opened.source is not None
     assert quantisation is not None
-    from gemma_export.checkpoint import architecture_view
-
     view = architecture_view(opened.source, quantisation, {f"{_Q}.weight": (128, 64)})
     assert isinstance(view, QuantisedSource)
     assert read_levels(view, f"{_Q}.weight").zero_points[24:32, 0].tolist() == [9, 9, 9, 9, 0, 9, 9, 9]
