@@ -261,6 +261,15 @@ def test_integers_that_are_not_there(tmp_path: Path) -> None:
         plan_export(ExportRequest(checkpoint=quantised.directory))
 
 
+@pytest.mark.parametrize("layout", [Layout(), Layout(method="awq", symmetric=False)], ids=["gptq", "awq"])
+def test_features_that_fill_no_word(layout: Layout, tmp_path: Path) -> None:
+    quantised = write(tmp_path / "checkpoint", layout)
+    config = json.loads((quantised.directory / "config.json").read_text())
+    (quantised.directory / "config.json").write_text(json.dumps(config | {"intermediate_size": 100}))
+    with pytest.raises(CheckpointError, match=r"gate_proj.qweight: 100 output features do not fill int32 words of 8"):
+        plan_export(ExportRequest(checkpoint=quantised.directory))
+
+
 def test_a_packed_matrix_of_two_kinds(tmp_path: Path) -> None:
     """Only where they are packed: the portable target keeps them apart."""
     quantised = write(tmp_path / "checkpoint", Layout(), skip=lambda module: module == _Q)
