@@ -46,7 +46,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Quantised:
         (["--int4", "--symmetric"], ["--symmetric contradicts the checkpoint"]),
         (["--int4", "--quantizer", "rtn"], ["--quantizer rtn has nothing to choose"]),
         (["--int4", "--max-kl", "0.1"], ["--max-kl has nothing to choose"]),
-        (["--int4", "--adapter", "somewhere"], ["--adapter cannot be merged into integers", "Add --fp32 or --fp16"]),
+        (
+            ["--int4", "--adapter", "somewhere"],
+            ["--adapter cannot be merged into integers", "with --fp32 or --fp16 alone"],
+        ),
         (["--adapter", "somewhere"], ["--adapter cannot be merged into integers"]),
         (["--embedding-bits", "8"], ["neither --int4 nor --int8 is given"]),
         (["--target", "directml"], ["target directml has no kernels for int4 weights"]),
