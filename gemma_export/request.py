@@ -138,7 +138,7 @@ def _refuse_changes(request: ExportRequest, quantisation: Quantisation) -> None:
     if request.adapter is not None:
         raise UsageError(
             f"--adapter cannot be merged into integers; {has}",
-            hint="Export with --fp32 or --fp16 alone: the integers are multiplied out, and the adapter is merged into that.",
+            hint="Export with --fp32 or --fp16 alone: the integers are multiplied out and the adapter is merged.",
         )
 
 
