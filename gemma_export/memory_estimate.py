@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from gemma_export.calibration import Sequences, needs_calibration
+from gemma_export.checkpoint import QuantisedSource
 from gemma_export.mixed_precision import matrices_of
 from gemma_export.precision import Precision
 from gemma_export.resolution import Resolved
@@ -54,9 +55,10 @@ def peak_memory(
     calibrating = 0
     if calibration is not None and needs_calibration(resolved.precision.scheme, stored):
         calibrating = _calibrating_memory(resolved, tensors, calibration)
+    stored_codes = 0 if resolved.checkpoint.quantisation is None else _stored_codes_memory(resolved)
     # one after the other
     working = max(_measuring_memory(resolved, tensors), choosing, calibrating)
-    return resident + rotary + factors + working + _quantising_memory(largest, stored)
+    return resident + rotary + factors + working + stored_codes + _quantising_memory(largest, stored)
 
 
 def _measuring_memory(resolved: Resolved, tensors: Mapping[str, tuple[int, ...]]) -> int:
@@ -89,6 +91,13 @@ def _choosing_memory(
     layer = [math.prod(shape) for name, shape in tensors.items() if ".layers.0." in name]
     branches = 4 * _BRANCH_POSITIONS * resolved.spec.hidden_size * len(matrices_of(resolved.precision, stored))
     return 4 * (sum(layer) + 2 * max(layer)) + min(branches, _BRANCH_BYTES) + _LOGITS_BYTES
+
+
+def _stored_codes_memory(resolved: Resolved) -> int:
+    """A quantised checkpoint's largest matrix, packed: it lies the other way round."""
+    view = resolved.checkpoint.view(resolved.stored)
+    assert isinstance(view, QuantisedSource)
+    return max(tensor.packed_bytes for tensor in view.quantised.values()) + _QUANTISING_BYTES
 
 
 def _quantising_memory(precision: Precision, stored: Sequence[tuple[str, tuple[int, ...]]]) -> int:

@@ -25,6 +25,7 @@ from gemma_export.checkpoint import (
     HashedFile,
     HubWeights,
     check_cached,
+    check_levels,
     check_tensors,
     download_weights,
     hash_files,
@@ -39,9 +40,11 @@ from gemma_export.settling import (
     choice_files,
     format_options,
     measurement_notes,
+    rounded_scales,
     settle_channel_scales,
     settle_precision,
     settle_residual_scale,
+    stored_notes,
 )
 from gemma_export.targets import Target
 from gemma_export.targets.onnxruntime_releases import first_release
@@ -106,6 +109,7 @@ def export(
         if isinstance(plan.checkpoint.source, HubWeights):
             plan = _with_weights(plan, progress)
             clock.lap("download")
+        check_levels(plan.checkpoint.view(plan.stored))
         with _hashing(plan) as hashed:
             plan, headroom = settle_residual_scale(plan, progress)
             if headroom is not None:
@@ -119,7 +123,8 @@ def export(
             if mixed is not None:
                 clock.lap("choose")
             graphs = lower_graphs(plan, model, progress)
-            options = format_options(plan, [graph.model for graph in graphs], headroom, scales, mixed)
+            rounded = rounded_scales(plan, graphs[0].model)
+            options = format_options(plan, [graph.model for graph in graphs], headroom, scales, mixed, rounded)
             clock.lap("quantise" if calibrates(plan) else "lower")
             folder = write_folder(
                 plan.output,
@@ -138,7 +143,7 @@ def export(
         seconds=clock.laps,
         options=options,
         mixed=mixed,
-        notes=measurement_notes(plan, headroom, scales, mixed),
+        notes=(*measurement_notes(plan, headroom, scales, mixed), *stored_notes(plan, rounded)),
         warnings=tuple(headroom.warnings()) if headroom is not None else (),
     )
 
@@ -146,8 +151,7 @@ def export(
 def _with_weights(plan: ExportPlan, progress: Progress | None) -> ExportPlan:
     """The plan once its weights have been downloaded; what the headers promised is checked again on the files."""
     checkpoint = download_weights(plan.checkpoint, progress)
-    assert checkpoint.source is not None
-    check_tensors(checkpoint.source, plan.stored)
+    check_tensors(checkpoint.view(plan.stored), plan.stored)
     return dataclasses.replace(plan, checkpoint=checkpoint, download_bytes=0)
 
 
@@ -164,9 +168,8 @@ def build_semantic_graph(plan: ExportPlan) -> ir.Model:
     """Traces the decoder and binds its lazy weights."""
     from gemma_export.tracing import bind_weights, trace_decoder
 
-    assert plan.checkpoint.source is not None
     model = trace_decoder(plan.family, plan.spec)
-    bind_weights(model, plan.family, plan.spec, plan.checkpoint.source, plan.merge)
+    bind_weights(model, plan.family, plan.spec, plan.checkpoint.view(plan.stored), plan.merge)
     return model
 
 
@@ -176,6 +179,10 @@ def lower_graphs(plan: ExportPlan, model: ir.Model, progress: Progress | None = 
     Where a quantiser needs calibration this runs it: minutes, and a nameless file that goes with the graphs.
     """
     calibrated = calibration_of(plan, model, progress)
+    if plan.precision.scheme is not None and plan.precision.scheme.ordered:
+        from gemma_export.passes import FoldInputOrder
+
+        FoldInputOrder()(model)
     if plan.residual_scale.shift:
         # at module level this would make --dry-run wait for onnx
         from gemma_export.passes import RescaleResidual

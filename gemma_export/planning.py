@@ -201,7 +201,8 @@ def with_chosen(plan: ExportPlan, scheme: WeightScheme) -> ExportPlan:
 
 
 def _plan_data(precision: Precision, stored: Sequence[tuple[str, tuple[int, ...]]]) -> DataPlan:
-    return plan_data([precision.stored(name, shape) for name, shape in stored])
+    orders = () if precision.scheme is None else precision.scheme.orders(stored)
+    return plan_data([*(precision.stored(name, shape) for name, shape in stored), *([order] for order in orders)])
 
 
 def _choice_files(precision: Precision, stored: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[PlannedFile, ...]:
@@ -263,6 +264,7 @@ def _facts(resolved: Resolved, graphs: Sequence[PlannedGraph]) -> FolderFacts:
         target=resolved.target.name,
         cache_layout=resolved.target.cache_layout,
         precision=resolved.precision.name,
+        quantised_by=None if resolved.precision.scheme is None else resolved.precision.scheme.checkpoint,
         activation_dtype=resolved.precision.activation_dtype,
         providers=resolved.target.providers[resolved.precision.activation_dtype],
         graphs={graph.file: (graph.role, str(graph.logits)) for graph in graphs},
@@ -324,6 +326,7 @@ def plan_json(plan: ExportPlan) -> str:
         "variant": plan.variant.name if plan.variant else None,
         "target": plan.target.name,
         "precision": plan.precision.name,
+        "checkpoint_quantisation": plan.facts.quantised_by,
         "source": plan.facts.source,
         "adapter": adapter_json(plan.merge),
         "residual_scale": dataclasses.asdict(plan.residual_scale),

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+from gemma_export.checkpoint import Quantisation
 from gemma_export.errors import UsageError
 from gemma_export.precision import (
     PRECISIONS,
@@ -14,11 +15,14 @@ from gemma_export.precision import (
     WeightOptions,
     WeightScheme,
     quantised,
+    stored_scheme,
     weight_scheme,
 )
 from gemma_export.targets import TARGETS, Target
 
 __all__ = ["ExportRequest", "target_and_precision"]
+
+_DEFAULT_PRECISION = "fp32"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,8 @@ class ExportRequest:
     # None: weights come from the checkpoint
     synthetic_seed: int | None = None
     # of activations, and of the weights too unless they are quantised
-    precision: str = "fp32"
+    # None: fp32, and the checkpoint's own integers where it has such weights
+    precision: str | None = None
     weights: WeightOptions = dataclasses.field(default_factory=WeightOptions)
     # text that quantisers or --max-kl run the model on; None: a built-in one
     calibration: Path | None = None
@@ -54,18 +59,23 @@ class ExportRequest:
     force: bool = False
 
 
-def target_and_precision(request: ExportRequest) -> tuple[Target, Precision]:
+def target_and_precision(request: ExportRequest, quantisation: Quantisation | None = None) -> tuple[Target, Precision]:
     """Looks both up; every combination of options that cannot be is refused here.
 
+    Args:
+        request: what was asked for.
+        quantisation: of the checkpoint, once that is known: its integers are taken unless floating point is asked for.
+
     Raises:
-        UsageError: the request contradicts itself.
+        UsageError: the request contradicts itself, or the checkpoint.
     """
     if request.variant is None and request.checkpoint is None:
         raise UsageError(
             "nothing to export: neither --variant nor --checkpoint is given",
             hint="Try `gemma-export --variant tiny`, or `gemma-export variants` for the list.",
         )
-    for name, registry, option in ((request.target, TARGETS, "target"), (request.precision, PRECISIONS, "precision")):
+    activations = request.precision or _DEFAULT_PRECISION
+    for name, registry, option in ((request.target, TARGETS, "target"), (activations, PRECISIONS, "precision")):
         if name not in registry:
             raise UsageError(
                 f"unknown {option} {name!r}, expected one of: {', '.join(registry)}", hint="See gemma-export --help."
@@ -74,7 +84,7 @@ def target_and_precision(request: ExportRequest) -> tuple[Target, Precision]:
         if value == "":
             # as a path it would be the current folder
             raise UsageError(f"--{option} is empty", hint="Name a folder or a Hub repository, or leave it out.")
-    target, precision = TARGETS[request.target], PRECISIONS[request.precision]
+    target, precision = TARGETS[request.target], PRECISIONS[activations]
     if request.keep_functions:
         if target.with_functions is None:
             raise UsageError(
@@ -83,6 +93,9 @@ def target_and_precision(request: ExportRequest) -> tuple[Target, Precision]:
             )
         target = target.with_functions
     scheme = weight_scheme(request.weights)
+    if quantisation is not None and (scheme is not None or request.precision is None):
+        _refuse_changes(request, quantisation)
+        scheme = stored_scheme(quantisation, request.weights)
     _check_max_kl(request.max_kl, scheme)
     if scheme is not None:
         target = _with_format(target, request, scheme)
@@ -130,6 +143,21 @@ def _check_dynamic(scheme: WeightScheme, target: Target, precision: Precision) -
             f"--{scheme.name} and --{precision.name} exclude each other: its integer products are a kernel of the CPU "
             "provider, for float32 activations",
             hint=f"Leave --{precision.name} out, or combine it with --int8.",
+        )
+
+
+def _refuse_changes(request: ExportRequest, quantisation: Quantisation) -> None:
+    """What would need other integers than the checkpoint has."""
+    has = quantisation.stated()
+    if request.max_kl is not None:
+        raise UsageError(
+            f"--max-kl has nothing to choose; {has}",
+            hint="Leave it out, or export the checkpoint that it was made from.",
+        )
+    if request.adapter is not None:
+        raise UsageError(
+            f"--adapter cannot be merged into integers; {has}",
+            hint="Export with --fp32 or --fp16 alone: the integers are multiplied out and the adapter is merged.",
         )
 
 

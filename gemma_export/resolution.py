@@ -5,22 +5,25 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemma_export.adapter import Merge, find_adapter, plan_merge
 from gemma_export.base_checkpoint import base_checkpoint, released_config
 from gemma_export.checkpoint import (
+    QUANTISATION_KEY,
     Checkpoint,
     HubWeights,
+    QuantisedSource,
     check_tensors,
+    read_quantisation,
     synthetic_checkpoint,
 )
 from gemma_export.config import DecoderSpec
-from gemma_export.errors import ConfigError, UnknownVariantError, UsageError
+from gemma_export.errors import CheckpointError, ConfigError, UnknownVariantError, UsageError
 from gemma_export.families import FAMILIES, Family, check_generation_config, family_of
-from gemma_export.precision import Precision
-from gemma_export.progress import Progress
+from gemma_export.precision import Precision, with_stored_tensors
+from gemma_export.progress import Progress, format_bytes
 from gemma_export.request import ExportRequest, target_and_precision
 from gemma_export.residual_scale import ResidualScale, choose_residual_scale
 from gemma_export.targets import Target
@@ -33,6 +36,13 @@ __all__ = ["Resolved", "resolve", "variant_rows"]
 _LONGEST_CONTEXT = 1 << 17
 # more positions than any speculative verification asks for
 _MOST_POSITIONS = 1024
+_EMBEDDING = "model.embed_tokens.weight"
+# activation dtype -> types of stored scales that it holds to the last bit
+_EXACT_SCALES = {
+    "float32": ("float32", "float16", "bfloat16"),
+    "float16": ("float16", "bfloat16"),
+    "bfloat16": ("bfloat16",),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +83,9 @@ def resolve(request: ExportRequest, progress: Progress | None = None) -> Resolve
     keep = _positions(request.logits)
     variant = _variant(request.variant)
     checkpoint = base_checkpoint(request, variant, progress)
+    checkpoint = _with_quantisation(checkpoint, synthetic=request.synthetic_seed is not None)
+    if checkpoint.quantisation is not None:
+        target, precision = target_and_precision(request, checkpoint.quantisation)
     family = family_of(checkpoint.config)
     native, unread = family.parse_config(checkpoint.config)
     warnings = [checkpoint.note] if checkpoint.note is not None else []
@@ -88,7 +101,16 @@ def resolve(request: ExportRequest, progress: Progress | None = None) -> Resolve
     if request.synthetic_seed is not None:
         checkpoint = synthetic_checkpoint(checkpoint, tensors, seed=request.synthetic_seed)
     assert checkpoint.source is not None
-    check_tensors(checkpoint.source, tensors, headers_only=isinstance(checkpoint.source, HubWeights))
+    view = checkpoint.view(tensors)
+    check_tensors(view, tensors, headers_only=isinstance(checkpoint.source, HubWeights))
+    if isinstance(view, QuantisedSource) and precision.scheme is not None:
+        precision = _with_stored_tensors(precision, view, target.stored_tensors(tensors, spec))
+        if request.weights.embedding_bits is None and _EMBEDDING not in view.quantised:
+            nbytes = precision.stored_nbytes(tensors[_EMBEDDING])
+            warnings.append(
+                f"the checkpoint leaves its embedding in floating point: {format_bytes(nbytes)} of the data file; "
+                "--embedding-bits 8 quantises it"
+            )
     merge = None
     if request.adapter is not None:
         adapter, note = find_adapter(request.adapter, progress)
@@ -140,6 +162,29 @@ def variant_rows() -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _with_quantisation(checkpoint: Checkpoint, *, synthetic: bool) -> Checkpoint:
+    """Takes the section on integers out of the configuration, which is not about what is exported."""
+    quantisation = None if synthetic else read_quantisation(checkpoint.config)
+    config = {key: value for key, value in checkpoint.config.items() if key != QUANTISATION_KEY}
+    return dataclasses.replace(checkpoint, config=config, quantisation=quantisation)
+
+
+def _with_stored_tensors(
+    precision: Precision, view: QuantisedSource, stored: Sequence[tuple[str, tuple[int, ...]]]
+) -> Precision:
+    """The precision with the matrices that the checkpoint has in integers, and scales that fit."""
+    scheme = precision.scheme
+    assert scheme is not None
+    for tensor in view.quantised.values():
+        scales = view.source.tensors[f"{tensor.module}.scales"].dtype
+        if scales not in _EXACT_SCALES[precision.activation_dtype]:
+            raise CheckpointError(
+                f"tensor {tensor.module}.scales is {scales}: as {precision.activation_dtype} it would be rounded",
+                hint="Leave --bf16 and --fp16 out: scales have the type of the activations.",
+            )
+    return dataclasses.replace(precision, scheme=with_stored_tensors(scheme, view.quantised, stored))
 
 
 def _variant(name: str | None) -> Variant | None:

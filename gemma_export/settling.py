@@ -23,18 +23,31 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibration",
+    "RoundedScales",
     "calibrates",
     "calibration_of",
     "choice_files",
     "format_options",
     "measurement_notes",
+    "rounded_scales",
     "settle_channel_scales",
     "settle_precision",
     "settle_residual_scale",
+    "stored_notes",
 ]
 
 # the lowered graph -> (initializer -> its matrix, None for one that is quantised while it is written)
 Calibration: TypeAlias = "Callable[[ir.Model], Callable[[str], BlockWeight | None]]"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoundedScales:
+    """Scales of a quantised checkpoint that the activations' type does not hold to the last bit."""
+
+    # of so many in all
+    count: int
+    total: int
+    largest_relative_change: float
 
 
 def settle_residual_scale(plan: ExportPlan, progress: Progress | None = None) -> tuple[ExportPlan, Headroom | None]:
@@ -44,8 +57,7 @@ def settle_residual_scale(plan: ExportPlan, progress: Progress | None = None) ->
     from gemma_export.headroom import measure_headroom
     from gemma_export.tracing import model_weight
 
-    source = plan.checkpoint.source
-    assert source is not None
+    source = plan.checkpoint.view(plan.stored)
     headroom = measure_headroom(
         plan.checkpoint, plan.family, plan.spec, lambda name: model_weight(source, plan.merge, name), progress
     )
@@ -170,6 +182,39 @@ def _residual_factors(plan: ExportPlan, model: ir.Model) -> dict[str, float]:
     return {name: weight.factor for name, weight in weights.items() if isinstance(weight, Scale)}
 
 
+def rounded_scales(plan: ExportPlan, model: ir.Model) -> RoundedScales | None:
+    """What becomes of a quantised checkpoint's scales in a lowered graph; None for other weights.
+
+    float16 has them all, until the residual stream's power of two makes the smallest subnormal.
+    """
+    scheme = plan.precision.scheme
+    if scheme is None or scheme.checkpoint is None:
+        return None
+    from gemma_export.precision.stored_blocks import rounded_scales as count_rounded
+
+    count, total, change = count_rounded(model)
+    return RoundedScales(count=count, total=total, largest_relative_change=change)
+
+
+def stored_notes(plan: ExportPlan, rounded: RoundedScales | None) -> tuple[str, ...]:
+    """What the user should know of a quantised checkpoint's integers."""
+    quantisation = plan.checkpoint.quantisation
+    if quantisation is None:
+        return ()
+    if rounded is None:
+        exactly = (
+            "exactly" if plan.precision.weight_dtype == "float32" else f"and rounded to {plan.precision.weight_dtype}"
+        )
+        return (f"the checkpoint's integers ({quantisation.describe()}) were multiplied out {exactly}",)
+    if not rounded.count:
+        return ("the checkpoint's integers, zero points and scales are exported as they are",)
+    return (
+        f"{rounded.count:,} of {rounded.total:,} scales of the checkpoint are no float16 numbers once the residual "
+        f"stream is scaled, and are rounded by up to {rounded.largest_relative_change:.2g}; --residual-scale off keeps "
+        "them",
+    )
+
+
 def choice_files(mixed: MixedPrecision | None) -> dict[str, bytes | Path]:
     """The trade-off, beside the manifest."""
     if mixed is None:
@@ -188,6 +233,7 @@ def format_options(
     headroom: Headroom | None,
     scales: ChannelScales | None,
     mixed: MixedPrecision | None,
+    rounded: RoundedScales | None,
 ) -> dict[str, Any]:
     """The number format's options, in the manifest's words."""
     options = {} if plan.precision.scheme is None else dict(plan.precision.scheme.options())
@@ -198,6 +244,10 @@ def format_options(
         options[name] = None if scales is None else scales.to_dict()
     if mixed is not None:
         options["mixed_precision"] = mixed.summary()
+    if plan.checkpoint.quantisation is not None and plan.precision.scheme is None:
+        options["dequantised"] = plan.checkpoint.quantisation.describe()
+    if rounded is not None:
+        options["rounded_scales"] = dataclasses.asdict(rounded)
     if plan.precision.activation_dtype != "float16":
         return options
     residual_scale: dict[str, Any] = dataclasses.asdict(plan.residual_scale)

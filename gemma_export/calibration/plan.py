@@ -17,6 +17,7 @@ __all__ = ["needs_calibration", "plan_calibration"]
 # Sequences that KL is measured on, two products with the whole vocabulary for each position of every run, and that
 # channels are scaled by.
 _MEASURED_SEQUENCES = 16
+_CALIBRATED = frozenset(name for name, quantiser in QUANTISERS.items() if quantiser.calibrated)
 
 
 def needs_calibration(scheme: WeightScheme | None, stored: Iterable[tuple[str, tuple[int, ...]]]) -> bool:
@@ -27,7 +28,7 @@ def needs_calibration(scheme: WeightScheme | None, stored: Iterable[tuple[str, t
         stored: name and shape of every tensor of the data file.
     """
     return scheme is not None and any(
-        QUANTISERS[scheme.quantiser_of(name)].calibrated
+        scheme.quantiser_of(name) in _CALIBRATED
         for name, shape in stored
         if isinstance(scheme.format_of(name, shape), BlockFormat)
     )

@@ -15,7 +15,7 @@ from gemma_export.calibration.placement import Placement
 from gemma_export.layerwise import HiddenStates, LayerStack, LayerwiseRun, LoadedLayer, Tap
 from gemma_export.precision.block_codes import BlockCodes, dequantise, require_finite_scales
 from gemma_export.precision.block_format import BlockFormat
-from gemma_export.precision.code_store import CodeStore, StoredWeight
+from gemma_export.precision.code_store import CalibratedWeight, CodeStore
 from gemma_export.precision.gptq import Feedback, Gram, gptq
 from gemma_export.precision.quantisers import QUANTISERS
 from gemma_export.precision.row_pieces import row_pieces
@@ -40,13 +40,13 @@ class CalibratedWeights:
     def __init__(self, store: CodeStore, placements: Mapping[str, Placement], scale_dtype: torch.dtype) -> None:
         self.store, self._placements, self._scale_dtype = store, placements, scale_dtype
 
-    def __call__(self, name: str) -> StoredWeight | None:
+    def __call__(self, name: str) -> CalibratedWeight | None:
         """A matrix by its initializer; None for one that is quantised while it is written."""
         placement = self._placements.get(name)
         tensors = [] if placement is None else [tensor for tensor, _ in placement.parts]
         if placement is None or not all(tensor in self.store for tensor in tensors):
             return None
-        return StoredWeight(self.store, tensors, name, placement.shape, placement.layout, self._scale_dtype)
+        return CalibratedWeight(self.store, tensors, name, placement.shape, placement.layout, self._scale_dtype)
 
 
 def quantise_by_layer(

@@ -22,29 +22,49 @@ from gemma_export.checkpoint.hub import (
     is_repository_id,
     open_hub_checkpoint,
 )
+from gemma_export.checkpoint.quantisation import QUANTISATION_KEY, Quantisation, read_quantisation
+from gemma_export.checkpoint.quantised_levels import (
+    Levels,
+    check_levels,
+    code_rows,
+    input_order,
+    read_levels,
+)
+from gemma_export.checkpoint.quantised_source import QuantisedSource, QuantisedTensor, architecture_view
 from gemma_export.checkpoint.safetensors_source import SafetensorsSource
 from gemma_export.checkpoint.synthetic import GENERATOR_VERSION, SyntheticSource
 
 __all__ = [
     "BUILTIN_DIRECTORY",
     "GENERATOR_VERSION",
+    "QUANTISATION_KEY",
     "Checkpoint",
     "HashedFile",
     "HubRepository",
     "HubWeights",
+    "Levels",
+    "Quantisation",
+    "QuantisedSource",
+    "QuantisedTensor",
     "SafetensorsSource",
     "SyntheticSource",
+    "architecture_view",
     "builtin_checkpoint",
     "check_cached",
+    "check_levels",
     "check_revision",
     "check_tensors",
+    "code_rows",
     "display_name",
     "download_weights",
     "fetch",
     "hash_files",
+    "input_order",
     "is_repository_id",
     "open_checkpoint",
     "open_hub_checkpoint",
+    "read_levels",
+    "read_quantisation",
     "same_bytes",
     "synthetic_checkpoint",
 ]

@@ -45,7 +45,7 @@ def check_tensors(source: TensorSource, expected: Mapping[str, tuple[int, ...]],
         if tensor.dtype not in DTYPE_BYTES:
             raise CheckpointError(
                 f"tensor {name}: expected {', '.join(DTYPE_BYTES)}, found {tensor.dtype}",
-                hint="This is a quantised checkpoint: export the one it was made from.",
+                hint="This is a quantised checkpoint in a layout that is not read: export the one it was made from.",
             )
 
 
@@ -77,12 +77,15 @@ def _names_differ(missing: list[str], extra: list[str], count: int) -> Checkpoin
     if extra:
         parts.append(f"{len(extra)} unexpected, first {extra[0][:120]!r}")
     adapter = any("lora_" in name for name in extra)
-    return CheckpointError(
-        f"the checkpoint's tensors are not those of config.json: {'; '.join(parts)}",
-        hint="This is an adapter: give it with --adapter and its base model with --checkpoint."
-        if adapter
-        else "config.json and weights must be of one model.",
-    )
+    hint = "config.json and weights must be of one model."
+    if adapter:
+        hint = "This is an adapter: give it with --adapter and its base model with --checkpoint."
+    elif any(name.endswith(".qweight") for name in extra):
+        hint = (
+            "These are quantised weights: config.json needs their quantization_config (older GPTQ checkpoints have it "
+            'as quantize_config.json; add "quant_method": "gptq").'
+        )
+    return CheckpointError(f"the checkpoint's tensors are not those of config.json: {'; '.join(parts)}", hint=hint)
 
 
 def _check_tied_head(source: TensorSource, *, headers_only: bool) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gemma_export.checkpoint.json_file import read_json
+from gemma_export.checkpoint.quantisation import Quantisation
+from gemma_export.checkpoint.quantised_source import architecture_view
 from gemma_export.checkpoint.safetensors_source import SafetensorsSource, weight_files
 from gemma_export.checkpoint.synthetic import SyntheticSource
 from gemma_export.errors import ConfigError, MissingResourceError
@@ -47,6 +49,8 @@ class Checkpoint:
 
     # config.json, parsed
     config: Mapping[str, Any]
+    # how its matrices are stored, where that is in integers; `config` is then without that section
+    quantisation: Quantisation | None = None
     # None until synthetic weights are made for the shapes that the configuration implies
     source: TensorSource | None
     # base name of its folder, or of its repository
@@ -73,6 +77,18 @@ class Checkpoint:
         if self.repository is not None:
             return "hub"
         return "builtin" if self.builtin else "local"
+
+    def view(self, expected: Mapping[str, tuple[int, ...]]) -> TensorSource:
+        """Its tensors by the architecture's names, quantised matrices too.
+
+        Args:
+            expected: tensor name -> shape, from the configuration.
+
+        Raises:
+            CheckpointError: a quantised matrix is not stored as config.json says.
+        """
+        assert self.source is not None
+        return architecture_view(self.source, self.quantisation, expected)
 
     @property
     def has_tokenizer(self) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["cli"]
 
-# flags of the number formats; the first is the default
+# flags of the number formats
 _PRECISIONS = ("fp32", "fp16", "bf16")
 # and those of the quantised weights
 _SCHEMES = ("int4", "int8", "int8_dynamic")
@@ -187,7 +187,7 @@ def _request(options: dict[str, Any]) -> ExportRequest:
         adapter=options["adapter"],
         revision=options["revision"],
         synthetic_seed=None if seed is None else int(seed),
-        precision=precisions[0] if precisions else _PRECISIONS[0],
+        precision=precisions[0] if precisions else None,
         weights=WeightOptions(
             scheme=schemes[0] if schemes else None,
             block_size=options["block_size"],

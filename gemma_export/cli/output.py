@@ -26,6 +26,8 @@ def announce(plan: ExportPlan) -> None:
     """Says what is about to be exported."""
     warn(plan)
     click.echo(f"exporting {plan.facts.source} to {plan.output} ({plan.precision.name}, {plan.target.name})", err=True)
+    if plan.facts.quantised_by is not None:
+        click.echo(f"note: the weights are the checkpoint's own integers ({plan.facts.quantised_by})", err=True)
 
 
 def warn(plan: ExportPlan) -> None:
@@ -43,6 +45,8 @@ def print_plan(plan: ExportPlan, *, as_json: bool) -> None:
         click.echo(plan_json(plan))
         return
     click.echo(f"{plan.facts.source} -> {plan.output} ({plan.precision.name}, {plan.target.name})")
+    if plan.facts.quantised_by is not None:
+        click.echo(f"weights: the checkpoint's own integers ({plan.facts.quantised_by})")
     for file in plan.files:
         click.echo(f"  {'' if file.exact else '<= '}{file.nbytes:,}".rjust(22) + f"  {file.path}")
     click.echo(f"  {plan.nbytes:,}".rjust(22) + f"  in all ({format_bytes(plan.nbytes)})")

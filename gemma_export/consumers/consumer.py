@@ -37,6 +37,8 @@ class FolderFacts:
     # "compacted" or "columns": where the tokens of a padded row lie in the cache
     cache_layout: str
     precision: str
+    # how the checkpoint's own integers were made, where the folder has them
+    quantised_by: str | None
     activation_dtype: str
     providers: tuple[str, ...]
     # path -> (role, what its logits cover)

@@ -17,6 +17,7 @@ def _files(facts: FolderFacts) -> dict[str, bytes | Path]:
         header.append("license: gemma")
     if facts.repository is not None:
         header.append(f"base_model: {facts.repository}")
+    integers = "" if facts.quantised_by is None else f", the checkpoint's own integers ({facts.quantised_by})"
     card = f"""{chr(10).join(header)}
 tags: [onnx, gemma]
 ---
@@ -26,7 +27,7 @@ tags: [onnx, gemma]
 An ONNX export of {facts.source}, made by gemma-export.
 
 - architecture: {spec.family}, {spec.num_hidden_layers} layers, hidden size {spec.hidden_size}, {spec.num_attention_heads} query heads, {spec.num_key_value_heads} key-value heads of {spec.head_dim}, vocabulary {spec.vocab_size}
-- precision: {facts.precision}; target: {facts.target}; execution providers: {", ".join(facts.providers)}
+- precision: {facts.precision}{integers}; target: {facts.target}; execution providers: {", ".join(facts.providers)}
 - context: {spec.max_position_embeddings} tokens
 - licence of the weights: {facts.license_url}; see `NOTICE`
 

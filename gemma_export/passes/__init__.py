@@ -5,6 +5,7 @@ from __future__ import annotations
 from gemma_export.passes.align_rows import AlignRows
 from gemma_export.passes.drop_query_lengths import DropQueryLengths
 from gemma_export.passes.fold_channel_scales import FoldChannelScales
+from gemma_export.passes.fold_input_order import FoldInputOrder
 from gemma_export.passes.fuse_attention import FuseGroupQueryAttention
 from gemma_export.passes.fuse_attention_rotary_outside import FuseAttentionRotaryOutside
 from gemma_export.passes.fuse_norms import FuseNorms
@@ -27,6 +28,7 @@ __all__ = [
     "BlockQuantised",
     "DropQueryLengths",
     "FoldChannelScales",
+    "FoldInputOrder",
     "FuseAttentionRotaryOutside",
     "FuseGroupQueryAttention",
     "FuseNorms",

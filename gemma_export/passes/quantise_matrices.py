@@ -8,7 +8,14 @@ from typing import Protocol
 
 import onnx_ir as ir
 
-from gemma_export.passes.quantised_matrix import QuantisedMatrix, is_look_up, is_product, other_reader, stored_values
+from gemma_export.passes.quantised_matrix import (
+    QuantisedMatrix,
+    is_look_up,
+    is_product,
+    ordered_input,
+    other_reader,
+    stored_values,
+)
 from gemma_export.passes.semantic_nodes import int64_constant, replace, replace_weights, tensor_value
 from gemma_export.weights import Weight
 
@@ -42,7 +49,8 @@ class QuantiseMatrices(ir.passes.InPlacePass):
     Before: Gather(W, ids)
     After:  GatherBlockQuantized(table, ids, scales, zero_points), cut to W's columns where the last block is padded
 
-    Both read one weight's bytes: a table tied to the head is stored once.
+    Both read one weight's bytes: a table tied to the head is stored once. Where columns are stored in another order, x
+    is Gather(x, order).
 
     Args:
         quantise: (initializer, its lazy weight) -> the quantised matrix, or None for a weight that stays as it is.
@@ -76,7 +84,7 @@ class QuantiseMatrices(ir.passes.InPlacePass):
             attributes["accuracy_level"] = self.accuracy_level
         product = ir.node(
             "MatMulNBits",
-            inputs=[node.inputs[0], *stored_values(graph, name, matrix)],
+            inputs=[ordered_input(graph, node, name, matrix), *stored_values(graph, name, matrix)],
             attributes=attributes,
             domain=_CONTRIB,
             name=str(node.name).replace(".FusedMatMul", ".MatMulNBits"),

@@ -9,7 +9,14 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from gemma_export.passes.quantised_matrix import QuantisedMatrix, is_look_up, is_product, other_reader, stored_values
+from gemma_export.passes.quantised_matrix import (
+    QuantisedMatrix,
+    is_look_up,
+    is_product,
+    ordered_input,
+    other_reader,
+    stored_values,
+)
 from gemma_export.passes.semantic_nodes import int64_constant, refuse, replace, replace_weights, tensor_value
 from gemma_export.weights import Weight
 
@@ -104,7 +111,7 @@ def _product(graph: ir.Graph, node: ir.Node, name: str, matrix: TransposedBlocks
     output = weight.outputs[0]
     output.name, output.shape = weight.name, ir.Shape(matrix.data.shape.numpy())
     output.type = ir.TensorType(ir.DataType.FLOAT)
-    product = ir.node("MatMul", inputs=[node.inputs[0], output], name=f"{prefix}.MatMul")
+    product = ir.node("MatMul", inputs=[ordered_input(graph, node, name, matrix), output], name=f"{prefix}.MatMul")
     replace(graph, node, [weight, product], product.outputs)
 
 

@@ -15,6 +15,7 @@ from gemma_export.precision.precision import Precision, quantised
 from gemma_export.precision.quantisers import QUANTISERS
 from gemma_export.precision.scheme import WeightScheme
 from gemma_export.precision.schemes import SCHEMES
+from gemma_export.precision.stored_scheme import stored_scheme, with_stored_tensors
 
 __all__ = [
     "PRECISIONS",
@@ -26,7 +27,9 @@ __all__ = [
     "check_packing",
     "check_rules",
     "quantised",
+    "stored_scheme",
     "weight_scheme",
+    "with_stored_tensors",
 ]
 
 PRECISIONS: dict[str, Precision] = {precision.name: precision for precision in (FP32, FP16, BF16)}

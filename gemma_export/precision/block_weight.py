@@ -44,6 +44,8 @@ class BlockWeight(abc.ABC):
         self.name, self.bits, self.block_size = name, layout.bits, layout.block_size
         self.rows, self.columns = shape
         self.layout, self.scale_dtype = layout, scale_dtype
+        # int32 [columns]: the columns as they are stored, where that is not their own order
+        self.order: npt.NDArray[np.int32] | None = None
         self._kept: dict[str, torch.Tensor] = {}
         data = layout.data_shape(shape)
         self.data = BlockPart(self, "data", data, ir.DataType.UINT8)

@@ -13,6 +13,8 @@ from gemma_export.precision.quantised_weight import QuantisedWeight
 from gemma_export.precision.quantisers import QUANTISERS
 from gemma_export.precision.row_format import RowFormat
 from gemma_export.precision.row_weight import RowWeight
+from gemma_export.precision.scheme import CHECKPOINT
+from gemma_export.precision.stored_blocks import StoredBlocks
 from gemma_export.precision.transposed_weight import TransposedWeight
 from gemma_export.weights import Weight
 
@@ -47,8 +49,7 @@ def block_quantiser(
             return None
         matrix = calibrated(name)
         if matrix is None:
-            rows = QUANTISERS[scheme.quantiser_of(name)].prepare(name, layout, scale_dtype)
-            matrix = QuantisedWeight(weight, name, layout, scale_dtype, rows)
+            matrix = _own(name, weight, layout, scheme.quantiser_of(name), scale_dtype)
         return TransposedWeight(matrix) if layout.transposed else matrix
 
     return quantise
@@ -63,3 +64,11 @@ def row_quantiser(precision: Precision) -> Callable[[str, Weight], RowWeight | N
         return RowWeight(weight, name) if isinstance(scheme.format_of(name, weight.shape), RowFormat) else None
 
     return quantise
+
+
+def _own(name: str, weight: Weight, layout: BlockFormat, quantiser: str, scale_dtype: torch.dtype) -> BlockWeight:
+    """A matrix that is made while it is written, of the checkpoint's integers or of its numbers."""
+    if quantiser == CHECKPOINT:
+        return StoredBlocks(weight, name, layout, scale_dtype)
+    rows = QUANTISERS[quantiser].prepare(name, layout, scale_dtype)
+    return QuantisedWeight(weight, name, layout, scale_dtype, rows)

@@ -16,7 +16,7 @@ from gemma_export.precision.block_codes import BlockCodes
 from gemma_export.precision.block_format import BlockFormat
 from gemma_export.precision.block_weight import BlockWeight, write_bytes
 
-__all__ = ["CodeStore", "StoredWeight"]
+__all__ = ["CalibratedWeight", "CodeStore"]
 
 
 class CodeStore:
@@ -87,7 +87,7 @@ class _Piece:
     dtype: torch.dtype
 
 
-class StoredWeight(BlockWeight):
+class CalibratedWeight(BlockWeight):
     """A calibrated matrix.
 
     Args:

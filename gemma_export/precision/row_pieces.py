@@ -1,19 +1,20 @@
-"""A matrix that is quantised some rows at a time, on threads, in order."""
+"""A matrix some rows at a time, converted on threads, in order."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
 
 from gemma_export.weights import Weight
 
-__all__ = ["quantised_pieces", "row_pieces"]
+__all__ = ["in_order", "row_pieces"]
 
+_P = TypeVar("_P")
 _T = TypeVar("_T")
 
 # Threads that quantise while this one reads and widens; the result does not depend on their number.
@@ -25,28 +26,19 @@ _AHEAD = 2 * _WORKERS
 _PIECE = 1 << 18
 
 
-def quantised_pieces(weight: Weight, quantise: Callable[[torch.Tensor], _T]) -> Iterator[tuple[int, _T]]:
-    """First row of each piece, and what `quantise` makes of its float32 rows [rows, columns].
-
-    Args:
-        weight: a matrix.
-        quantise: called on several threads.
-    """
-    row = 0
-    pending: deque[tuple[int, concurrent.futures.Future[_T]]] = deque()
+def in_order(pieces: Iterable[_P], convert: Callable[[_P], _T]) -> Iterator[_T]:
+    """What `convert` makes of each piece, on several threads."""
+    pending: deque[concurrent.futures.Future[_T]] = deque()
     with concurrent.futures.ThreadPoolExecutor(_WORKERS, "quantise", torch.set_num_threads, (1,)) as pool:
-        for piece in row_pieces(weight, _PIECE):
-            pending.append((row, pool.submit(quantise, piece)))
-            row += len(piece)
+        for piece in pieces:
+            pending.append(pool.submit(convert, piece))
             if len(pending) > _AHEAD:
-                first, future = pending.popleft()
-                yield first, future.result()
+                yield pending.popleft().result()
         while pending:
-            first, future = pending.popleft()
-            yield first, future.result()
+            yield pending.popleft().result()
 
 
-def row_pieces(weight: Weight, size: int) -> Iterator[torch.Tensor]:
+def row_pieces(weight: Weight, size: int = _PIECE) -> Iterator[torch.Tensor]:
     """float32 rows of about `size` weights, in copies of their own: an expression reuses its buffers."""
     rows: list[torch.Tensor] = []
     filled = 0

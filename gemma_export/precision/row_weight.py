@@ -11,7 +11,7 @@ import torch
 from gemma_export.errors import NonFiniteError
 from gemma_export.precision.block_weight import BlockPart, write_bytes
 from gemma_export.precision.row_format import RowFormat
-from gemma_export.precision.row_pieces import quantised_pieces
+from gemma_export.precision.row_pieces import in_order, row_pieces
 from gemma_export.weights import Transpose, Weight, Writable, one_thread
 
 __all__ = ["RowWeight", "quantise_rows"]
@@ -106,13 +106,15 @@ class _Codes(Weight):
 
     def quantised(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Codes and scales of some rows, in order."""
-        for row, (codes, scales) in quantised_pieces(self.weight, quantise_rows):
+        row = 0
+        for codes, scales in in_order(row_pieces(self.weight), quantise_rows):
             if not scales.isfinite().all():
                 raise NonFiniteError(
                     f"tensor {self.name}, row {row + int((~scales.isfinite()).nonzero()[0])}: its scale is not finite",
                     hint="The file is damaged or its training diverged: fetch it again, or use an earlier one.",
                 )
             yield codes, scales
+            row += len(codes)
 
     def take_scales(self) -> torch.Tensor:
         """float32 [rows]: those that are kept, once, or computed alone."""

@@ -5,26 +5,37 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from gemma_export.precision.block_format import BlockFormat
 from gemma_export.precision.row_format import RowFormat
 
-__all__ = ["FORMATS", "Rule", "WeightScheme", "packed_name"]
+__all__ = ["CHECKPOINT", "FORMATS", "Rule", "WeightScheme", "packed_name", "unpacked_names"]
 
 # how graphs read integer weights: onnxruntime's MatMulNBits, or standard DequantizeLinear
 FORMATS = ("nbits", "qdq")
+# the manifest's quantizer of matrices whose integers the checkpoint brings along
+CHECKPOINT = "checkpoint"
 
 _T = TypeVar("_T")
 
 _UNPACKED = re.compile(r"\.[qkv]_proj\.")
+# projections of the same activations -> where these come from
+_INPUTS = ((re.compile(r"\.(?:[qkv]|qkv)_proj\."), ".attention."), (re.compile(r"\.(?:gate|up)_proj\."), ".mlp."))
 _TABLES = ("embed_tokens.weight", "lm_head.weight")
 
 
 def packed_name(name: str) -> str:
     """A tensor's name where a target stores query, key and value as one matrix."""
     return _UNPACKED.sub(".qkv_proj.", name)
+
+
+def unpacked_names(name: str) -> tuple[str, ...]:
+    """The checkpoint's tensors that a stored one is made of."""
+    if ".qkv_proj." not in name:
+        return (name,)
+    return tuple(name.replace(".qkv_proj.", f".{part}_proj.") for part in "qkv")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,6 +102,10 @@ class WeightScheme:
     smoothing: bool | None = None
     # in blocks: channels are scaled so that the products on calibration text lose least
     activation_aware: bool = False
+    # what the numbers were chosen by, where a checkpoint brings them: for people and the manifest
+    checkpoint: str | None = None
+    # columns of the checkpoint's own matrices lie in another order than the activations they multiply
+    ordered: bool = False
 
     def covers(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether a stored tensor is a matrix that quantisation is about; norms and rotary tables are not."""
@@ -131,6 +146,30 @@ class WeightScheme:
         smooths = source_kind != "synthetic" if self.smoothing is None else self.smoothing
         return self.activation_aware or (self.dynamic and smooths)
 
+    def orders(self, stored: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[tuple[str, int], ...]:
+        """Name and bytes of each order of columns that graphs gather activations by, int32: one for each input.
+
+        That of a down projection is folded into gate and up where these have integers too.
+        """
+        if not self.ordered:
+            return ()
+        columns = {
+            name: shape[1]
+            for name, shape in stored
+            if self.format_of(name, shape) is not None and self.quantiser_of(name) == CHECKPOINT
+        }
+        inputs = {
+            _input_of(name): 4 * count
+            for name, count in columns.items()
+            if ".down_proj." not in name
+            or not all(name.replace(".down_proj.", f".{part}_proj.") in columns for part in ("gate", "up"))
+        }
+        return tuple((f"{name}.order", nbytes) for name, nbytes in inputs.items())
+
+    def is_head(self, name: str) -> bool:
+        """Whether a stored tensor has a row for each token: the embedding's and the head's."""
+        return name.endswith(_TABLES)
+
     def is_table(self, name: str) -> bool:
         """Whether a stored tensor is looked up in: the embedding's."""
         return name.endswith(_TABLES[0])
@@ -149,10 +188,16 @@ class WeightScheme:
             "block_size": self.block_size,
             "symmetric": self.symmetric,
             "quantizer": self.quantiser,
-            "embedding_bits": self.embedding_bits,
+            "embedding_bits": self.embedding_bits or "float",
             "format": self.format,
             "rules": [rule.as_json() for rule in self.rules],
-        }
+        } | ({} if self.checkpoint is None else {"checkpoint": self.checkpoint})
+
+
+def _input_of(name: str) -> str:
+    for pattern, meaning in _INPUTS:
+        name = pattern.sub(meaning, name)
+    return name
 
 
 def _last(values: list[_T | None], default: _T) -> _T:

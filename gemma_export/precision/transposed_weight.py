@@ -35,7 +35,8 @@ class TransposedWeight:
         layout = blocks.layout
         self.name, self.bits, self.block_size = blocks.name, layout.bits, layout.block_size
         self.rows, self.columns, self.symmetric = blocks.rows, blocks.columns, layout.symmetric
-        self._blocks, self._layout = blocks, layout
+        self.order = blocks.order
+        self.blocks, self._layout = blocks, layout
         self._kept: dict[str, torch.Tensor] = {}
         signed = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
         unsigned = {4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
@@ -63,7 +64,7 @@ class TransposedWeight:
 
     def dequantised(self) -> Iterator[torch.Tensor]:
         """Rows [n, columns] in order, in float32, as a kernel multiplies with them."""
-        return self._blocks.dequantised()
+        return self.blocks.dequantised()
 
     def _as_bytes(self, part: BlockPart, element: ir.DataType) -> BlockPart:
         shape = tuple(part.shape.numpy())
@@ -76,7 +77,7 @@ class TransposedWeight:
         _, blocks, nbytes = self._layout.data_shape((self.rows, self.columns))
         packed = torch.empty(self.rows, blocks * nbytes, dtype=torch.uint8)
         scales, zero_points, row = [], [], 0
-        for codes in self._blocks.codes():
+        for codes in self.blocks.codes():
             packed[row : row + len(codes.data)] = codes.data.flatten(1)
             row += len(codes.data)
             scales.append(codes.scales)

@@ -11,6 +11,7 @@ from gemma_export.errors import TracingError
 from gemma_export.families import Family
 from gemma_export.low_rank import LowRankSum
 from gemma_export.nn import rotary_tables
+from gemma_export.stored_codes import stored_weight
 from gemma_export.tensors import TensorSource
 from gemma_export.weights import Cast, Constant, Stored, Transpose, Weight, WeightTensor
 
@@ -52,16 +53,16 @@ def bind_weights(
 
 def model_weight(source: TensorSource, merge: Merge | None, name: str) -> Weight:
     """One float32 tensor of the exported model, lazily: the checkpoint's, with an adapter merged if there is one."""
-    return Cast(Stored(source, name) if merge is None else merged_weight(source, merge, name), torch.float32)
+    return Cast(stored_weight(source, name) if merge is None else merged_weight(source, merge, name), torch.float32)
 
 
 def merged_weight(source: TensorSource, merge: Merge, name: str) -> Weight:
     """One tensor of the model that an adapter was merged into, lazily."""
     merged = merge.tensors.get(name)
     if merged is None:
-        return Stored(source, name)
+        return stored_weight(source, name)
     adapter = merge.adapter.source
-    base = Stored(adapter if merged.from_adapter else source, merged.base)
+    base = Stored(adapter, merged.base) if merged.from_adapter else stored_weight(source, merged.base)
     factors = merged.factors
     if factors is None:
         return base

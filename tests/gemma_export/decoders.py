@@ -82,10 +82,13 @@ class Graph:
 
     Args:
         model: path or serialized bytes.
+        optimised: False keeps products of DequantizeLinear in float32, which sessions fold into MatMulNBits.
     """
 
-    def __init__(self, model: Path | bytes) -> None:
+    def __init__(self, model: Path | bytes, *, optimised: bool = True) -> None:
         options = onnxruntime.SessionOptions()
+        if not optimised:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = 1
         source = model if isinstance(model, bytes) else str(model)
         self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

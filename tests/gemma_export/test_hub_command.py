@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from hub_server import COMMIT, TOKEN, Fault, HubServer, Repository
 from programs import assert_error, gemma_export, start
+from quantised_checkpoints import Layout
+from quantised_checkpoints import write as write_quantised
 from safetensors.numpy import load_file, save_file
 
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
@@ -101,6 +103,21 @@ def test_the_folder_is_that_of_the_local_checkpoint_but_for_its_source(hub: HubS
     assert f"An ONNX export of org/tiny at commit {COMMIT}".encode() in ours["README.md"]
     assert b"ai.google.dev/gemma/terms" in ours["NOTICE"]
     assert gemma_export("verify", "tiny-fp32", cwd=tmp_path).returncode == 0
+
+
+def test_a_quantised_repository_is_taken_as_it_is(hub: HubServer, tmp_path: Path) -> None:
+    """Planned from headers alone, then downloaded and exported as its local copy is."""
+    folder = write_quantised(tmp_path / "model", Layout(desc_act=True)).directory
+    hub.repositories["org/gptq"] = Repository.of_folder(folder)
+    planned = run(hub, tmp_path, "--checkpoint", "org/gptq", "--dry-run", "--json")
+    plan = json.loads(planned.stdout)
+    assert plan["checkpoint_quantisation"] == "GPTQ, 4 bits, groups of 32, symmetric, by activation order"
+    result = run(hub, tmp_path, "--checkpoint", "org/gptq", "--output", "hub")
+    assert result.returncode == 0, result.stderr
+    data = tmp_path / "hub/onnx/model_q4.onnx_data"
+    assert data.stat().st_size == next(f["size"] for f in plan["files"] if f["path"] == "onnx/model_q4.onnx_data")
+    assert gemma_export("--checkpoint", folder, "--output", tmp_path / "local").returncode == 0
+    assert data.read_bytes() == (tmp_path / "local/onnx/model_q4.onnx_data").read_bytes()
 
 
 def test_a_dry_run_downloads_no_weights_and_says_how_many_there_are(hub: HubServer, tmp_path: Path) -> None:

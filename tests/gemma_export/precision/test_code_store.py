@@ -13,7 +13,7 @@ from graphs import ArraySource
 
 from gemma_export.precision.block_format import BlockFormat
 from gemma_export.precision.block_weight import BlockPart
-from gemma_export.precision.code_store import CodeStore, StoredWeight
+from gemma_export.precision.code_store import CalibratedWeight, CodeStore
 from gemma_export.precision.quantised_weight import QuantisedWeight
 from gemma_export.precision.quantisers import QUANTISERS
 from gemma_export.precision.transposed_weight import TransposedWeight
@@ -22,7 +22,7 @@ from gemma_export.weights import Cast, Stored
 _ROWS, _COLUMNS = 22, 72
 
 
-def _both(layout: BlockFormat, dtype: torch.dtype, directory: Path) -> tuple[QuantisedWeight, StoredWeight]:
+def _both(layout: BlockFormat, dtype: torch.dtype, directory: Path) -> tuple[QuantisedWeight, CalibratedWeight]:
     """One matrix quantised while it is written, and from a store in uneven pieces of two tensors."""
     array = torch.randn(_ROWS, _COLUMNS, generator=torch.Generator().manual_seed(1)).numpy()
     quantise = QUANTISERS["search"].prepare("w", layout, dtype)
@@ -34,7 +34,7 @@ def _both(layout: BlockFormat, dtype: torch.dtype, directory: Path) -> tuple[Qua
         for piece in pieces:
             store.append(name, quantise(torch.from_numpy(piece)))
         assert name in store
-    stored = StoredWeight(store, ["a", "b"], "w", (_ROWS, _COLUMNS), layout, dtype)
+    stored = CalibratedWeight(store, ["a", "b"], "w", (_ROWS, _COLUMNS), layout, dtype)
     return QuantisedWeight(weight, "w", layout, dtype, quantise), stored
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from gemma_export.precision.block_codes import BlockCodes, dequantise, stored_scales
+from gemma_export.precision.block_codes import BlockCodes, blocks_of, dequantise, stored_scales
 from gemma_export.precision.block_format import BLOCK_SIZES, BlockFormat
 from gemma_export.precision.quantisers import QUANTISERS
+from gemma_export.precision.quantisers.grid import grid_scales
 
 _ROWS, _COLUMNS = 9, 144
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -165,3 +166,64 @@ def test_symmetric_blocks_of_16_levels_come_back_exactly(name: str) -> None:
     scales = 2.0 ** generator.integers(-9, -5, (_ROWS, 8, 1))
     weights = (codes * scales).astype(np.float32).reshape(_ROWS, -1)
     np.testing.assert_array_equal(_quantise(name, weights, _layout(4, 32, True), torch.float16)[1], weights)
+
+
+def _on_grid(dtype: torch.dtype, *, with_minus_eight: float, seed: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights of Q4_0, rounded to a type, and what they were before, float32 [64, 1024] both."""
+    generator = np.random.default_rng(seed)
+    codes = generator.integers(-7, 8, (64, 32, 32))
+    reach = generator.random((64, 32)) < with_minus_eight
+    codes[..., 5] = np.where(reach, -8, codes[..., 5])
+    # a block of zeros, and one whose codes stay small
+    codes[3, 4] = 0
+    codes[5, 6] = generator.integers(-2, 3, 32)
+    scales = generator.uniform(0.002, 0.02, (64, 32, 1)) * generator.choice([-1.0, 1.0], (64, 32, 1))
+    exact = torch.from_numpy((codes * scales.astype(np.float16).astype(np.float32)).astype(np.float32)).flatten(1)
+    return exact.to(dtype).float(), exact
+
+
+@pytest.mark.parametrize("scale_dtype", ["float32", "float16"])
+@pytest.mark.parametrize("with_minus_eight", [1.0, 0.5, 0.0])
+@pytest.mark.parametrize("dtype", sorted(_DTYPES))
+def test_weights_of_q4_0_are_explained_to_the_last_bit(dtype: str, with_minus_eight: float, scale_dtype: str) -> None:
+    """Rounding what is read back as the checkpoint was rounded gives the checkpoint, for every weight."""
+    weights, exact = _on_grid(_DTYPES[dtype], with_minus_eight=with_minus_eight)
+    _, values = _quantise("search", weights.numpy(), _layout(4, 32, True), _DTYPES[scale_dtype])
+    assert torch.equal(torch.from_numpy(values).to(_DTYPES[dtype]).float(), weights)
+    if dtype == "float32":
+        assert torch.equal(torch.from_numpy(values), exact)
+
+
+def test_rounding_does_not_find_q4_0() -> None:
+    """Why there is a search: half of the blocks without code 0 get other codes."""
+    weights, _ = _on_grid(torch.bfloat16, with_minus_eight=0.5)
+    _, values = _quantise("rtn", weights.numpy(), _layout(4, 32, True))
+    same = torch.from_numpy(values).bfloat16().float() == weights
+    assert same.view(64, 32, 32).all(-1).float().mean() < 0.5
+
+
+def test_q4_0_survives_a_power_of_two() -> None:
+    weights, _ = _on_grid(torch.bfloat16, with_minus_eight=0.5)
+    _, values = _quantise("search", (weights * 2.0**-9).numpy(), _layout(4, 32, True))
+    assert torch.equal((torch.from_numpy(values) * 2.0**9).bfloat16().float(), weights)
+
+
+def test_rows_off_the_grid_are_searched_as_ever() -> None:
+    weights, _ = _on_grid(torch.bfloat16, with_minus_eight=0.5)
+    plain = torch.from_numpy(_weights(9, 1024)).bfloat16().float()
+    mixed = torch.cat((plain[:4], weights[:4], plain[4:]))
+    # one weight of one block moves off the grid: its block is searched, its neighbours stay exact
+    mixed[5, 40] += 1e-4
+    found, values = _quantise("search", mixed.numpy(), _layout(4, 32, True))
+    alone, _ = _quantise("search", plain.numpy(), _layout(4, 32, True))
+    assert torch.equal(torch.cat((found.data[:4], found.data[8:])), alone.data)
+    assert torch.equal(torch.cat((found.scales[:4], found.scales[8:])), alone.scales)
+    same = (torch.from_numpy(values).bfloat16().float() == mixed)[4:8].view(4, 32, 32).all(-1)
+    assert same.sum() == 4 * 32 - 1
+    assert not same[1, 1]
+
+
+def test_other_layouts_have_no_grid() -> None:
+    weights, _ = _on_grid(torch.float32, with_minus_eight=1.0)
+    for layout in (_layout(4, 64, True), _layout(4, 32, False), _layout(8, 32, True)):
+        assert grid_scales(blocks_of(weights, layout), layout) is None
