@@ -106,6 +106,7 @@ def resolve(request: ExportRequest, progress: Progress | None = None) -> Resolve
         variant=variant.name if variant is not None else None,
         published_peak=variant.published_peak[0] if variant is not None and variant.published_peak else None,
         source_kind=checkpoint.kind,
+        merged=merge is not None,
     )
     return Resolved(
         variant=variant,
