@@ -20,7 +20,9 @@ from gemma_export.checkpoint.hub import (
     download_weights,
     fetch,
     is_repository_id,
+    meant_repository,
     open_hub_checkpoint,
+    open_repository,
 )
 from gemma_export.checkpoint.safetensors_source import SafetensorsSource
 from gemma_export.checkpoint.synthetic import GENERATOR_VERSION, SyntheticSource
@@ -43,8 +45,10 @@ __all__ = [
     "fetch",
     "hash_files",
     "is_repository_id",
+    "meant_repository",
     "open_checkpoint",
     "open_hub_checkpoint",
+    "open_repository",
     "same_bytes",
     "synthetic_checkpoint",
 ]

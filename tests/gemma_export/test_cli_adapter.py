@@ -147,7 +147,11 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
 
     assert_error(run("./my-lora"), 4, "adapter my-lora does not exist", "ORG/NAME")
     # tests are offline, and nothing is cached
-    assert_error(run("someone/my-lora"), 4, "someone/my-lora at main", "offline", "nothing of this revision is cached")
+    phrases = ("someone/my-lora at main", "offline", "nothing of this revision is cached", "give it to --adapter.")
+    assert_error(run("someone/my-lora"), 4, *phrases)
+    for address in ("https://huggingface.co/someone/my-lora", "https://hf.co/someone/my-lora/tree/v2"):
+        revision = "@v2" if address.endswith("v2") else ""
+        assert_error(run(address), 4, f"adapter {address} is an address", f"Give --adapter someone/my-lora{revision}.")
     assert_error(run("model"), 4, "has no adapter_config.json", "--checkpoint")
     path = adapter / "adapter_model.safetensors"
     content = path.read_bytes()
