@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -319,6 +320,33 @@ def test_no_network_falls_back_to_the_cache_and_says_so(
     assert fetched.commit == COMMIT
     assert "was not reached" in str(fetched.note)
     fails("org/other", code=4, phrases=["org/other"] if how != "html" else ["something between"])
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "shown", "hint"),
+    [
+        ("ALL_PROXY", "socks5h://me:secret@127.0.0.1:9", "ALL_PROXY='socks5h://127.0.0.1:9'", "pip install socksio"),
+        ("http_proxy", "socks5://127.0.0.1:9", "http_proxy='socks5://127.0.0.1:9'", "pip install socksio"),
+        ("HTTP_PROXY", "ftp://127.0.0.1:9", "HTTP_PROXY='ftp://127.0.0.1:9'", "an address like http://"),
+        ("HTTPS_PROXY", "http://[::1", "HTTPS_PROXY='http://[::1'", "an address like http://"),
+        ("SSL_CERT_FILE", "/nonexistent", "SSL_CERT_FILE='/nonexistent'", "a file of PEM certificates"),
+        ("SSL_CERT_FILE", __file__, f"SSL_CERT_FILE={__file__!r}"[:70], "a file of PEM certificates"),
+        ("SSL_CERT_FILE", str(Path(__file__).parent), "Is a directory", "a file of PEM certificates"),
+    ],
+)
+def test_environments_that_no_client_can_be_made_of(
+    variable: str, value: str, shown: str, hint: str, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "socks" in value and importlib.util.find_spec("socksio"):
+        pytest.skip("this machine has SOCKS")
+    hub.repositories["org/model"] = Repository(FILES)
+    fetch("org/model", None, lambda opened: ["config.json"])
+    huggingface_hub.close_session()
+    monkeypatch.setenv(variable, value)
+    error = fails("org/other", code=4, phrases=[shown, hint, "hf download org/other"])
+    assert "secret" not in error.message + error.hint
+    assert shown in str(fetch("org/model", None, lambda opened: ["config.json"]).note)
+    assert len(hub.asked("/api/")) == 1
 
 
 def test_a_remedy_outlives_the_look_into_the_cache(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
