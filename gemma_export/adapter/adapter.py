@@ -12,7 +12,7 @@ from gemma_export.checkpoint.json_file import read_json
 from gemma_export.errors import CheckpointError, MissingResourceError
 from gemma_export.tensors import TensorSource
 
-__all__ = ["CONFIG", "PICKLE", "WEIGHTS", "Adapter", "open_adapter"]
+__all__ = ["CONFIG", "PICKLE", "WEIGHTS", "Adapter", "open_adapter", "pickle_only"]
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 
@@ -49,6 +49,15 @@ class Adapter:
         return f"adapter {self.name} was trained on {named[:200]!r}, the exported checkpoint is {repository}"
 
 
+def pickle_only(where: str) -> CheckpointError:
+    """The refusal of an adapter whose tensors are a pickle."""
+    return CheckpointError(
+        f"{where} has no {WEIGHTS}: its tensors are {PICKLE} only, a pickle: loading one can run any code, so it is "
+        "never read",
+        hint="Ask its maker for safetensors; where you trust it, load it with PEFT and save it again.",
+    )
+
+
 def open_adapter(directory: Path) -> Adapter:
     """Opens an adapter that PEFT saved; the header is read and checked, tensor data is not.
 
@@ -73,10 +82,11 @@ def open_adapter(directory: Path) -> Adapter:
         raise MissingResourceError(f"adapter {directory} has no {CONFIG}", hint=hint)
     parsed = parse_config(read_json(config))
     if not weights.is_file():
-        hint = "Fetch the adapter's safetensors file."
         if (directory / PICKLE).is_file():
-            hint = f"{PICKLE} is a pickle, which can run code and is never read: save the adapter as safetensors."
-        raise MissingResourceError(f"adapter {directory} has no {WEIGHTS}", hint=hint)
+            raise pickle_only(f"adapter {directory}")
+        raise MissingResourceError(
+            f"adapter {directory} has no {WEIGHTS}", hint="Fetch the adapter's safetensors file."
+        )
     source = SafetensorsSource((weights,))
     if not source.tensors:
         raise CheckpointError(f"{WEIGHTS} holds no tensor", hint="The adapter was saved empty: save it again.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from gemma_export.adapter.adapter import CONFIG, PICKLE, WEIGHTS, Adapter, open_adapter
+from gemma_export.adapter.adapter import CONFIG, PICKLE, WEIGHTS, Adapter, open_adapter, pickle_only
 from gemma_export.checkpoint import HubRepository, check_revision, fetch, is_repository_id, meant_repository
 from gemma_export.errors import MissingResourceError
 from gemma_export.progress import Progress
@@ -51,8 +51,7 @@ def _needed(repository: HubRepository) -> tuple[str, ...]:
         hint = "This is a whole model: export it with --checkpoint." if is_model else "It holds no PEFT adapter."
         raise repository.lacks(CONFIG, hint=hint)
     if WEIGHTS not in repository.names:
-        hint = "The adapter was saved without its weights."
-        if PICKLE in repository.names:
-            hint = f"{PICKLE} is a pickle, which can run code and is never read: ask its maker for safetensors."
-        raise repository.lacks(WEIGHTS, hint=hint)
+        if PICKLE in repository.names and repository.names_known:
+            raise pickle_only(f"{repository.repository} at {repository.revision}")
+        raise repository.lacks(WEIGHTS, hint="The adapter was saved without its weights.")
     return CONFIG, WEIGHTS

@@ -48,9 +48,11 @@ def test_what_is_not_there(folder: Path) -> None:
         assert len(error.message) < 300
     assert "is not a folder" in refusal(folder / "adapter_config.json", MissingResourceError).message
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    error = refusal(folder, MissingResourceError)
-    assert "has no adapter_model.safetensors" in error.message
-    assert "pickle" in error.hint
+    error = refusal(folder, CheckpointError)
+    assert (error.exit_code, "has no adapter_model.safetensors" in error.message) == (3, True)
+    assert "adapter_model.bin only, a pickle" in error.message
+    (folder / "adapter_model.bin").unlink()
+    assert "has no adapter_model.safetensors" in refusal(folder, MissingResourceError).message
     (folder / "adapter_config.json").unlink()
     assert "has no adapter_config.json" in refusal(folder, MissingResourceError).message
     (folder / "config.json").write_text("{}")
