@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from gemma_export.adapter.config import AdapterConfig, parse_config
@@ -31,22 +32,34 @@ class Adapter:
     repository: str | None = None
     revision: str | None = None
 
-    def base_model_warning(self, repository: str | None) -> str | None:
+    def base_model_warning(self, *, exported: str, known_as: Collection[str | None]) -> str | None:
         """Says that the adapter names another base model than the one exported; a renamed copy is none of our business.
 
         Args:
-            repository: Hub repository of the exported checkpoint; None, for a local one, can contradict nothing.
+            exported: the exported checkpoint, for the message.
+            known_as: its names: repository, base name of its folder, what its configuration says it was made from.
         """
         named = self.config.base_model
-        if named is None or repository is None:
+        if named is None or any(_same_model(named, name) for name in known_as if name):
             return None
-        organisation, _, base = named.replace("\\", "/").rpartition("/")
-        # "org/name" is a repository; anything else is a folder of the machine that trained the adapter
-        is_repository = organisation != "" and "/" not in organisation and organisation not in (".", "..")
-        expected = repository if is_repository else repository.rpartition("/")[2]
-        if (named if is_repository else base).casefold() == expected.casefold():
-            return None
-        return f"adapter {self.name} was trained on {named[:200]!r}, the exported checkpoint is {repository}"
+        return f"adapter {self.name} was trained on {named[:200]!r}, the exported checkpoint is {exported}"
+
+
+def _same_model(named: str, known: str) -> bool:
+    """Whether two names may be one model's: two repositories in full, else the last parts of both paths."""
+    if _is_repository(named) and _is_repository(known):
+        return named.casefold() == known.casefold()
+    return _last(named) == _last(known)
+
+
+def _is_repository(name: str) -> bool:
+    # "org/name"; anything else is a folder of the machine that trained the adapter
+    organisation, _, base = name.replace("\\", "/").rpartition("/")
+    return base != "" and organisation not in ("", ".", "..") and "/" not in organisation
+
+
+def _last(name: str) -> str:
+    return name.replace("\\", "/").rstrip("/").rpartition("/")[2].casefold()
 
 
 def pickle_only(where: str) -> CheckpointError:

@@ -123,6 +123,31 @@ def test_another_base_model_is_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("checkpoint", "exported", "warns"),
+    [
+        ("my-model", "the local checkpoint my-model", True),
+        ("Gemma-7B", "the local checkpoint Gemma-7B", False),
+        # what transformers noted of where it came from
+        ("made-from", "the local checkpoint made-from", False),
+        (None, "the built-in tiny model", True),
+    ],
+)
+def test_another_base_model_beside_a_local_or_built_in_one(
+    checkpoint: str | None, exported: str, warns: bool, tmp_path: Path
+) -> None:
+    base = ("--variant", "tiny")
+    if checkpoint is not None:
+        origin = {"_name_or_path": "Google/gemma-7b"} if checkpoint == "made-from" else {}
+        checkpoints.write(tmp_path / checkpoint, **origin)
+        base = ("--checkpoint", checkpoint)
+    adapters.write(tmp_path / "mine", TINY if checkpoint is None else SMALL, base_model_name_or_path="google/gemma-7b")
+    result = gemma_export(*base, "--adapter", "mine", "--dry-run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    warning = f"warning: adapter mine was trained on 'google/gemma-7b', the exported checkpoint is {exported}\n"
+    assert result.stderr == (warning if warns else "")
+
+
+@pytest.mark.parametrize(
     ("changes", "phrases"),
     [
         ({"peft_type": "PREFIX_TUNING"}, ["adapter_config.json: peft_type is 'PREFIX_TUNING'", "LoRA"]),

@@ -85,14 +85,19 @@ def test_what_is_broken(folder: Path) -> None:
         ("C:\\models\\gemma-2b", "google/gemma-2b", False),
         ("./gemma-2b", "google/gemma-2b", False),
         ("gemma-2b-it", "google/gemma-2b", True),
-        ("google/gemma-7b", None, False),
+        # a local folder's name
+        ("google/gemma-7b", "my-model", True),
+        ("google/gemma-7b", "Gemma-7B", False),
+        ("/home/alice/Gemma-7B/", "gemma-7b", False),
         (None, "google/gemma-2b", False),
         ("", "google/gemma-2b", False),
     ],
 )
-def test_another_base_model(trained_on: str | None, exported: str | None, warns: bool, tmp_path: Path) -> None:
+def test_another_base_model(trained_on: str | None, exported: str, warns: bool, tmp_path: Path) -> None:
     adapter = open_adapter(adapters.write(tmp_path / "a", WEIGHTS, base_model_name_or_path=trained_on))
-    warning = adapter.base_model_warning(exported)
+    warning = adapter.base_model_warning(exported=exported, known_as=(None, exported))
+    # any of its names will do
+    assert adapter.base_model_warning(exported=exported, known_as=(exported, trained_on)) is None
     assert (warning is not None) == warns
     if warning is not None:
         assert repr(trained_on) in warning
