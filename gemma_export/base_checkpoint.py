@@ -10,10 +10,12 @@ from gemma_export.checkpoint import (
     builtin_checkpoint,
     check_revision,
     is_repository_id,
+    meant_repository,
     open_checkpoint,
     open_hub_checkpoint,
+    open_repository,
 )
-from gemma_export.errors import HubUnreachableError, MissingResourceError, UsageError
+from gemma_export.errors import HubUnreachableError, MissingResourceError, NotTheHubError, UsageError
 from gemma_export.families import FAMILIES
 from gemma_export.progress import Progress
 from gemma_export.request import ExportRequest
@@ -37,7 +39,8 @@ def base_checkpoint(request: ExportRequest, variant: Variant | None, progress: P
         _refuse_revision(request, "synthetic weights of a variant come from no repository")
         return Checkpoint(config=released_config(variant), source=None)
     revision = request.revision or variant.revision
-    return _with_tokenizer(open_hub_checkpoint(variant.repository, revision, progress=progress))
+    opened = open_repository(variant.repository, revision, progress)
+    return _with_tokenizer(open_hub_checkpoint(opened, progress=progress))
 
 
 def _given_checkpoint(request: ExportRequest, progress: Progress | None) -> Checkpoint:
@@ -50,16 +53,28 @@ def _given_checkpoint(request: ExportRequest, progress: Progress | None) -> Chec
         checkpoint = open_checkpoint(folder, weights=weights)
     elif is_repository_id(text):
         try:
-            checkpoint = open_hub_checkpoint(text, request.revision, weights=weights, progress=progress)
+            opened = open_repository(text, request.revision, progress)
+        except NotTheHubError:
+            raise
         except HubUnreachableError as error:
             # who meant a folder does not care for the network
             raise type(error)(f"{error.message}; nor is there a local folder {text}", hint=error.hint) from error
+        checkpoint = open_hub_checkpoint(opened, weights=weights, progress=progress)
     else:
         raise MissingResourceError(
             f"checkpoint {text} does not exist as a local folder, and is no Hub repository, which is called ORG/NAME",
-            hint="Give the folder that holds config.json and the safetensors files, or a name like google/gemma-2b.",
+            hint=_meant(text)
+            or "Give the folder that holds config.json and the safetensors files, or a name like google/gemma-2b.",
         )
     return checkpoint if not weights else _with_tokenizer(checkpoint)
+
+
+def _meant(text: str) -> str | None:
+    meant = meant_repository(text)
+    if meant is None:
+        return None
+    name, revision = meant
+    return f"Give the repository's name: --checkpoint {name}{f' --revision {revision}' if revision else ''}."
 
 
 def _refuse_revision(request: ExportRequest, why: str) -> None:

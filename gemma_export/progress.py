@@ -29,6 +29,9 @@ class Progress(Protocol):
     def finish(self) -> None:
         """Ends the stage, complete or not; harmless when none is open."""
 
+    def tell(self, text: str) -> None:
+        """A line between: why nothing moves."""
+
 
 class NullProgress:
     """Reports nothing."""
@@ -40,6 +43,9 @@ class NullProgress:
         """Ignored."""
 
     def finish(self) -> None:
+        """Ignored."""
+
+    def tell(self, text: str) -> None:
         """Ignored."""
 
 
@@ -86,6 +92,11 @@ class LineProgress:
             self._line(f"{self._label}: {moved}" if self._done >= self._total else f"{self._label}: stopped at {moved}")
             self._label = None
 
+    def tell(self, text: str) -> None:
+        """See Progress."""
+        with self._lock:
+            self._line(text)
+
     def _line(self, text: str) -> None:
         self._stream.write(text + "\n")
         self._stream.flush()
@@ -127,6 +138,14 @@ class TerminalProgress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = self._task = None
+
+    def tell(self, text: str) -> None:
+        """See Progress."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            self._stream.write(text + "\n")
+            self._stream.flush()
 
 
 def make_progress(stream: TextIO | None = None, *, quiet: bool = False) -> Progress:

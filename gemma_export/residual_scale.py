@@ -36,7 +36,13 @@ class ResidualScale:
 
 
 def choose_residual_scale(
-    option: str, *, activation_dtype: str, variant: str | None, published_peak: float | None, source_kind: str
+    option: str,
+    *,
+    activation_dtype: str,
+    variant: str | None,
+    published_peak: float | None,
+    source_kind: str,
+    merged: bool = False,
 ) -> ResidualScale:
     """What the option means for a model and a precision.
 
@@ -46,6 +52,7 @@ def choose_residual_scale(
         variant: name of the released model, if it is one.
         published_peak: largest |value| of its stream that was published.
         source_kind: the checkpoint's kind: synthetic, builtin, local, ...
+        merged: an adapter changes the weights: what is known of the model without it says nothing of the stream.
 
     Raises:
         UsageError: the option is none of these, out of range, or asks for what the precision does not need.
@@ -62,7 +69,8 @@ def choose_residual_scale(
         return ResidualScale(option=option, shift=0, reason="off")
     if fixed is not None:
         return ResidualScale(option=option, shift=fixed, reason="given")
-    if option == "measure" or (variant is None and source_kind not in ("synthetic", "builtin")):
+    known = not merged and (variant is not None or source_kind in ("synthetic", "builtin"))
+    if option == "measure" or not known:
         return ResidualScale(option=option, shift=None, reason="measured")
     reason = f"variant {variant}" if variant is not None else f"{source_kind} weights"
     if published_peak is not None and shift_for_peak(published_peak) > _DEFAULT_SHIFT:

@@ -115,8 +115,8 @@ def resolve(request: ExportRequest, progress: Progress | None = None) -> Resolve
     if request.adapter is not None:
         adapter, note = find_adapter(request.adapter, progress)
         merge = plan_merge(adapter, tensors, tied=spec.tie_word_embeddings)
-        base = checkpoint.repository or (variant.repository if variant is not None else None)
-        warnings += [text for text in (note, adapter.base_model_warning(base)) if text is not None]
+        other = adapter.base_model_warning(**_identity(checkpoint, variant))
+        warnings += [text for text in (note, other) if text is not None]
         if merge.tied != spec.tie_word_embeddings:
             spec = dataclasses.replace(spec, tie_word_embeddings=merge.tied)
             checkpoint = dataclasses.replace(
@@ -128,6 +128,7 @@ def resolve(request: ExportRequest, progress: Progress | None = None) -> Resolve
         variant=variant.name if variant is not None else None,
         published_peak=variant.published_peak[0] if variant is not None and variant.published_peak else None,
         source_kind=checkpoint.kind,
+        merged=merge is not None,
     )
     return Resolved(
         variant=variant,
@@ -197,6 +198,18 @@ def _variant(name: str | None) -> Variant | None:
             f"unknown variant {name!r}{nearest}", hint="`gemma-export variants` lists every variant."
         )
     return VARIANTS[name]
+
+
+def _identity(checkpoint: Checkpoint, variant: Variant | None) -> dict[str, Any]:
+    """How messages call the base model, and under which names an adapter may know it."""
+    repository = checkpoint.repository or (variant.repository if variant is not None else None)
+    local = "the built-in tiny model" if checkpoint.builtin else f"the local checkpoint {checkpoint.name}"
+    made_from = checkpoint.config.get("_name_or_path")
+    folder = None if checkpoint.repository else checkpoint.name
+    return {
+        "exported": repository or local,
+        "known_as": (repository, folder, made_from if isinstance(made_from, str) else None),
+    }
 
 
 def _check_agreement(variant: Variant, family: Family, spec: DecoderSpec) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from gemma_export.adapter.config import AdapterConfig, parse_config
@@ -12,7 +13,7 @@ from gemma_export.checkpoint.json_file import read_json
 from gemma_export.errors import CheckpointError, MissingResourceError
 from gemma_export.tensors import TensorSource
 
-__all__ = ["CONFIG", "PICKLE", "WEIGHTS", "Adapter", "open_adapter"]
+__all__ = ["CONFIG", "PICKLE", "WEIGHTS", "Adapter", "open_adapter", "pickle_only"]
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 
@@ -31,22 +32,43 @@ class Adapter:
     repository: str | None = None
     revision: str | None = None
 
-    def base_model_warning(self, repository: str | None) -> str | None:
+    def base_model_warning(self, *, exported: str, known_as: Collection[str | None]) -> str | None:
         """Says that the adapter names another base model than the one exported; a renamed copy is none of our business.
 
         Args:
-            repository: Hub repository of the exported checkpoint; None, for a local one, can contradict nothing.
+            exported: the exported checkpoint, for the message.
+            known_as: its names: repository, base name of its folder, what its configuration says it was made from.
         """
         named = self.config.base_model
-        if named is None or repository is None:
+        if named is None or any(_same_model(named, name) for name in known_as if name):
             return None
-        organisation, _, base = named.replace("\\", "/").rpartition("/")
-        # "org/name" is a repository; anything else is a folder of the machine that trained the adapter
-        is_repository = organisation != "" and "/" not in organisation and organisation not in (".", "..")
-        expected = repository if is_repository else repository.rpartition("/")[2]
-        if (named if is_repository else base).casefold() == expected.casefold():
-            return None
-        return f"adapter {self.name} was trained on {named[:200]!r}, the exported checkpoint is {repository}"
+        return f"adapter {self.name} was trained on {named[:200]!r}, the exported checkpoint is {exported}"
+
+
+def _same_model(named: str, known: str) -> bool:
+    """Whether two names may be one model's: two repositories in full, else the last parts of both paths."""
+    if _is_repository(named) and _is_repository(known):
+        return named.casefold() == known.casefold()
+    return _last(named) == _last(known)
+
+
+def _is_repository(name: str) -> bool:
+    # "org/name"; anything else is a folder of the machine that trained the adapter
+    organisation, _, base = name.replace("\\", "/").rpartition("/")
+    return base != "" and organisation not in ("", ".", "..") and "/" not in organisation
+
+
+def _last(name: str) -> str:
+    return name.replace("\\", "/").rstrip("/").rpartition("/")[2].casefold()
+
+
+def pickle_only(where: str) -> CheckpointError:
+    """The refusal of an adapter whose tensors are a pickle."""
+    return CheckpointError(
+        f"{where} has no {WEIGHTS}: its tensors are {PICKLE} only, a pickle: loading one can run any code, so it is "
+        "never read",
+        hint="Ask its maker for safetensors; where you trust it, load it with PEFT and save it again.",
+    )
 
 
 def open_adapter(directory: Path) -> Adapter:
@@ -73,10 +95,11 @@ def open_adapter(directory: Path) -> Adapter:
         raise MissingResourceError(f"adapter {directory} has no {CONFIG}", hint=hint)
     parsed = parse_config(read_json(config))
     if not weights.is_file():
-        hint = "Fetch the adapter's safetensors file."
         if (directory / PICKLE).is_file():
-            hint = f"{PICKLE} is a pickle, which can run code and is never read: save the adapter as safetensors."
-        raise MissingResourceError(f"adapter {directory} has no {WEIGHTS}", hint=hint)
+            raise pickle_only(f"adapter {directory}")
+        raise MissingResourceError(
+            f"adapter {directory} has no {WEIGHTS}", hint="Fetch the adapter's safetensors file."
+        )
     source = SafetensorsSource((weights,))
     if not source.tensors:
         raise CheckpointError(f"{WEIGHTS} holds no tensor", hint="The adapter was saved empty: save it again.")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from gemma_export.adapter.adapter import CONFIG, PICKLE, WEIGHTS, Adapter, open_adapter
-from gemma_export.checkpoint import HubRepository, check_revision, fetch, is_repository_id
+from gemma_export.adapter.adapter import CONFIG, PICKLE, WEIGHTS, Adapter, open_adapter, pickle_only
+from gemma_export.checkpoint import HubRepository, check_revision, fetch, is_repository_id, meant_repository
+from gemma_export.errors import MissingResourceError
 from gemma_export.progress import Progress
 
 __all__ = ["find_adapter"]
@@ -28,11 +29,16 @@ def find_adapter(text: str, progress: Progress | None = None) -> tuple[Adapter, 
         UsageError: the revision can be none.
     """
     repository, _, revision = text.partition("@")
+    if not is_repository_id(repository) and (meant := meant_repository(text)) is not None:
+        name = "@".join(part for part in meant if part is not None)
+        raise MissingResourceError(
+            f"adapter {text[:200]} is an address, not a folder or ORG/NAME[@REVISION]", hint=f"Give --adapter {name}."
+        )
     if Path(text).exists() or not is_repository_id(repository):
         return open_adapter(Path(text)), None
     if revision:
         check_revision(revision)
-    fetched = fetch(repository, revision or None, _needed, progress)
+    fetched = fetch(repository, revision or None, _needed, progress, option="--adapter")
     adapter = open_adapter(fetched.directory)
     name = repository.split("/")[1]
     return dataclasses.replace(adapter, name=name, repository=repository, revision=fetched.commit), fetched.note
@@ -45,8 +51,7 @@ def _needed(repository: HubRepository) -> tuple[str, ...]:
         hint = "This is a whole model: export it with --checkpoint." if is_model else "It holds no PEFT adapter."
         raise repository.lacks(CONFIG, hint=hint)
     if WEIGHTS not in repository.names:
-        hint = "The adapter was saved without its weights."
-        if PICKLE in repository.names:
-            hint = f"{PICKLE} is a pickle, which can run code and is never read: ask its maker for safetensors."
-        raise repository.lacks(WEIGHTS, hint=hint)
+        if PICKLE in repository.names and repository.names_known:
+            raise pickle_only(f"{repository.repository} at {repository.revision}")
+        raise repository.lacks(WEIGHTS, hint="The adapter was saved without its weights.")
     return CONFIG, WEIGHTS

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from gemma_export.adapter.adapter import Adapter
 from gemma_export.adapter.names import AdapterNames, sort_names
+from gemma_export.adapter.pattern_guard import check_patterns
 from gemma_export.adapter.targets import is_saved_whole, rank_and_scale, target_modules
 from gemma_export.checkpoint import same_bytes
 from gemma_export.errors import CheckpointError
@@ -79,9 +80,11 @@ def plan_merge(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], *, tied:
 
     Raises:
         CheckpointError: names the tensor or module, what was expected and what was found.
+        ConfigError: one of the configuration's regular expressions does not come to an end.
     """
     modules = {**shapes, f"{_HEAD}.weight": shapes[f"{_EMBEDDING}.weight"]}
     names = sort_names(adapter.source.tensors, modules)
+    check_patterns(adapter.config, [tensor.removesuffix(".weight") for tensor in modules])
     _check_kinds(adapter, names, modules)
     if tied:
         _refuse_tied_factors(names)

@@ -20,7 +20,9 @@ from gemma_export.checkpoint.hub import (
     download_weights,
     fetch,
     is_repository_id,
+    meant_repository,
     open_hub_checkpoint,
+    open_repository,
 )
 from gemma_export.checkpoint.quantisation import QUANTISATION_KEY, Quantisation, read_quantisation
 from gemma_export.checkpoint.quantised_levels import (
@@ -61,8 +63,10 @@ __all__ = [
     "hash_files",
     "input_order",
     "is_repository_id",
+    "meant_repository",
     "open_checkpoint",
     "open_hub_checkpoint",
+    "open_repository",
     "read_levels",
     "read_quantisation",
     "same_bytes",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gemma_export.checkpoint.header import HeaderEntry, read_header
 from gemma_export.checkpoint.json_file import read_json
-from gemma_export.errors import CheckpointError, MissingResourceError
+from gemma_export.errors import CheckpointError, GemmaExportError, MissingResourceError
 from gemma_export.tensors import StoredTensor
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "SafetensorsSource",
     "gather_entries",
     "no_weights_hint",
-    "pickled_weights",
+    "pickle_only",
     "read_index",
     "weight_files",
 ]
@@ -153,9 +153,9 @@ def read_index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _no_weights(directory: Path) -> MissingResourceError:
+def _no_weights(directory: Path) -> GemmaExportError:
     names = sorted(path.name for path in directory.iterdir() if path.is_file())
-    return MissingResourceError(
+    return pickle_only(directory.name, names) or MissingResourceError(
         f"{directory.name}: no weights: neither {SINGLE} nor {INDEX} is there", hint=no_weights_hint(names)
     )
 
@@ -164,16 +164,22 @@ def no_weights_hint(names: Sequence[str]) -> str:
     """What to do about a checkpoint without weights, judged by the names of its files, in order."""
     adapter = [name for name in names if name.startswith("adapter")]
     shards = [name for name in names if name.endswith(".safetensors")]
-    pickles = pickled_weights(names)
     if adapter:
         return "This is an adapter: give it with --adapter and its base model with --checkpoint."
     if shards:
         return f"{shards[0]} is there: a sharded checkpoint needs its {INDEX}."
-    if pickles:
-        return f"{pickles[0]} is a pickle, which can run code and is never read: save the model as safetensors."
     return "Fetch the checkpoint's safetensors files, or use --synthetic-weights."
 
 
-def pickled_weights(names: Sequence[str]) -> list[str]:
-    """The names that weights have which are never read."""
-    return [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]
+def pickle_only(where: str, names: Sequence[str]) -> CheckpointError | None:
+    """The refusal of a checkpoint whose weights are pickles, judged by the names of its files; None for another."""
+    others = [name for name in names if name.startswith("adapter") or name.endswith(".safetensors")]
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]
+    if others or not pickles:
+        return None
+    return CheckpointError(
+        f"{where} has its weights as {pickles[0]} only, a pickle: loading one can run any code, so it is never read",
+        hint="Where you trust it, convert it: transformers' from_pretrained, then save_pretrained into a folder for "
+        "--checkpoint; or look for safetensors in the repository that it is from (a pull request there is --revision "
+        "refs/pr/N).",
+    )

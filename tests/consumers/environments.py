@@ -161,9 +161,9 @@ def ask(consumer: Consumer, request: Mapping[str, Any]) -> Answer:
 
 
 def _reason(stderr: str) -> str:
-    """The last line that names an error; what follows it in Node is the stack."""
+    """The last line that names an error (OpenVINO: an operator); what follows it in Node is the stack."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    named = [line for line in lines if re.search(r"error|exception", line, re.IGNORECASE)] or lines
+    named = [line for line in lines if re.search(r"error|exception|no conversion rule", line, re.IGNORECASE)] or lines
     return named[-1][:400] if named else ""
 
 

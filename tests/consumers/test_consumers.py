@@ -105,6 +105,14 @@ def test_other_logits_positions(logits: str, tmp_path: Path) -> None:
         assert (judged.greedy, judged.batch) == (SAME, SAME if consumer.batch else "—"), consumer.name
 
 
+def test_openvino_reads_no_functions(tmp_path: Path) -> None:
+    """As the README says of --keep-functions; once it does, that sentence and this test go."""
+    export(ExportRequest(variant="tiny", target="portable", keep_functions=True, output=tmp_path / "functions"))
+    answer = _ask(CONSUMERS["openvino"], tmp_path / "functions", _PRECISIONS["fp32"])
+    assert answer.error is not None
+    assert "No conversion rule found for operations: gemma." in answer.error
+
+
 def test_genai_takes_a_generation_config_that_it_would_refuse(tiny_fp32: Path, tmp_path: Path) -> None:
     odd = {
         "do_sample": True,

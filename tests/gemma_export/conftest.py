@@ -10,7 +10,7 @@ import pytest
 from hub_server import HubServer, hub_server
 from huggingface_hub import constants
 
-from gemma_export.checkpoint.hub import client
+from gemma_export.checkpoint.hub import backoff
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf/hub"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf/token"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(client, "WAITS", (0.0,) * 5)
+        monkeypatch.setattr(backoff, "WAITS", (0.0,) * 5)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.delenv("HF_TOKEN", raising=False)
         huggingface_hub.close_session()

@@ -182,7 +182,7 @@ def test_broken_checkpoint_files(tmp_path: Path) -> None:
     (model / "model.safetensors").unlink()
     assert_error(gemma_export("--checkpoint", "model", cwd=tmp_path), 4, "no weights")
     (model / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    assert_error(gemma_export("--checkpoint", "model", cwd=tmp_path), 4, "pickle")
+    assert_error(gemma_export("--checkpoint", "model", cwd=tmp_path), 3, "pickle")
     (model / "config.json").write_text('{"model_type": "gemma",')
     assert_error(gemma_export("--checkpoint", "model", cwd=tmp_path), 3, "config.json is not JSON")
     (model / "config.json").unlink()

@@ -123,6 +123,31 @@ def test_another_base_model_is_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("checkpoint", "exported", "warns"),
+    [
+        ("my-model", "the local checkpoint my-model", True),
+        ("Gemma-7B", "the local checkpoint Gemma-7B", False),
+        # what transformers noted of where it came from
+        ("made-from", "the local checkpoint made-from", False),
+        (None, "the built-in tiny model", True),
+    ],
+)
+def test_another_base_model_beside_a_local_or_built_in_one(
+    checkpoint: str | None, exported: str, warns: bool, tmp_path: Path
+) -> None:
+    base = ("--variant", "tiny")
+    if checkpoint is not None:
+        origin = {"_name_or_path": "Google/gemma-7b"} if checkpoint == "made-from" else {}
+        checkpoints.write(tmp_path / checkpoint, **origin)
+        base = ("--checkpoint", checkpoint)
+    adapters.write(tmp_path / "mine", TINY if checkpoint is None else SMALL, base_model_name_or_path="google/gemma-7b")
+    result = gemma_export(*base, "--adapter", "mine", "--dry-run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    warning = f"warning: adapter mine was trained on 'google/gemma-7b', the exported checkpoint is {exported}\n"
+    assert result.stderr == (warning if warns else "")
+
+
+@pytest.mark.parametrize(
     ("changes", "phrases"),
     [
         ({"peft_type": "PREFIX_TUNING"}, ["adapter_config.json: peft_type is 'PREFIX_TUNING'", "LoRA"]),
@@ -147,14 +172,18 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
 
     assert_error(run("./my-lora"), 4, "adapter my-lora does not exist", "ORG/NAME")
     # tests are offline, and nothing is cached
-    assert_error(run("someone/my-lora"), 4, "someone/my-lora at main", "offline", "nothing of this revision is cached")
+    phrases = ("someone/my-lora at main", "offline", "nothing of this revision is cached", "give it to --adapter.")
+    assert_error(run("someone/my-lora"), 4, *phrases)
+    for address in ("https://huggingface.co/someone/my-lora", "https://hf.co/someone/my-lora/tree/v2"):
+        revision = "@v2" if address.endswith("v2") else ""
+        assert_error(run(address), 4, f"adapter {address} is an address", f"Give --adapter someone/my-lora{revision}.")
     assert_error(run("model"), 4, "has no adapter_config.json", "--checkpoint")
     path = adapter / "adapter_model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     assert_error(run(), 3, "adapter_model.safetensors is truncated or corrupt")
     path.rename(adapter / "adapter_model.bin")
-    assert_error(run(), 4, "has no adapter_model.safetensors", "pickle")
+    assert_error(run(), 3, "has no adapter_model.safetensors", "pickle", "run any code")
     # the other way round: an adapter is no checkpoint
     shutil.copy(tmp_path / "model/config.json", adapter / "config.json")
     assert_error(gemma_export("--checkpoint", "mine", cwd=tmp_path), 4, "no weights", "--adapter")

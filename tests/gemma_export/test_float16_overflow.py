@@ -195,3 +195,25 @@ def test_what_is_measured_is_the_model_with_its_adapter(tmp_path: Path) -> None:
     assert peaks["merged"] > 5 * peaks["plain"]
     bits = {name: found["measured"]["headroom_bits"] for name, found in options.items()}
     assert bits["merged"] < bits["plain"]
+
+
+def test_auto_measures_a_known_model_with_an_adapter(tmp_path: Path) -> None:
+    """What is known of the built-in model (2^-6) says nothing of a stream that the adapter moved past 10^7."""
+    family = FAMILIES["gemma"]
+    spec, _ = family.parse_config(json.loads((BUILTIN_DIRECTORY / "config.json").read_text()))
+    kinds = ("down_proj", "o_proj")
+    weights = adapters.tensors(family.tensor_shapes(spec), kinds=kinds)
+    adapters.write(tmp_path / "lora", weights, target_modules=list(kinds), lora_alpha=200_000)
+    ids = np.random.default_rng(0).integers(108, 3072, (1, 24))
+    logits = {}
+    for name, request in (("wide", {}), ("auto", {"precision": "fp16"})):
+        graph = export(
+            ExportRequest(
+                variant="tiny", adapter=str(tmp_path / "lora"), logits="all", output=tmp_path / name, **request
+            )
+        ).plan.graphs[0]
+        logits[name], _ = Graph(tmp_path / name / graph.file).step(ids, np.ones_like(ids))
+    options = read_manifest(tmp_path / "auto").precision.options["residual_scale"]
+    assert (options["reason"], options["shift"] > 6) == ("measured", True)
+    assert np.isfinite(logits["auto"]).all()
+    assert measure_drift(logits["wide"], logits["auto"]).mean_kl <= _MEAN_KL

@@ -34,7 +34,9 @@ def run(hub: HubServer, directory: Path, *arguments: object, **environment: str)
 def refused(hub: HubServer, directory: Path, *arguments: object, code: int, phrases: list[str], **more: str) -> str:
     result = run(hub, directory, *arguments, **more)
     # what was downloaded and what was exported are told before the error
-    lines = [line for line in result.stderr.splitlines() if not line.startswith(("downloading ", "exporting "))]
+    lines = [
+        line for line in result.stderr.splitlines() if not line.startswith(("downloading ", "exporting ", "waiting "))
+    ]
     result.stderr = "\n".join(lines)
     assert_error(result, code, *phrases)
     assert [path.name for path in directory.iterdir() if path.name not in ("hf", "model")] == []
@@ -286,6 +288,70 @@ def test_offline_with_nothing_and_with_half(hub: HubServer, tmp_path: Path) -> N
     for environment in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
         phrases = ["no complete copy", "model-00001-of-00002.safetensors", command]
         refused(hub, tmp_path, "--checkpoint", "org/model", code=4, phrases=phrases, **environment)
+
+
+def test_a_partial_copy_of_another_program_is_told(hub: HubServer, tmp_path: Path) -> None:
+    """What another program fetched in part exports otherwise; our downloads leave a listing that tells."""
+    hub.repositories["org/tiny"] = Repository.of_folder(BUILTIN_DIRECTORY)
+    arguments = ("--checkpoint", "org/tiny", "--output", "out")
+    assert run(hub, tmp_path, *arguments).returncode == 0
+    whole = run(hub, tmp_path, *arguments, "--dry-run", "--force", HF_HUB_OFFLINE="1")
+    assert (whole.returncode, "It has no" in whole.stderr) == (0, False), whole.stderr
+    (snapshot,) = (tmp_path / "hf").rglob(f"snapshots/{COMMIT}")
+    (snapshot / "generation_config.json").unlink()
+    phrases = ["no complete copy", "no generation_config.json", "hf download org/tiny"]
+    shutil.rmtree(tmp_path / "out")
+    refused(hub, tmp_path, "--checkpoint", "org/tiny", code=4, phrases=phrases, HF_HUB_OFFLINE="1")
+
+    (snapshot.parents[1] / f"trees/{COMMIT}.names.json").unlink()
+    (snapshot / "tokenizer_config.json").unlink()
+    (snapshot / "tokenizer.model").unlink()
+    for environment in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
+        result = run(hub, tmp_path, *arguments, "--dry-run", **environment)
+        assert result.returncode == 0, result.stderr
+        absent = "generation_config.json, tokenizer.model, tokenizer_config.json, special_tokens_map.json"
+        assert f"It has no {absent}: where the repository has them this export differs" in result.stderr
+    plan = json.loads(run(hub, tmp_path, *arguments, "--dry-run", "--json", HF_HUB_OFFLINE="1").stdout)
+    assert any("tokenizer_config.json" in warning for warning in plan["warnings"])
+    (snapshot / "tokenizer_config.json").write_text("{}")
+    result = run(hub, tmp_path, *arguments, "--dry-run", HF_HUB_OFFLINE="1")
+    assert "special_tokens_map.json, chat_template.jinja: where" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("org/tiny@v1.0", "--checkpoint org/tiny --revision v1.0."),
+        ("https://huggingface.co/google/gemma-2b", "--checkpoint google/gemma-2b."),
+        ("https://huggingface.co/google/gemma-2b/tree/v2?x=1", "--checkpoint google/gemma-2b --revision v2."),
+        ("https://hf-mirror.com/google/gemma-2b/", "--checkpoint google/gemma-2b."),
+        ("http://127.0.0.1", "like google/gemma-2b"),
+        ("a@b", "like google/gemma-2b"),
+        ("org/tiny@", "like google/gemma-2b"),
+    ],
+)
+def test_addresses_and_names_with_a_revision(text: str, hint: str, hub: HubServer, tmp_path: Path) -> None:
+    refused(hub, tmp_path, "--checkpoint", text, code=4, phrases=[f"checkpoint {text} does not exist", hint])
+    assert hub.requests == []
+
+
+def test_only_who_may_have_meant_a_folder_is_told_of_one(hub: HubServer, tmp_path: Path) -> None:
+    """Not where the Hub has answered, or somebody in its place."""
+    hub.repositories["org/model"] = small(tmp_path)
+    folder = "nor is there a local folder"
+    phrases = [f"{folder} org/model", "HTTPS_PROXY, SSL_CERT_FILE", "hf download org/model"]
+    unreachable = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    refused(hub, tmp_path, "--checkpoint", "org/model", code=4, phrases=phrases, **unreachable)
+    page = {"status": 200, "headers": {"Content-Type": "text/html"}, "body": b"<html>Please log in</html>"}
+    loop = {"times": 100, "status": 302, "headers": {"Location": "/again"}}
+    for fault in (Fault("/api/|/again", **loop), Fault("/resolve/.*/model.safetensors|/again", **loop)):
+        hub.faults[:] = [fault]
+        text = refused(hub, tmp_path, "--checkpoint", "org/model", code=4, phrases=["more than 10 redirects"])
+        assert folder not in text
+    hub.faults[:] = [Fault("signature", times=9, server="cdn", **page)]
+    assert folder not in refused(
+        hub, tmp_path, "--checkpoint", "org/model", code=4, phrases=["an HTML page instead of"]
+    )
 
 
 def test_a_proxy_that_answers_in_html(hub: HubServer, tmp_path: Path) -> None:

@@ -20,10 +20,15 @@ from gemma_runtime import read_manifest
 
 
 def chosen(
-    option: str, dtype: str = "float16", variant: str | None = None, peak: float | None = None, kind: str = "local"
+    option: str,
+    dtype: str = "float16",
+    variant: str | None = None,
+    peak: float | None = None,
+    kind: str = "local",
+    merged: bool = False,
 ):
     scale = choose_residual_scale(
-        option, activation_dtype=dtype, variant=variant, published_peak=peak, source_kind=kind
+        option, activation_dtype=dtype, variant=variant, published_peak=peak, source_kind=kind, merged=merged
     )
     return scale.shift, scale.reason
 
@@ -37,6 +42,14 @@ def chosen(
         ({"option": "auto", "variant": "27b", "peak": 696_320.0}, (6, "variant 27b")),
         ({"option": "auto", "variant": "x", "peak": 5e6}, (9, "variant x, published peak 5e+06")),
         ({"option": "auto"}, (None, "measured")),
+        # an adapter makes another model of it
+        ({"option": "auto", "variant": "2b", "merged": True}, (None, "measured")),
+        ({"option": "auto", "variant": "x", "peak": 5e6, "merged": True}, (None, "measured")),
+        ({"option": "auto", "variant": "tiny", "kind": "builtin", "merged": True}, (None, "measured")),
+        ({"option": "auto", "kind": "synthetic", "merged": True}, (None, "measured")),
+        ({"option": "6", "variant": "2b", "merged": True}, (6, "given")),
+        ({"option": "off", "variant": "2b", "merged": True}, (0, "off")),
+        ({"option": "auto", "dtype": "float32", "merged": True}, (0, "float32 activations")),
         ({"option": "measure", "variant": "2b"}, (None, "measured")),
         ({"option": "measure", "kind": "synthetic"}, (None, "measured")),
         ({"option": "off"}, (0, "off")),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gemma_export.checkpoint.hub.checkpoint import check_cached, download_weights, open_hub_checkpoint
 from gemma_export.checkpoint.hub.fetch import FetchedFiles, fetch
-from gemma_export.checkpoint.hub.names import check_revision, is_repository_id
+from gemma_export.checkpoint.hub.names import check_revision, is_repository_id, meant_repository
 from gemma_export.checkpoint.hub.repository import HubRepository, open_repository
 from gemma_export.checkpoint.hub.weights import HubWeights
 
@@ -21,6 +21,7 @@ __all__ = [
     "download_weights",
     "fetch",
     "is_repository_id",
+    "meant_repository",
     "open_hub_checkpoint",
     "open_repository",
 ]

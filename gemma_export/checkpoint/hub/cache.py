@@ -10,9 +10,10 @@ Source: https://huggingface.co/docs/huggingface_hub/guides/manage-cache.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +30,7 @@ __all__ = ["RepositoryCache"]
 _BRIEFLY = 0.5
 # users who share a cache may wait for each other
 _SHARED_LOCK = 0o664
+_RIGHTS = "Correct its rights, or set HF_HOME to a folder that you may write to."
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -80,30 +82,56 @@ class RepositoryCache:
             return file.size
 
     def names(self, commit: str) -> frozenset[str]:
-        """Files of a snapshot that are really there, links to nothing left out."""
+        """Files of a snapshot that are really there, links to nothing left out.
+
+        Raises:
+            OutputError: the cache may not be read.
+        """
         folder = self.snapshot(commit)
-        found = (path for path in folder.rglob("*") if path.is_file())
-        return frozenset(path.relative_to(folder).as_posix() for path in found)
+        with self._readable():
+            # rglob would pass over what may not be read
+            found = [Path(place, name) for place, _, names in os.walk(folder, onerror=_raise) for name in names]
+            return frozenset(path.relative_to(folder).as_posix() for path in found if path.is_file())
 
     def listed(self, commit: str) -> frozenset[str] | None:
-        """Every file of a commit, where a program of the Hub has left its listing (trees/COMMIT.json) in the cache."""
-        try:
-            files = read_json(self._folder / "trees" / f"{commit}.json").get("files")
-        except InputError:
-            # a later release's format, or none: what is there then counts as all there is
-            return None
-        return frozenset(files) if isinstance(files, dict) else None
+        """Every file of a commit, where its listing is in the cache: ours, or that of another program of the Hub."""
+        for path in (self._names_file(commit), self._folder / "trees" / f"{commit}.json"):
+            try:
+                files = read_json(path).get("files")
+            except InputError:
+                # a later release's format, or none
+                continue
+            if isinstance(files, dict):
+                return frozenset(files)
+        return None
+
+    def remember_names(self, commit: str, names: Iterable[str]) -> None:
+        """Notes every file of a commit, so that without a network it is known what the repository has not."""
+        path = self._names_file(commit)
+        if not path.exists():
+            # beside the listings of huggingface_hub, which hold more than we are told, and under another name
+            _put_quietly(path, json.dumps({"files": dict.fromkeys(sorted(names))}, indent=1))
+
+    def _names_file(self, commit: str) -> Path:
+        return self._folder / "trees" / f"{commit}.names.json"
 
     def commit_of(self, revision: str) -> str | None:
-        """The cached commit of a branch, a tag, or a commit of any length."""
-        try:
-            commit = (self._folder / "refs" / revision).read_text(encoding="ascii").strip()
-        except (OSError, ValueError):
-            commit = ""
-        if COMMIT.fullmatch(commit):
-            return commit
-        snapshots = self._folder / "snapshots"
-        known = [path.name for path in snapshots.iterdir() if path.is_dir()] if snapshots.is_dir() else []
+        """The cached commit of a branch, a tag, or a commit of any length.
+
+        Raises:
+            OutputError: the cache may not be read.
+        """
+        with self._readable():
+            try:
+                commit = (self._folder / "refs" / revision).read_text(encoding="ascii").strip()
+            except PermissionError:
+                raise
+            except (OSError, ValueError):
+                commit = ""
+            if COMMIT.fullmatch(commit):
+                return commit
+            snapshots = self._folder / "snapshots"
+            known = [path.name for path in snapshots.iterdir() if path.is_dir()] if snapshots.is_dir() else []
         # seven digits are the shortest commit that git shows
         found = [name for name in known if COMMIT.fullmatch(name) and name.startswith(revision) and len(revision) >= 7]
         return found[0] if len(found) == 1 else None
@@ -176,14 +204,7 @@ class RepositoryCache:
         reference = self._folder / "refs" / revision
         if revision == commit or (not replace and reference.exists()):
             return
-        try:
-            reference.parent.mkdir(parents=True, exist_ok=True)
-            temporary = reference.with_name(f"{reference.name}.{os.getpid()}.tmp")
-            temporary.write_text(commit, encoding="ascii")
-            os.replace(temporary, reference)
-        except OSError:
-            # a complete cache may be read-only; without the note only a later run without a network knows less
-            return
+        _put_quietly(reference, commit)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -192,6 +213,16 @@ class RepositoryCache:
             yield
         except OSError as error:
             raise self._refusal(error) from error
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Turns the operating system's refusal to read the cache into an error for users."""
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"the Hub cache {self._root} cannot be read: {error.strerror or error}", hint=_RIGHTS
+            ) from error
 
     def _refusal(self, error: OSError) -> GemmaExportError:
         reason = error.strerror or str(error)
@@ -202,5 +233,21 @@ class RepositoryCache:
             )
         return OutputError(
             f"the Hub cache {self._root} cannot be written: {reason}",
-            hint="Correct its rights, or set HF_HOME to a folder that you may write to.",
+            hint=_RIGHTS,
         )
+
+
+def _raise(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _put_quietly(path: Path, text: str) -> None:
+    """Writes a note of the cache. A complete cache may be read-only; a later run without a network then knows less."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        return

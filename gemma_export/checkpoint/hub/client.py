@@ -6,26 +6,30 @@ The token goes to the endpoint's own origin only: redirects are followed here, h
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from gemma_export import __version__
-from gemma_export.checkpoint.hub.errors import gated, no_repository, no_revision, not_the_hub, refused
+from gemma_export.checkpoint.hub.backoff import Backoff, PassingError
+from gemma_export.checkpoint.hub.errors import (
+    gated,
+    no_repository,
+    no_revision,
+    not_the_hub,
+    refused,
+    refused_elsewhere,
+)
 from gemma_export.checkpoint.hub.library import HubSettings, http_error, session
 from gemma_export.checkpoint.json_file import unique_keys
-from gemma_export.errors import CheckpointError, GemmaExportError, HubUnreachableError, MissingResourceError
+from gemma_export.errors import CheckpointError, GemmaExportError, MissingResourceError
+from gemma_export.progress import NullProgress, Progress
 
-__all__ = ["Backoff", "HubClient", "PassingError"]
+__all__ = ["HubClient"]
 
 # seconds without a byte before an attempt counts as failed
 _TIMEOUT = 20.0
-# seconds before each further attempt; bytes that arrive start the count anew
-WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
-# a server may ask for more patience than that, within reason
-_LONGEST_WAIT = 60.0
 _MOST_REDIRECTS = 10
 # a listing of 50,000 files has about 10 MB
 _LARGEST_ANSWER = 32 << 20
@@ -36,69 +40,23 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 T = TypeVar("T")
 
 
-class PassingError(Exception):
-    """A failure that another attempt may not meet.
-
-    Args:
-        reason: what happened, in words.
-        connected: False when no connection came about at all.
-        wait: seconds that the server asked for.
-    """
-
-    def __init__(self, reason: str, *, connected: bool = True, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.connected = connected
-        self.wait = wait
-
-
-class Backoff:
-    """Counts failures in a row and waits between attempts.
-
-    Args:
-        host: who fails, for the final error.
-        quick: give up early when there is no connection at all, for a cached copy may do.
-    """
-
-    def __init__(self, host: str, *, quick: bool = False) -> None:
-        self._host = host
-        self._quick = quick
-        self._failures = 0
-
-    def reset(self) -> None:
-        """Something arrived."""
-        self._failures = 0
-
-    def wait(self, failure: PassingError) -> None:
-        """Sleeps before the next attempt.
-
-        Raises:
-            HubUnreachableError: it was the last one.
-        """
-        most = 1 if self._quick and not failure.connected else len(WAITS)
-        if self._failures >= most:
-            times = f" {self._failures + 1} times in a row" if self._failures > 1 else ""
-            raise HubUnreachableError(
-                f"{self._host} could not be reached or broke off{times}: {failure.reason}",
-                hint="Check the connection (HTTPS_PROXY, SSL_CERT_FILE), then run the same command again: it resumes.",
-            )
-        time.sleep(max(WAITS[self._failures], min(failure.wait, _LONGEST_WAIT)))
-        self._failures += 1
-
-
 class HubClient:
     """Asks the Hub about one repository.
 
     Args:
         repository: ORG/NAME.
         settings: endpoint and token.
+        progress: told of waiting.
     """
 
-    def __init__(self, repository: str, settings: HubSettings) -> None:
+    def __init__(self, repository: str, settings: HubSettings, progress: Progress | None = None) -> None:
         self.repository = repository
+        self.progress = progress or NullProgress()
         self._endpoint = settings.endpoint
         self._token = settings.token
         self._revision = "main"
+        # once files are listed, the repository is there and may be seen
+        self._listed = False
 
     @property
     def page(self) -> str:
@@ -110,7 +68,7 @@ class HubClient:
     @property
     def host(self) -> str:
         """Who is asked, for messages."""
-        return urlsplit(self._endpoint).netloc.rsplit("@", 1)[-1]
+        return _host(self._endpoint)
 
     def model_info(self, revision: str) -> dict[str, Any]:
         """The Hub's description of a revision, with its files: GET /api/models/ORG/NAME/revision/REV?blobs=true.
@@ -127,7 +85,9 @@ class HubClient:
             with self.stream(path) as response:
                 return self._json(response)
 
-        return self.patiently(attempt, quick=True)
+        info = self.patiently(attempt, quick=True)
+        self._listed = True
+        return info
 
     def file_path(self, commit: str, name: str) -> str:
         """Where a file of a commit is served."""
@@ -149,7 +109,7 @@ class HubClient:
         Raises:
             HubUnreachableError: it kept failing.
         """
-        backoff = Backoff(self.host, quick=quick)
+        backoff = Backoff(self.host, self.progress, quick=quick)
         while True:
             try:
                 return attempt()
@@ -229,6 +189,8 @@ class HubClient:
         code, with_token = headers.get("x-error-code"), self._token is not None
         words = " ".join(headers.get("x-error-message", "").split())[:200]
         said = f": {words}" if words and words.isprintable() else ""
+        if _origin(url) != _origin(self._endpoint) and not _is_html(headers):
+            return refused_elsewhere(_host(url), self.repository, status, said)
         if code == "GatedRepo":
             return gated(self.repository, self.page, said, with_token=with_token)
         if code == "RevisionNotFound":
@@ -241,7 +203,8 @@ class HubClient:
         if "credentials" in said:
             return refused(self.repository, status, said)
         # without a login a repository that is not there and one that may not be seen are the same to the Hub
-        if code == "RepoNotFound" or (code is None and status == 401 and not _is_html(headers)):
+        unseen = code == "RepoNotFound" or (code is None and status == 401 and not _is_html(headers))
+        if unseen and not self._listed:
             return no_repository(self.repository, with_token=with_token)
         if code is None and (_is_html(headers) or status == 404):
             return not_the_hub(url.partition("?")[0], f"status {status} and what is no answer of the Hub")
@@ -254,7 +217,7 @@ class HubClient:
             if len(body) > _LARGEST_ANSWER:
                 raise CheckpointError(
                     f"{self.repository}: the answer that lists its files is larger than {_LARGEST_ANSWER} bytes",
-                    hint="This is no repository of a model; check --checkpoint.",
+                    hint="This is no repository of a model; check its name.",
                 )
         where = str(response.url).partition("?")[0]
         try:
@@ -267,6 +230,11 @@ class HubClient:
         return content
 
 
+def _host(url: str) -> str:
+    """Who is asked, without a password."""
+    return urlsplit(url).netloc.rsplit("@", 1)[-1]
+
+
 def _is_html(headers: Mapping[str, str]) -> bool:
     return "html" in headers.get("content-type", "").lower()
 
@@ -276,6 +244,8 @@ def _origin(url: str) -> tuple[str, str, int] | None:
     try:
         parts = urlsplit(url)
         port = parts.port
+        # as the connection will: no label may be empty or too long
+        (parts.hostname or "").encode("idna")
     except ValueError:
         return None
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:

@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gemma_export.checkpoint.hub.backoff import Backoff, PassingError
 from gemma_export.checkpoint.hub.cache import RepositoryCache
-from gemma_export.checkpoint.hub.client import Backoff, HubClient, PassingError
+from gemma_export.checkpoint.hub.client import HubClient
 from gemma_export.checkpoint.hub.errors import not_the_hub, wrong_content
 from gemma_export.checkpoint.hub.listing import RepositoryFile
 from gemma_export.errors import CheckpointError
@@ -17,6 +18,7 @@ from gemma_export.progress import Progress
 __all__ = ["body_size", "download_file", "sent_from"]
 
 _CHUNK_BYTES = 1 << 20
+_REMOVED = "; what was there of it was removed from the cache"
 
 
 def download_file(
@@ -42,7 +44,7 @@ def download_file(
 
 def _fetch(client: HubClient, commit: str, file: RepositoryFile, partial: Path, progress: Progress) -> None:
     """Fills the partial file; a resumed one that turns out wrong is fetched once more, from its first byte."""
-    backoff = Backoff(client.host)
+    backoff = Backoff(client.host, progress)
     while True:
         resumed = _size(partial)
         try:
@@ -52,15 +54,20 @@ def _fetch(client: HubClient, commit: str, file: RepositoryFile, partial: Path, 
                 backoff.reset()
             backoff.wait(failure)
             continue
-        except CheckpointError:
+        except CheckpointError as error:
+            held = _size(partial)
             partial.unlink(missing_ok=True)
-            raise
+            if not held:
+                raise
+            raise CheckpointError(f"{error.message}{_REMOVED}", hint=error.hint) from error
         if digest == file.blob:
             return
         partial.unlink()
         if not resumed:
             kind = "SHA-256" if len(file.blob) == 64 else "git's SHA-1"
-            raise wrong_content(file.name, f"its content does not match {kind} {file.blob} of the Hub (found {digest})")
+            raise wrong_content(
+                file.name, f"its content does not match {kind} {file.blob} of the Hub (found {digest}){_REMOVED}"
+            )
         # what had been there before this run did not count either: the bar ends where it should
         progress.advance(-file.size)
 
@@ -84,7 +91,6 @@ def _receive(client: HubClient, commit: str, file: RepositoryFile, partial: Path
                 for chunk in response.iter_bytes():
                     done += len(chunk)
                     if done > file.size:
-                        target.truncate(0)
                         raise wrong_content(file.name, f"the server sends more than the {file.size} bytes of the Hub")
                     target.write(chunk)
                     digest.update(chunk)

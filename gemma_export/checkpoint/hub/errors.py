@@ -18,6 +18,7 @@ __all__ = [
     "no_revision",
     "not_the_hub",
     "refused",
+    "refused_elsewhere",
     "wrong_content",
 ]
 
@@ -60,7 +61,7 @@ def no_revision(repository: str, revision: str, page: str) -> GemmaExportError:
     """The repository exists, the revision does not, or no longer."""
     return MissingResourceError(
         f"{repository} has no revision {revision!r}: it was deleted, moved away or never existed",
-        hint=f"{page}/commits/main lists the commits; leave --revision out for the newest.",
+        hint=f"{page}/commits/main lists the commits; leave the revision out for the newest.",
     )
 
 
@@ -77,6 +78,14 @@ def refused(repository: str, status: int, said: str) -> GemmaExportError:
     )
 
 
+def refused_elsewhere(host: str, repository: str, status: int, said: str) -> GemmaExportError:
+    """A refusal of the server that the Hub sends to for a file."""
+    return MissingResourceError(
+        f"{host}, where the Hub keeps files of {repository}, refused one with status {status}{said}",
+        hint=f"Run the same command again: it resumes. If it stays so, the network or its proxy may block {host}.",
+    )
+
+
 def not_the_hub(url: str, what: str) -> NotTheHubError:
     """Says where something else answered, and with what."""
     return NotTheHubError(
@@ -88,24 +97,28 @@ def not_the_hub(url: str, what: str) -> NotTheHubError:
 def wrong_content(name: str, what: str) -> GemmaExportError:
     """A file that is not what the Hub says it is; it never enters the cache."""
     return CheckpointError(
-        f"{name}: {what}; the file was removed from the cache",
+        f"{name}: {what}",
         hint="Run the same command again: it fetches the file anew. If it fails again, a proxy changes the data or the "
         "repository is damaged.",
     )
 
 
-def incomplete_cache(repository: str, revision: str, reason: str, what: str) -> GemmaExportError:
+def incomplete_cache(
+    repository: str, revision: str, reason: str, what: str, *, remedy: str | None, option: str
+) -> GemmaExportError:
     """Not online, and not everything is cached.
 
     Args:
         repository, revision: as asked for.
         reason: why the Hub is not asked.
         what: what the cache lacks.
+        remedy: what may bring the connection back, where one was tried.
+        option: of the command line that takes the files, copied here.
     """
     name = repository.rsplit("/", 1)[-1]
     return HubUnreachableError(
         f"{repository} at {revision}: {reason}, and the cache has no complete copy: {what}",
-        hint="Run the same command once with a connection (it resumes); or on a connected machine run "
+        hint=f"{remedy or 'Run the same command once with a connection (it resumes).'} Or on a connected machine run "
         f"`hf download {repository} --revision {revision} --local-dir {name}`, copy that folder here and give it to "
-        "--checkpoint.",
+        f"{option}.",
     )

@@ -31,6 +31,8 @@ def fetch(
     revision: str | None,
     needed: Callable[[HubRepository], Sequence[str]],
     progress: Progress | None = None,
+    *,
+    option: str = "--checkpoint",
 ) -> FetchedFiles:
     """Downloads some files of a repository into the Hub cache, or finds them there.
 
@@ -39,14 +41,15 @@ def fetch(
         revision: branch, tag, or commit of any length; None means main.
         needed: chooses among `names`; it may look into small files first with `path`, and raises `lacks` for what must
             be there and is not.
-        progress: told of bytes received.
+        progress: told of bytes received and of waiting.
+        option: of the command line, which named the repository; for messages.
 
     Raises:
         MissingResourceError: repository, revision or network are not there, or may not be seen.
         CheckpointError: a file is not what the Hub says it is.
         OutputError, ResourceExhaustedError: the cache cannot be written.
     """
-    opened = open_repository(repository, revision)
+    opened = open_repository(repository, revision, progress, option=option)
     names = tuple(needed(opened))
     opened.download(names, progress)
     opened.complete(replace=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
-from gemma_export.errors import MissingResourceError, UsageError
+from gemma_export.errors import HubUnreachableError, MissingResourceError, UsageError
 
 __all__ = ["HubSettings", "http_error", "hub_settings", "session"]
 
@@ -58,8 +59,45 @@ def hub_settings() -> HubSettings:
 
 
 def session() -> Any:
-    """The shared HTTP client: httpx's, or that of a package of the same interface in later releases."""
-    return _library().get_session()
+    """The shared HTTP client: httpx's, or that of a package of the same interface in later releases.
+
+    Raises:
+        HubUnreachableError: proxy or certificates of the environment cannot be used; names the variable.
+    """
+    library = _library()
+    try:
+        return library.get_session()
+    except Exception as error:
+        # made of the environment, each part of which has errors of its own
+        raise _unusable_environment(error) from error
+
+
+def _unusable_environment(error: Exception) -> HubUnreachableError:
+    """A client that cannot be made: certificates are files, everything else is an address of a proxy."""
+    if isinstance(error, OSError):
+        found = _environment("SSL_CERT_FILE") or _environment("SSL_CERT_DIR") or "the system's certificates"
+        return HubUnreachableError(
+            f"{found} cannot be read as certificates: {error.strerror or error}",
+            hint="Set SSL_CERT_FILE to a file of PEM certificates, as your network's administrator gives, or unset it.",
+        )
+    names = [name for upper in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY") for name in (upper, upper.lower())]
+    found = _environment(*names, but=("http://", "https://")) or _environment(*names) or "the system's proxy"
+    if isinstance(error, ImportError):
+        return HubUnreachableError(
+            f"{found}: a SOCKS proxy needs the package socksio, which is not installed",
+            hint="pip install socksio; or set the variable to an http:// proxy, or unset it.",
+        )
+    return HubUnreachableError(
+        f"{found} cannot be used as a proxy",
+        hint="Set the variable to an address like http://proxy.example:3128, or unset it.",
+    )
+
+
+def _environment(*names: str, but: tuple[str, ...] = ()) -> str:
+    """Those of the variables that are set and do not begin as they should, without anybody's password."""
+    found = {name: os.environ[name] for name in names if os.environ.get(name)}
+    wrong = {name: text for name, text in found.items() if not any(text.startswith(start) for start in but)}
+    return ", ".join(f"{name}={re.sub(r'//[^/]*@', '//', text)[:80]!r}" for name, text in wrong.items())
 
 
 def http_error() -> type[Exception]:

@@ -8,7 +8,15 @@ import re
 from gemma_export.errors import CheckpointError, UsageError
 from gemma_export.variants import VARIANTS
 
-__all__ = ["COMMIT", "check_file_name", "check_revision", "is_plain_name", "is_repository_id", "nearest_repository"]
+__all__ = [
+    "COMMIT",
+    "check_file_name",
+    "check_revision",
+    "is_plain_name",
+    "is_repository_id",
+    "meant_repository",
+    "nearest_repository",
+]
 
 # a full commit, in the only form that the Hub answers with
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -25,6 +33,19 @@ def is_repository_id(text: str) -> bool:
     well_formed = len(parts) == 2 and all(_PART.fullmatch(part) for part in parts)
     # two dashes separate the parts in the cache's folder names
     return well_formed and "--" not in text and ".." not in text and not text.endswith(".git")
+
+
+def meant_repository(text: str) -> tuple[str, str | None] | None:
+    """ORG/NAME and revision of a text that is none, but says them: an address of the Hub, or ORG/NAME@REVISION."""
+    address = re.fullmatch(
+        r"https?://[^/]+/(?P<name>[^/]+/[^/?#]+)(?:/(?:tree|blob)/(?P<revision>[^/?#]+).*|[/?#].*)?", text
+    )
+    name, _, revision = text.partition("@")
+    if address is not None:
+        name, revision = address["name"], address["revision"] or ""
+    elif not revision:
+        return None
+    return (name, revision or None) if is_repository_id(name) else None
 
 
 def check_revision(revision: str) -> None:

@@ -10,7 +10,7 @@ from gemma_export.checkpoint.hub.cache import RepositoryCache
 from gemma_export.checkpoint.hub.client import HubClient
 from gemma_export.checkpoint.hub.download import body_size, download_file, sent_from
 from gemma_export.checkpoint.hub.errors import incomplete_cache, not_the_hub, wrong_content
-from gemma_export.checkpoint.hub.library import HubSettings, hub_settings
+from gemma_export.checkpoint.hub.library import hub_settings
 from gemma_export.checkpoint.hub.listing import Listing, RepositoryFile, read_listing
 from gemma_export.errors import CheckpointError, GemmaExportError, HubUnreachableError, NotTheHubError
 from gemma_export.progress import NullProgress, Progress
@@ -36,6 +36,8 @@ class HubRepository:
         cache: where its files lie.
         online: None when only the cache is left.
         reason: why only the cache is left.
+        remedy: what may bring the connection back, where one was tried.
+        option: of the command line, which named the repository.
     """
 
     def __init__(
@@ -46,21 +48,24 @@ class HubRepository:
         commit: str,
         cache: RepositoryCache,
         online: _Online | None,
-        reason: str | None,
+        option: str,
+        reason: str | None = None,
+        remedy: str | None = None,
     ) -> None:
         self.repository = repository
         self.revision = revision
         self.commit = commit
         self._cache = cache
         self._online = online
+        self._option = option
         self._reason = reason
+        self._remedy = remedy
         self._present = frozenset[str]() if online is not None else cache.names(commit)
         # every file of the commit, as far as that is known
-        self.names = (
-            frozenset(online.listing.entries)
-            if online is not None
-            else self._present | (cache.listed(commit) or frozenset())
-        )
+        listed = frozenset(online.listing.entries) if online is not None else cache.listed(commit)
+        self.names = self._present | (listed or frozenset())
+        # whether that is all of them
+        self.names_known = listed is not None
 
     @property
     def offline(self) -> bool:
@@ -82,7 +87,14 @@ class HubRepository:
     def lacks(self, what: str, *, hint: str) -> GemmaExportError:
         """The error for a file that must be there and is not; `hint` is for a repository that really lacks it."""
         if self._reason is not None:
-            return incomplete_cache(self.repository, self.revision, self._reason, f"no {what}")
+            return incomplete_cache(
+                self.repository,
+                self.revision,
+                self._reason,
+                f"no {what}",
+                remedy=self._remedy,
+                option=self._option,
+            )
         return CheckpointError(f"{self.repository} at {self.revision} has no {what}", hint=hint)
 
     def path(self, name: str, progress: Progress | None = None) -> Path:
@@ -99,7 +111,7 @@ class HubRepository:
         if self._online is None:
             absent = sorted(set(names) - self._present)
             if absent:
-                raise self.lacks(absent[0], hint="Check --checkpoint.")
+                raise self.lacks(absent[0], hint=f"Check {self._option}.")
             return []
         files = [self._file(name) for name in names]
         return [file for file in files if self._cache.content(self.commit, file) is None]
@@ -144,6 +156,7 @@ class HubRepository:
             replace: False leaves an older note alone, for not all of this commit is here.
         """
         if self._online is not None:
+            self._cache.remember_names(self.commit, self.names)
             self._cache.remember(self.revision, self.commit, replace=replace)
 
     def size(self, name: str) -> int:
@@ -195,54 +208,63 @@ class HubRepository:
     def _file(self, name: str) -> RepositoryFile:
         assert self._online is not None
         if name not in self.names:
-            raise self.lacks(name, hint="Check --checkpoint and --revision.")
+            raise self.lacks(name, hint=f"Check {self._option} and its revision.")
         return self._online.listing.file(self._online.client, name)
 
 
-def open_repository(repository: str, revision: str | None = None) -> HubRepository:
+def open_repository(
+    repository: str, revision: str | None = None, progress: Progress | None = None, *, option: str = "--checkpoint"
+) -> HubRepository:
     """Resolves a revision to its commit and lists its files; falls back to the cache when the Hub cannot be asked.
 
     Args:
         repository: ORG/NAME.
         revision: branch, tag, or commit of any length; None means main.
+        progress: told of waiting.
+        option: of the command line, which named it; for messages.
 
     Raises:
         MissingResourceError: there is no such repository or revision, it may not be seen, or neither Hub nor cache
             can be asked.
         CheckpointError: the listing is hostile.
+        OutputError: the cache may not be read.
     """
     revision = revision or _DEFAULT_REVISION
     settings = hub_settings()
     cache = RepositoryCache(repository, settings)
+
+    def cached(reason: str, remedy: str | None = None) -> HubRepository:
+        commit = cache.commit_of(revision)
+        if commit is None:
+            what = "nothing of this revision is cached"
+            raise incomplete_cache(repository, revision, reason, what, remedy=remedy, option=option)
+        return HubRepository(
+            repository=repository,
+            revision=revision,
+            commit=commit,
+            cache=cache,
+            online=None,
+            option=option,
+            reason=reason,
+            remedy=remedy,
+        )
+
     if settings.offline:
-        return _cached(repository, revision, cache, "offline mode (HF_HUB_OFFLINE) is on")
+        return cached("offline mode (HF_HUB_OFFLINE) is on")
+    client = HubClient(repository, settings, progress)
     try:
-        return _listed(repository, revision, cache, settings)
+        listing = read_listing(client, revision)
     except HubUnreachableError as error:
         if isinstance(error, NotTheHubError) and cache.commit_of(revision) is None:
             raise
-        return _cached(repository, revision, cache, f"the Hub was not reached ({error.message})")
-
-
-def _listed(repository: str, revision: str, cache: RepositoryCache, settings: HubSettings) -> HubRepository:
-    client = HubClient(repository, settings)
-    listing = read_listing(client, revision)
+        return cached(f"the Hub was not reached ({error.message})", error.hint)
     return HubRepository(
         repository=repository,
         revision=revision,
         commit=listing.commit,
         cache=cache,
         online=_Online(client=client, listing=listing),
-        reason=None,
-    )
-
-
-def _cached(repository: str, revision: str, cache: RepositoryCache, reason: str) -> HubRepository:
-    commit = cache.commit_of(revision)
-    if commit is None:
-        raise incomplete_cache(repository, revision, reason, "nothing of this revision is cached")
-    return HubRepository(
-        repository=repository, revision=revision, commit=commit, cache=cache, online=None, reason=reason
+        option=option,
     )
 
 

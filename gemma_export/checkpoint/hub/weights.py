@@ -13,7 +13,7 @@ from gemma_export.checkpoint.safetensors_source import (
     SafetensorsSource,
     gather_entries,
     no_weights_hint,
-    pickled_weights,
+    pickle_only,
     read_index,
 )
 from gemma_export.errors import CheckpointError, GemmaExportError, InternalError
@@ -110,15 +110,13 @@ def hub_weights(repository: HubRepository, progress: Progress | None = None) -> 
 
 
 def _no_weights(repository: HubRepository) -> GemmaExportError:
-    pickles = pickled_weights(_top(repository))
-    if not pickles or repository.offline:
-        return repository.lacks(f"weights: neither {SINGLE} nor {INDEX}", hint=_what_it_is(repository))
-    return CheckpointError(
-        f"{repository.repository} at {repository.revision} has its weights as {pickles[0]} only, a pickle: loading one "
-        "can run any code, so it is never read",
-        hint="Where you trust it, convert it: transformers' from_pretrained, then save_pretrained into a folder for "
-        "--checkpoint; or look among the repository's pull requests for one to safetensors (--revision refs/pr/N).",
+    # a cache without safetensors says nothing of the repository
+    refusal = (
+        pickle_only(f"{repository.repository} at {repository.revision}", _top(repository))
+        if repository.names_known
+        else None
     )
+    return refusal or repository.lacks(f"weights: neither {SINGLE} nor {INDEX}", hint=_what_it_is(repository))
 
 
 def _what_it_is(repository: HubRepository) -> str:

@@ -48,9 +48,11 @@ def test_what_is_not_there(folder: Path) -> None:
         assert len(error.message) < 300
     assert "is not a folder" in refusal(folder / "adapter_config.json", MissingResourceError).message
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    error = refusal(folder, MissingResourceError)
-    assert "has no adapter_model.safetensors" in error.message
-    assert "pickle" in error.hint
+    error = refusal(folder, CheckpointError)
+    assert (error.exit_code, "has no adapter_model.safetensors" in error.message) == (3, True)
+    assert "adapter_model.bin only, a pickle" in error.message
+    (folder / "adapter_model.bin").unlink()
+    assert "has no adapter_model.safetensors" in refusal(folder, MissingResourceError).message
     (folder / "adapter_config.json").unlink()
     assert "has no adapter_config.json" in refusal(folder, MissingResourceError).message
     (folder / "config.json").write_text("{}")
@@ -83,14 +85,19 @@ def test_what_is_broken(folder: Path) -> None:
         ("C:\\models\\gemma-2b", "google/gemma-2b", False),
         ("./gemma-2b", "google/gemma-2b", False),
         ("gemma-2b-it", "google/gemma-2b", True),
-        ("google/gemma-7b", None, False),
+        # a local folder's name
+        ("google/gemma-7b", "my-model", True),
+        ("google/gemma-7b", "Gemma-7B", False),
+        ("/home/alice/Gemma-7B/", "gemma-7b", False),
         (None, "google/gemma-2b", False),
         ("", "google/gemma-2b", False),
     ],
 )
-def test_another_base_model(trained_on: str | None, exported: str | None, warns: bool, tmp_path: Path) -> None:
+def test_another_base_model(trained_on: str | None, exported: str, warns: bool, tmp_path: Path) -> None:
     adapter = open_adapter(adapters.write(tmp_path / "a", WEIGHTS, base_model_name_or_path=trained_on))
-    warning = adapter.base_model_warning(exported)
+    warning = adapter.base_model_warning(exported=exported, known_as=(None, exported))
+    # any of its names will do
+    assert adapter.base_model_warning(exported=exported, known_as=(exported, trained_on)) is None
     assert (warning is not None) == warns
     if warning is not None:
         assert repr(trained_on) in warning

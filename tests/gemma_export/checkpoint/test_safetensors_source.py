@@ -199,10 +199,6 @@ def test_a_shard_with_a_broken_header(tmp_path: Path) -> None:
     [
         ([], "--synthetic-weights"),
         (["README.md"], "--synthetic-weights"),
-        (["pytorch_model.bin"], "pytorch_model.bin is a pickle, which can run code and is never read"),
-        (["model.pth", "consolidated.00.pt"], "consolidated.00.pt is a pickle"),
-        (["model.ckpt"], "model.ckpt is a pickle"),
-        (["weights.pkl"], "weights.pkl is a pickle"),
         (["adapter_config.json", "adapter_model.safetensors"], "This is an adapter: give it with --adapter"),
         (["adapter_model.bin"], "This is an adapter: give it with --adapter"),
         ([SECOND], f"{SECOND} is there: a sharded checkpoint needs its {INDEX}"),
@@ -216,6 +212,16 @@ def test_no_weights_says_what_is_there_instead(tmp_path: Path, files: list[str],
     assert error.exit_code == 4
     assert error.message == f"{tmp_path.name}: no weights: neither model.safetensors nor {INDEX} is there"
     assert phrase in error.hint
+
+
+@pytest.mark.parametrize("files", [["pytorch_model.bin"], ["consolidated.00.pt", "x.pth"], ["x.ckpt"], ["x.pkl"]])
+def test_pickles_are_bad_input(tmp_path: Path, files: list[str]) -> None:
+    for name in files:
+        (tmp_path / name).write_bytes(b"\x80\x02.")
+    error = refusal(tmp_path, CheckpointError)
+    assert error.exit_code == 3
+    assert f"{tmp_path.name} has its weights as {files[0]} only, a pickle" in error.message
+    assert "save_pretrained" in error.hint
 
 
 def test_a_file_cut_after_its_header_was_read(tmp_path: Path) -> None:

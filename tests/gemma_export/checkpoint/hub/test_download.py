@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from hub_server import COMMIT, Fault, HubServer, Repository, blob_id
 
+from gemma_export.checkpoint.hub import backoff as hub_backoff
 from gemma_export.checkpoint.hub import cache as hub_cache
 from gemma_export.checkpoint.hub import client as hub_client
-from gemma_export.checkpoint.hub import fetch
+from gemma_export.checkpoint.hub import fetch, open_repository
 from gemma_export.errors import CheckpointError, GemmaExportError, MissingResourceError
 from gemma_export.progress import NullProgress
 
@@ -35,6 +36,7 @@ class Recorder(NullProgress):
         self.started: list[tuple[int, str]] = []
         self.done = 0
         self.finished = 0
+        self.told: list[str] = []
 
     def start(self, total_bytes: int, label: str) -> None:
         self.started.append((total_bytes, label))
@@ -44,6 +46,9 @@ class Recorder(NullProgress):
 
     def finish(self) -> None:
         self.finished += 1
+
+    def tell(self, text: str) -> None:
+        self.told.append(text)
 
 
 @pytest.fixture
@@ -123,12 +128,42 @@ def test_passing_failures_are_tried_again(path: str, status: int, repository: Hu
 
 def test_a_server_may_ask_for_patience_within_reason(repository: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(hub_client.time, "sleep", slept.append)
+    monkeypatch.setattr(hub_backoff.time, "sleep", slept.append)
     for asked in ("7", "86400", "soon", "-1"):
         repository.faults.append(Fault("/api/", status=429, headers={"Retry-After": asked}))
     get()
     # the server's own thread sleeps on the same clock
-    assert [seconds for seconds in slept if seconds != 0.01] == [7.0, 60.0, 0.0, 0.0]
+    # a minute in all
+    assert [seconds for seconds in slept if seconds != 0.01] == [7.0, 53.0, 0.0, 0.0]
+
+
+def test_bytes_that_arrive_do_not_renew_what_a_server_may_ask_for(
+    repository: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(hub_backoff.time, "sleep", slept.append)
+    for _ in range(3):
+        repository.faults.append(Fault("", server="cdn", status=503, headers={"Retry-After": "40"}))
+        repository.faults.append(Fault("", server="cdn", cut=100_000))
+    get()
+    assert sum(seconds for seconds in slept if seconds != 0.01) == 60.0
+
+
+def test_waiting_is_told(repository: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the question and of a file, with a stall in its middle: what is waited for, and how often it is tried."""
+    monkeypatch.setattr(hub_client, "_TIMEOUT", 0.5)
+    monkeypatch.setattr(hub_backoff, "WAITS", (0.0, 1.6, 0.0, 0.0, 0.0))
+    repository.faults.append(Fault("/api/", times=2, status=503))
+    repository.faults.append(Fault("", server="cdn", cut=1_000_000, stall=True))
+    progress = Recorder()
+    assert (get(progress=progress) / NAME).read_bytes() == WEIGHTS
+    host = repository.endpoint.removeprefix("http://")
+    assert progress.told == [
+        f"waiting for {host} (attempt 2 of 6): status 503",
+        f"waiting for {host} (attempt 3 of 6 in 2 s): status 503",
+        f"waiting for {host} (attempt 2 of 6): ReadTimeout: timed out",
+    ]
+    assert progress.done == len(WEIGHTS)
 
 
 def test_a_server_without_ranges_sends_all_of_it_again(repository: HubServer) -> None:
@@ -175,8 +210,24 @@ def test_a_partial_file_that_was_damaged_is_fetched_from_its_start(repository: H
 @pytest.mark.parametrize("content", [WEIGHTS[:-1], WEIGHTS + b"x", b"", b"version https://git-lfs.github.com/spec/v1"])
 def test_a_wrong_size_is_refused_before_a_byte_is_kept(content: bytes, repository: HubServer, tmp_path: Path) -> None:
     repository.faults.append(Fault("", server="cdn", body=content))
-    fails(3, NAME, f"expected {len(WEIGHTS)} bytes", f"the server has {len(content)}")
+    error = fails(3, NAME, f"expected {len(WEIGHTS)} bytes", f"the server has {len(content)}")
     assert blobs(tmp_path) == {}
+    assert "removed" not in error.message
+
+
+def test_what_was_there_is_said_to_be_removed_if_it_was(repository: HubServer, tmp_path: Path) -> None:
+    repository.faults.append(Fault("", server="cdn", cut=1_000_000))
+    repository.faults.append(Fault("", server="cdn", body=WEIGHTS + b"x"))
+    fails(3, NAME, f"the server has {len(WEIGHTS) + 1}; what was there of it was removed from the cache")
+    assert blobs(tmp_path) == {}
+    repository.faults.append(Fault("", server="cdn", alter=lambda content: bytes(len(content))))
+    fails(3, NAME, "SHA-256", "; what was there of it was removed from the cache")
+    assert blobs(tmp_path) == {}
+    # a part that is only looked at was never in the cache
+    opened = open_repository("org/model")
+    repository.faults.append(Fault("", server="cdn", body=WEIGHTS + b"x"))
+    with pytest.raises(CheckpointError, match=f"the server has {len(WEIGHTS) + 1}$"):
+        opened.read(NAME, 0, 100)
 
 
 def test_html_instead_of_a_file(repository: HubServer, tmp_path: Path) -> None:
@@ -323,8 +374,18 @@ def test_a_file_that_is_listed_and_not_served(repository: HubServer) -> None:
     )
     fails(4, "lists but does not serve", NAME)
     assert NAME in files
-    repository.faults.append(Fault("", server="cdn", status=403, headers={"Content-Type": "application/xml"}))
-    with pytest.raises(MissingResourceError, match="status 403"):
+    # the other host is named, and it is no question of whether there is such a repository
+    host = repository.cdn.removeprefix("http://")
+    for status in (401, 403, 404):
+        repository.faults.append(Fault("", server="cdn", status=status, headers={"Content-Type": "application/xml"}))
+        with pytest.raises(
+            MissingResourceError, match=f"{host}, where the Hub .* org/model, .* status {status}"
+        ) as caught:
+            get()
+        assert "local folder" not in caught.value.message
+        assert f"may block {host}" in caught.value.hint
+    repository.faults.append(Fault("/resolve/", status=401))
+    with pytest.raises(MissingResourceError, match="the Hub refused org/model with status 401"):
         get()
     repository.faults.append(Fault("", server="cdn", status=416))
     with pytest.raises(GemmaExportError, match="416"):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import pytest
 from hub_server import COMMIT, TOKEN, Fault, HubServer, Repository, hub_server
 from huggingface_hub import constants
@@ -213,7 +217,9 @@ def test_another_commit_than_asked_for(hub: HubServer) -> None:
     fails("org/model", COMMIT, code=4, phrases=[OLDER, COMMIT])
 
 
-@pytest.mark.parametrize("location", ["file:///etc/passwd", "http://[", "http://127.0.0.1:x/", "ftp://a/b"])
+@pytest.mark.parametrize(
+    "location", ["file:///etc/passwd", "http://[", "http://127.0.0.1:x/", "ftp://a/b", "http://a..b/"]
+)
 def test_redirects_that_lead_nowhere(location: str, hub: HubServer) -> None:
     hub.faults.append(Fault("/api/", status=302, headers={"Location": location}))
     fails("org/model", code=4, phrases=["a redirect to"])
@@ -275,9 +281,13 @@ def test_a_listing_that_other_programs_left_says_what_is_missing(
     hub.repositories["org/model"] = Repository(FILES)
     fetched = fetch("org/model", None, lambda opened: ["config.json"])
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert open_repository("org/model").names == {"config.json"}
+    # every download leaves the names of its commit
+    opened = open_repository("org/model")
+    assert (opened.names, opened.names_known) == (set(FILES), True)
     trees = fetched.directory.parents[1] / "trees"
-    trees.mkdir()
+    (trees / f"{COMMIT}.names.json").unlink()
+    opened = open_repository("org/model")
+    assert (opened.names, opened.names_known) == ({"config.json"}, False)
     listing = {"format_version": 1, "files": {name: {"size": len(data), "blob_id": ""} for name, data in FILES.items()}}
     (trees / f"{COMMIT}.json").write_text(json.dumps(listing))
     assert open_repository("org/model").names == set(FILES)
@@ -285,6 +295,10 @@ def test_a_listing_that_other_programs_left_says_what_is_missing(
         fetch("org/model", None, lambda opened: sorted(opened.names))
     (trees / f"{COMMIT}.json").write_text("[")
     assert open_repository("org/model").names == {"config.json"}
+    # another program of the Hub does not take ours for its own
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    fetch("org/model", None, lambda opened: ["config.json"])
+    assert sorted(path.name for path in trees.iterdir()) == [f"{COMMIT}.json", f"{COMMIT}.names.json"]
 
 
 @pytest.mark.parametrize("how", ["refused", "503", "html", "cut"])
@@ -306,6 +320,87 @@ def test_no_network_falls_back_to_the_cache_and_says_so(
     assert fetched.commit == COMMIT
     assert "was not reached" in str(fetched.note)
     fails("org/other", code=4, phrases=["org/other"] if how != "html" else ["something between"])
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "shown", "hint"),
+    [
+        ("ALL_PROXY", "socks5h://me:secret@127.0.0.1:9", "ALL_PROXY='socks5h://127.0.0.1:9'", "pip install socksio"),
+        ("http_proxy", "socks5://127.0.0.1:9", "http_proxy='socks5://127.0.0.1:9'", "pip install socksio"),
+        ("HTTP_PROXY", "ftp://127.0.0.1:9", "HTTP_PROXY='ftp://127.0.0.1:9'", "an address like http://"),
+        ("HTTPS_PROXY", "http://[::1", "HTTPS_PROXY='http://[::1'", "an address like http://"),
+        ("SSL_CERT_FILE", "/nonexistent", "SSL_CERT_FILE='/nonexistent'", "a file of PEM certificates"),
+        ("SSL_CERT_FILE", __file__, f"SSL_CERT_FILE={__file__!r}"[:70], "a file of PEM certificates"),
+        ("SSL_CERT_FILE", str(Path(__file__).parent), "Is a directory", "a file of PEM certificates"),
+    ],
+)
+def test_environments_that_no_client_can_be_made_of(
+    variable: str, value: str, shown: str, hint: str, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "socks" in value and importlib.util.find_spec("socksio"):
+        pytest.skip("this machine has SOCKS")
+    hub.repositories["org/model"] = Repository(FILES)
+    fetch("org/model", None, lambda opened: ["config.json"])
+    huggingface_hub.close_session()
+    monkeypatch.setenv(variable, value)
+    error = fails("org/other", code=4, phrases=[shown, hint, "hf download org/other"])
+    assert "secret" not in error.message + error.hint
+    assert shown in str(fetch("org/model", None, lambda opened: ["config.json"]).note)
+    assert len(hub.asked("/api/")) == 1
+
+
+def test_a_remedy_outlives_the_look_into_the_cache(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    fails("org/model", code=4, phrases=["Connection refused", "HTTPS_PROXY, SSL_CERT_FILE", "hf download org/model"])
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://hub.example")
+    huggingface_hub.close_session()
+    fails("org/model", code=4, phrases=["hub.example could not be reached", "HTTPS_PROXY, SSL_CERT_FILE"])
+    # a question that was answered before leaves the listing; what is not cached is missed with the same remedy
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(MissingResourceError) as caught:
+        fetch("org/model", None, lambda opened: ["config.json"], option="--adapter")
+    assert "Run the same command once with a connection (it resumes)." in caught.value.hint
+    assert caught.value.hint.endswith("copy that folder here and give it to --adapter.")
+
+
+@pytest.mark.parametrize("offline", [True, False])
+@pytest.mark.parametrize("refusing", ["refs", "snapshots"])
+def test_a_cache_that_may_not_be_read(
+    refusing: str, offline: bool, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repositories["org/model"] = Repository(FILES)
+    fetch("org/model", None, lambda opened: ["config.json"])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    hub.faults.append(Fault("/api/", times=100, status=503))
+
+    def refuse(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any = ".", *arguments: Any, **options: Any) -> Any:
+            if f"models--org--model{os.sep}{refusing}" in str(path):
+                raise PermissionError(13, "Permission denied", str(path))
+            return original(path, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(Path, "read_text", refuse(Path.read_text))
+    monkeypatch.setattr(os, "scandir", refuse(os.scandir))
+    fails("org/model", code=7, phrases=[str(tmp_path / "hf/hub"), "cannot be read: Permission denied", "HF_HOME"])
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may read anything")
+@pytest.mark.parametrize("place", ["", "refs", "snapshots", f"snapshots/{COMMIT}"])
+def test_a_folder_of_the_cache_without_rights(
+    place: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repositories["org/model"] = Repository(FILES)
+    fetch("org/model", None, lambda opened: ["config.json"])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    folder = tmp_path / "hf/hub/models--org--model" / place
+    folder.chmod(0)
+    try:
+        fails("org/model", code=7, phrases=["cannot be read: Permission denied", "HF_HOME"])
+    finally:
+        folder.chmod(0o700)
 
 
 def test_refusals_are_not_healed_by_the_cache(hub: HubServer) -> None:
