@@ -54,12 +54,17 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
     "--calibration",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Text that gptq or --max-kl runs the model on.",
+    help="Text that gptq, --kv-cache or --max-kl runs the model on.",
 )
 @click.option("--embedding-bits", type=int, metavar="4|8", help="Bits of the embedding table and the head.")
 @click.option("--format", "weight_format", metavar="NAME", help="Of integer weights: nbits (MatMulNBits) or qdq.")
 @click.option(
     "--precision-config", metavar="FILE", type=click.Path(path_type=Path), help="TOML: precision of single tensors."
+)
+@click.option(
+    "--kv-cache",
+    metavar="NAME",
+    help="int8: keys and values in 8 bits, scales from text (CPU). Default: as activations.",
 )
 @click.option("--max-kl", type=float, metavar="X", help="int4: the fewest bytes whose mean KL, measured, is at most X.")
 @click.option(
@@ -194,6 +199,7 @@ def _request(options: dict[str, Any]) -> ExportRequest:
         logits=options["logits"],
         context=options["context_length"],
         residual_scale=options["residual_scale"],
+        kv_cache=options["kv_cache"],
         max_kl=options["max_kl"],
         output=options["output"],
         force=options["force"],

@@ -38,6 +38,8 @@ class FolderFacts:
     cache_layout: str
     precision: str
     activation_dtype: str
+    # of keys and values between steps
+    state_dtype: str
     providers: tuple[str, ...]
     # path -> (role, what its logits cover)
     graphs: Mapping[str, tuple[str, str]]
