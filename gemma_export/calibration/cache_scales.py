@@ -1,4 +1,9 @@
-"""The largest keys and values of every channel on calibration text, and the scales that cover them."""
+"""The largest keys and values of every channel on calibration text, and the scales that cover them.
+
+Calibration sequences are short, and rotary embedding turns the slow pairs of channels no further there than their
+positions reach: what a channel holds later, in a long text, is not what it holds on them. So a pair of key channels is
+covered by its radius, which no position changes.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +23,8 @@ from gemma_export.weights import Weight
 
 __all__ = ["cache_scales"]
 
-# taps of gemma_export.ops.attention, in the order of a state's names: keys after rotary embedding, as caches hold them
-_TAPS = ("attention.key", "attention.value")
+# taps of gemma_export.ops.attention, in the order of a state's names
+_KEY, _VALUE = _TAPS = ("attention.key", "attention.value")
 # A channel that is (almost) zero on the text may not be on another: its range is this share of the layer's largest.
 _SMALLEST_SHARE = 2.0**-10
 
@@ -63,7 +68,8 @@ def cache_scales(
             return
         name = states[tap.layer].past_names[_TAPS.index(tap.name)]
         # [batch_size, num_heads, sequence_length, head_dim]
-        found = values.abs().amax(dim=(0, 2), keepdim=True)
+        reach = _radius(values) if tap.name == _KEY else values.abs()
+        found = reach.amax(dim=(0, 2), keepdim=True)
         peaks[name] = torch.maximum(peaks[name], found) if name in peaks else found
 
     run = LayerwiseRun(stack, weights, batches, hidden=hidden, progress=progress, label="calibrating the cache")
@@ -75,6 +81,12 @@ def cache_scales(
         hidden.close()
     assert set(peaks) == {name for state in states for name in state.past_names}
     return {name: _scale(peak, cache) for name, peak in peaks.items()}
+
+
+def _radius(keys: torch.Tensor) -> torch.Tensor:
+    """Of each pair that rotary embedding turns, channels i and i + head_dim / 2, for both of them."""
+    radius = torch.hypot(*keys.chunk(2, dim=-1))
+    return torch.cat((radius, radius), dim=-1)
 
 
 def _scale(peak: torch.Tensor, cache: CacheFormat) -> npt.NDArray[np.float32]:

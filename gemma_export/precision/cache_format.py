@@ -25,8 +25,8 @@ class CacheFormat:
     bits: int
     # what shares a scale: a channel of a head, over all tokens
     granularity: str
-    # What a scale covers, times the largest magnitude that calibration text shows: other text goes further, and what
-    # is beyond the range is cut off.
+    # What scales cover, in units of the largest that calibration text shows: other text goes further, and what is
+    # beyond the range is cut off.
     margin: float
 
     @property
@@ -52,4 +52,4 @@ class CacheFormat:
         }
 
 
-CACHE_FORMATS = {"int8": CacheFormat(name="int8", dtype="int8", bits=8, granularity="channel", margin=1.25)}
+CACHE_FORMATS = {"int8": CacheFormat(name="int8", dtype="int8", bits=8, granularity="channel", margin=1.1)}
