@@ -112,7 +112,7 @@ def test_variants_table() -> None:
             ["--max-kl", "--kv-cache int8", "--precision-config"],
         ),
         ("--variant tiny --kv-cache int8 --calibration nowhere.txt", 4, ["nowhere.txt", "cannot be read"]),
-        ("--variant tiny --kv-cache int8 variants", 2, ["--kv-cache"]),
+        ("--kv-cache int8 variants", 2, ["--kv-cache"]),
         ("--variant tiny --int4 --embedding-bits 3", 2, ["embedding bits 3"]),
         ("--variant tiny --int4 --format onnx", 2, ["format 'onnx'", "nbits, qdq"]),
         ("--variant tiny --format qdq", 2, ["--format", "neither --int4 nor --int8"]),
