@@ -18,12 +18,13 @@ const stop = new Set([eos_token_id].flat());
 const session = await InferenceSession.create(`${folder}/${graph.file}`);
 const int64 = (values) => new Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
 
+const arrays = { float32: Float32Array, float16: Uint16Array, int8: Int8Array };
 // the cache starts with no positions at all
 let cache = {};
 for (const state of graph.state) {
   const shape = state.shape.map((size) => ({ batch_size: 1, past_sequence_length: 0 })[size] ?? size);
   for (const name of state.past) {
-    cache[name] = new Tensor(state.dtype, state.dtype === "float16" ? new Uint16Array() : new Float32Array(), shape);
+    cache[name] = new Tensor(state.dtype, new arrays[state.dtype](), shape);
   }
 }
 

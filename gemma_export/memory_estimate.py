@@ -53,8 +53,10 @@ def peak_memory(
     factors = 0 if merge is None else merge.resident_bytes
     resident = _RESIDENT_BYTES + spec.num_hidden_layers * _RESIDENT_BYTES_PER_LAYER
     calibrating = 0
-    if calibration is not None and needs_calibration(resolved.precision.scheme, stored):
-        calibrating = _calibrating_memory(resolved, tensors, calibration)
+    if calibration is not None:
+        moments = needs_calibration(resolved.precision.scheme, stored)
+        if moments or resolved.precision.cache is not None:
+            calibrating = _calibrating_memory(resolved, tensors, calibration, moments=moments)
     stored_codes = 0 if resolved.checkpoint.quantisation is None else _stored_codes_memory(resolved)
     # one after the other
     working = max(_measuring_memory(resolved, tensors), choosing, calibrating)
@@ -76,12 +78,15 @@ def _measuring_memory(resolved: Resolved, tensors: Mapping[str, tuple[int, ...]]
     return 4 * (layer + activations)
 
 
-def _calibrating_memory(resolved: Resolved, tensors: Mapping[str, tuple[int, ...]], calibration: Sequences) -> int:
-    """What calibration adds: a layer, second moments of its widest input, hidden states, a piece being quantised."""
+def _calibrating_memory(
+    resolved: Resolved, tensors: Mapping[str, tuple[int, ...]], calibration: Sequences, *, moments: bool
+) -> int:
+    """What calibration adds: a layer, hidden states, activations or a piece being quantised; of quantisers also
+    second moments of the widest input."""
     layer = {name: shape for name, shape in tensors.items() if ".layers.0." in name}
     widest = max(shape[-1] for shape in layer.values())
     hidden = min(_HIDDEN_STATES_BYTES, 4 * resolved.spec.hidden_size * calibration.tokens)
-    return 4 * (sum(map(math.prod, layer.values())) + widest**2) + hidden + _CALIBRATING_BYTES
+    return 4 * (sum(map(math.prod, layer.values())) + moments * widest**2) + hidden + _CALIBRATING_BYTES
 
 
 def _choosing_memory(

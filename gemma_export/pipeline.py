@@ -35,6 +35,7 @@ from gemma_export.planning import ExportPlan, PlannedGraph, consumer_files, plan
 from gemma_export.progress import NullProgress, Progress
 from gemma_export.request import ExportRequest
 from gemma_export.settling import (
+    cache_scales_of,
     calibrates,
     calibration_of,
     choice_files,
@@ -176,9 +177,11 @@ def build_semantic_graph(plan: ExportPlan) -> ir.Model:
 def lower_graphs(plan: ExportPlan, model: ir.Model, progress: Progress | None = None) -> list[GraphFile]:
     """Target passes and precision once, then one finished twin per planned graph over the same weights.
 
-    Where a quantiser needs calibration this runs it: minutes, and a nameless file that goes with the graphs.
+    Where a quantiser or the cache's scales need calibration this runs it: minutes, and for a quantiser a nameless file
+    that goes with the graphs.
     """
     calibrated = calibration_of(plan, model, progress)
+    cache_scales = cache_scales_of(plan, model, progress)
     if plan.precision.scheme is not None and plan.precision.scheme.ordered:
         from gemma_export.passes import FoldInputOrder
 
@@ -192,6 +195,9 @@ def lower_graphs(plan: ExportPlan, model: ir.Model, progress: Progress | None = 
     if plan.precision.scheme is not None:
         _quantise(plan, model, calibrated(model))
     plan.precision.apply(model)
+    if cache_scales is not None:
+        assert plan.target.quantise_cache is not None
+        plan.target.quantise_cache(model, cache_scales)
     graphs = []
     for planned in plan.graphs:
         twin = model.clone()
@@ -249,6 +255,7 @@ def _manifest(
         precision=plan.precision.name,
         activation_dtype=plan.precision.activation_dtype,
         weight_dtype=plan.precision.weight_dtype,
+        state_dtype=plan.precision.state_dtype,
         options=options,
     )
 

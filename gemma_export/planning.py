@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from gemma_export import JSON_VERSION
 from gemma_export.adapter import Merge
-from gemma_export.artifact import DataPlan, data_file, file_kind, graph_file, plan_data
-from gemma_export.calibration import Sequences, plan_calibration
+from gemma_export.artifact import DataPlan, data_file, graph_file, plan_data
+from gemma_export.calibration import Sequences, needs_calibration, plan_calibration
 from gemma_export.checkpoint import Checkpoint, HubWeights
-from gemma_export.config import DecoderSpec
+from gemma_export.config import CacheState, DecoderSpec
 from gemma_export.consumers import CONSUMERS, FolderFacts
 from gemma_export.families import Family
 from gemma_export.memory_estimate import peak_memory
@@ -30,10 +28,8 @@ __all__ = [
     "ExportPlan",
     "PlannedFile",
     "PlannedGraph",
-    "adapter_json",
     "consumer_files",
     "plan_export",
-    "plan_json",
     "with_chosen",
 ]
 
@@ -90,7 +86,8 @@ class ExportPlan:
     target: Target
     precision: Precision
     residual_scale: ResidualScale
-    # what the model is run on, by quantisers that need it or to measure KL; None: by nothing, or on built-in texts
+    # what the model is run on: by quantisers that need it, for a cache's scales, to measure KL; None: by nothing, or on
+    # built-in texts
     calibration: Sequences | None
     checkpoint: Checkpoint
     # an adapter that is merged into its tensors
@@ -122,7 +119,13 @@ class ExportPlan:
         """Upper bound of what calibration keeps on the disk until it is written, and hidden states with it."""
         if self.calibration is None:
             return 0
-        return self.data.size + 4 * self.spec.hidden_size * self.calibration.tokens
+        codes = self.data.size if self.request.max_kl is not None or self.quantises_by_text else 0
+        return codes + 4 * self.spec.hidden_size * self.calibration.tokens
+
+    @property
+    def quantises_by_text(self) -> bool:
+        """Whether some matrices are quantised by what calibration text makes of their inputs."""
+        return needs_calibration(self.precision.scheme, self.target.stored_tensors(self.tensors, self.spec))
 
 
 def plan_export(request: ExportRequest, progress: Progress | None = None) -> ExportPlan:
@@ -145,11 +148,12 @@ def plan_export(request: ExportRequest, progress: Progress | None = None) -> Exp
     if precision.scheme is not None:
         check_rules(precision.scheme, stored)
         check_packing(precision.scheme, stored)
-    smallest = None if request.max_kl is None else _plan_data(precision, stored).size
+    states = family.cache_states(spec)
+    smallest = None if request.max_kl is None else _plan_data(precision, stored, states).size
     largest = precision
     if request.max_kl is not None:
         largest = with_scheme(precision, largest_scheme(precision, stored))
-    data = _plan_data(largest, stored)
+    data = _plan_data(largest, stored, states)
     calibration = plan_calibration(
         request.calibration,
         precision.scheme,
@@ -157,6 +161,7 @@ def plan_export(request: ExportRequest, progress: Progress | None = None) -> Exp
         resolved.checkpoint,
         spec,
         measures=request.max_kl is not None,
+        cache=precision.cache is not None,
     )
     chosen = _choice_files(precision, stored) if request.max_kl is not None else ()
     facts, source = _facts(resolved, graphs), resolved.checkpoint.source
@@ -192,7 +197,9 @@ def plan_export(request: ExportRequest, progress: Progress | None = None) -> Exp
 def with_chosen(plan: ExportPlan, scheme: WeightScheme) -> ExportPlan:
     """The plan once its mixed precision is chosen: the data file's size is exact again."""
     precision = with_scheme(plan.precision, scheme)
-    data = _plan_data(precision, plan.target.stored_tensors(plan.tensors, plan.spec))
+    data = _plan_data(
+        precision, plan.target.stored_tensors(plan.tensors, plan.spec), plan.family.cache_states(plan.spec)
+    )
     path = data_file(precision.suffix)
     files = tuple(
         PlannedFile(path=path, nbytes=data.size, exact=True) if file.path == path else file for file in plan.files
@@ -200,9 +207,15 @@ def with_chosen(plan: ExportPlan, scheme: WeightScheme) -> ExportPlan:
     return dataclasses.replace(plan, precision=precision, data=data, smallest_data=None, files=files)
 
 
-def _plan_data(precision: Precision, stored: Sequence[tuple[str, tuple[int, ...]]]) -> DataPlan:
-    orders = () if precision.scheme is None else precision.scheme.orders(stored)
-    return plan_data([*(precision.stored(name, shape) for name, shape in stored), *([order] for order in orders)])
+def _plan_data(
+    precision: Precision, stored: Sequence[tuple[str, tuple[int, ...]]], states: Sequence[CacheState]
+) -> DataPlan:
+    groups = [precision.stored(name, shape) for name, shape in stored]
+    if precision.scheme is not None:
+        groups += [(order,) for order in precision.scheme.orders(stored)]
+    if precision.cache is not None:
+        groups += [(scale,) for scale in precision.cache.scales(states)]
+    return plan_data(groups)
 
 
 def _choice_files(precision: Precision, stored: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[PlannedFile, ...]:
@@ -230,7 +243,8 @@ def _output(request: ExportRequest, resolved: Resolved) -> Path:
         return request.output
     base = _title(resolved)
     target = "" if request.target == "ort" else f"-{request.target}"
-    return Path(f"{base}-{resolved.precision.name}{target}")
+    cache = resolved.precision.cache
+    return Path(f"{base}-{resolved.precision.name}{'' if cache is None else f'-kv{cache.name}'}{target}")
 
 
 def _title(resolved: Resolved) -> str:
@@ -266,6 +280,7 @@ def _facts(resolved: Resolved, graphs: Sequence[PlannedGraph]) -> FolderFacts:
         precision=resolved.precision.name,
         quantised_by=None if resolved.precision.scheme is None else resolved.precision.scheme.checkpoint,
         activation_dtype=resolved.precision.activation_dtype,
+        state_dtype=resolved.precision.state_dtype,
         providers=resolved.target.providers[resolved.precision.activation_dtype],
         graphs={graph.file: (graph.role, str(graph.logits)) for graph in graphs},
         data_files=(data_file(resolved.precision.suffix),),
@@ -300,42 +315,3 @@ def _files(
     manifest_bytes += sum(file.nbytes for file in chosen[:1])
     planned.append(PlannedFile(path="gemma_export.json", nbytes=manifest_bytes, exact=False))
     return tuple(sorted(planned, key=lambda file: file.path))
-
-
-def adapter_json(merge: Merge | None) -> dict[str, Any] | None:
-    """The merged adapter for machines."""
-    if merge is None:
-        return None
-    return {"name": merge.adapter.name, "ranks": list(merge.ranks), "tensors": len(merge.tensors)}
-
-
-def _bounds_json(plan: ExportPlan) -> dict[str, Any]:
-    return {
-        "max_kl": plan.request.max_kl,
-        "smallest_data_bytes": plan.smallest_data,
-        "largest_data_bytes": plan.data.size,
-    }
-
-
-def plan_json(plan: ExportPlan) -> str:
-    """The plan for machines: schemas/plan.schema.json."""
-    content = {
-        "schema_version": JSON_VERSION,
-        "output": str(plan.output),
-        "family": plan.family.name,
-        "variant": plan.variant.name if plan.variant else None,
-        "target": plan.target.name,
-        "precision": plan.precision.name,
-        "checkpoint_quantisation": plan.facts.quantised_by,
-        "source": plan.facts.source,
-        "adapter": adapter_json(plan.merge),
-        "residual_scale": dataclasses.asdict(plan.residual_scale),
-        "max_kl": None if plan.request.max_kl is None else _bounds_json(plan),
-        "files": [{"path": file.path, "size": file.nbytes, "exact": file.exact} for file in plan.files],
-        "total_bytes": plan.nbytes,
-        "download_bytes": plan.download_bytes,
-        "peak_memory_bytes": plan.peak_memory_bytes,
-        "warnings": list(plan.warnings),
-        "kinds": {file.path: file_kind(file.path) for file in plan.files},
-    }
-    return json.dumps(content, indent=2)

@@ -9,6 +9,7 @@ from pathlib import Path
 from gemma_export.checkpoint import Quantisation
 from gemma_export.errors import UsageError
 from gemma_export.precision import (
+    CACHE_FORMATS,
     PRECISIONS,
     QUANTISERS,
     Precision,
@@ -53,6 +54,8 @@ class ExportRequest:
     context: int | None = None
     # "auto", "measure", "off" or a number: gemma_export.residual_scale
     residual_scale: str = "auto"
+    # integer type of keys and values between steps, a name of CACHE_FORMATS; None: the activations' type
+    kv_cache: str | None = None
     # mean KL in nats that mixed precision must keep; None: the scheme as it is
     max_kl: float | None = None
     output: Path | None = None
@@ -111,7 +114,38 @@ def target_and_precision(request: ExportRequest, quantisation: Quantisation | No
             f"target {target.name} has no {precision.activation_dtype} kernels: --{precision.name} cannot run there",
             hint=f"Choose a precision with {' or '.join(target.providers)} activations, or another --target.",
         )
-    return target, precision if scheme is None else quantised(precision, scheme)
+    if scheme is not None:
+        precision = quantised(precision, scheme)
+    return (target, precision) if request.kv_cache is None else _with_cache(target, precision, request)
+
+
+def _with_cache(target: Target, precision: Precision, request: ExportRequest) -> tuple[Target, Precision]:
+    """Both with integers for keys and values between steps."""
+    if request.kv_cache not in CACHE_FORMATS:
+        raise UsageError(
+            f"unknown --kv-cache {request.kv_cache!r}, expected one of: {', '.join(CACHE_FORMATS)}",
+            hint="Leave --kv-cache out for a cache of the activations' type.",
+        )
+    option = f"--kv-cache {request.kv_cache}"
+    if target.quantise_cache is None:
+        raise UsageError(
+            f"target {target.name}{' with functions' * request.keep_functions} has no attention over "
+            f"{request.kv_cache} caches",
+            hint=f"Export with --target ort, or leave {option} out.",
+        )
+    if precision.activation_dtype not in target.cache_providers:
+        raise UsageError(
+            f"{option} runs on the CPU provider, which has no {precision.activation_dtype} kernels; "
+            "it is not proven on any other",
+            hint=f"Choose a precision with {' or '.join(target.cache_providers)} activations, or leave {option} out.",
+        )
+    if request.max_kl is not None:
+        raise UsageError(
+            f"--max-kl measures a cache of the activations' type, and {option} is given",
+            hint=f"Choose without it, then give the chosen rules with --precision-config and {option}.",
+        )
+    target = dataclasses.replace(target, providers=target.cache_providers)
+    return target, dataclasses.replace(precision, cache=CACHE_FORMATS[request.kv_cache])
 
 
 def _with_format(target: Target, request: ExportRequest, scheme: WeightScheme) -> Target:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gemma_export.artifact.disk import nearest_existing
 from gemma_export.artifact.lock import cache_directory
-from gemma_export.calibration import needs_calibration
 from gemma_export.mixed_precision import JSON_FILE, PLOT_FILE, MixedPrecision, can_plot
 from gemma_export.planning import ExportPlan, with_chosen
 from gemma_export.progress import Progress
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import onnx_ir as ir
 
     from gemma_export.calibration.channels import ChannelScales
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Calibration",
     "RoundedScales",
+    "cache_scales_of",
     "calibrates",
     "calibration_of",
     "choice_files",
@@ -126,8 +128,8 @@ def settle_precision(
 
 
 def calibrates(plan: ExportPlan) -> bool:
-    """Whether some matrices are quantised by what calibration text makes of their inputs."""
-    return needs_calibration(plan.precision.scheme, plan.target.stored_tensors(plan.tensors, plan.spec))
+    """Whether the model is run on calibration text while it is lowered."""
+    return plan.precision.cache is not None or plan.quantises_by_text
 
 
 def calibration_of(plan: ExportPlan, model: ir.Model, progress: Progress | None = None) -> Calibration:
@@ -139,7 +141,7 @@ def calibration_of(plan: ExportPlan, model: ir.Model, progress: Progress | None 
         progress: told of the weights' bytes.
     """
     scheme = plan.precision.scheme
-    if scheme is None or plan.calibration is None or not calibrates(plan):
+    if scheme is None or plan.calibration is None or not plan.quantises_by_text:
         return lambda lowered: lambda name: None
     from gemma_export.calibration.placement import bound_weights, place
     from gemma_export.calibration.quantise import quantise_by_layer
@@ -161,6 +163,36 @@ def calibration_of(plan: ExportPlan, model: ir.Model, progress: Progress | None 
         )
 
     return run
+
+
+def cache_scales_of(
+    plan: ExportPlan, model: ir.Model, progress: Progress | None = None
+) -> Mapping[str, npt.NDArray[np.float32]] | None:
+    """Past tensor -> scales of its integers, measured on calibration text; None for a cache of the activations' type.
+
+    Args:
+        plan: settled.
+        model: the semantic graph before any pass.
+        progress: told of the weights' bytes.
+    """
+    cache = plan.precision.cache
+    if cache is None:
+        return None
+    from gemma_export.calibration.cache_scales import cache_scales
+    from gemma_export.calibration.placement import bound_weights
+    from gemma_export.layerwise import reference_stack
+
+    assert plan.calibration is not None
+    sequences = plan.calibration.token_ids
+    return cache_scales(
+        reference_stack(plan.family, plan.spec, positions=max(map(len, sequences))),
+        plan.family.cache_states(plan.spec),
+        bound_weights(model).__getitem__,
+        sequences,
+        cache,
+        directory=_scratch(plan),
+        progress=progress,
+    )
 
 
 def _scratch(plan: ExportPlan) -> Path:
@@ -237,8 +269,12 @@ def format_options(
 ) -> dict[str, Any]:
     """The number format's options, in the manifest's words."""
     options = {} if plan.precision.scheme is None else dict(plan.precision.scheme.options())
+    cache = plan.precision.cache
     if plan.calibration is not None:
-        options["calibration"] = dict(plan.calibration.options)
+        if cache is not None:
+            options["kv_cache"] = cache.options(plan.calibration.options)
+        if cache is None or plan.quantises_by_text:
+            options["calibration"] = dict(plan.calibration.options)
     if plan.precision.scheme is not None:
         name = "smoothing" if plan.precision.scheme.dynamic else "activation_aware"
         options[name] = None if scales is None else scales.to_dict()

@@ -45,6 +45,7 @@ def build_manifest(
     precision: str,
     activation_dtype: str,
     weight_dtype: str,
+    state_dtype: str,
     options: Mapping[str, Any],
 ) -> Manifest:
     """The manifest of a folder.
@@ -60,9 +61,9 @@ def build_manifest(
         target, opset, cache_layout, providers: of the deployment target.
         chunks: for each role, which steps of several tokens with a cache its graph takes: batched, single or none.
         min_onnxruntime: for each role, the first release that loads its graph.
-        precision, activation_dtype, weight_dtype, options: of the number format.
+        precision, activation_dtype, weight_dtype, state_dtype, options: of the number format.
     """
-    state = tuple(_state(entry, activation_dtype) for entry in states)
+    state = tuple(_state(entry, state_dtype) for entry in states)
     return Manifest(
         variant=variant,
         family=spec.family,

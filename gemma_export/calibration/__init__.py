@@ -1,9 +1,10 @@
-"""What the inputs of a model's matrices look like on calibration text, and what quantisation makes of that.
+"""What a model's activations look like on calibration text, and what quantisation makes of that.
 
     plan.py, text.py, batches.py   which text, and its tokens
     channels.py                    scales of channels that make rounding lose less
     placement.py                   where the graph stores each matrix
     quantise.py                    its codes, layer by layer
+    cache_scales.py                ranges of keys and values between steps
 
 Importing the package imports no torch: plans check a calibration file before anything runs.
 """

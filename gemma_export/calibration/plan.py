@@ -14,9 +14,9 @@ from gemma_export.precision.block_format import BlockFormat
 
 __all__ = ["needs_calibration", "plan_calibration"]
 
-# Sequences that KL is measured on, two products with the whole vocabulary for each position of every run, and that
-# channels are scaled by.
-_MEASURED_SEQUENCES = 16
+# Sequences where no quantiser needs more. --max-kl pays for two products with the whole vocabulary at each position in
+# every run. A cache's scales are as good from 16 as from 40 (CONTRIBUTING.md).
+_FEW_SEQUENCES = 16
 _CALIBRATED = frozenset(name for name, quantiser in QUANTISERS.items() if quantiser.calibrated)
 
 
@@ -42,6 +42,7 @@ def plan_calibration(
     spec: DecoderSpec,
     *,
     measures: bool,
+    cache: bool,
 ) -> Sequences | None:
     """The calibration text in tokens, where something takes one.
 
@@ -51,6 +52,7 @@ def plan_calibration(
         stored: name and shape of every tensor of the data file.
         checkpoint: has the tokenizer.
         spec: the architecture.
+        cache: whether keys and values are stored in integers, whose scales are calibrated.
         measures: whether a mixed precision is chosen by measured KL.
 
     Raises:
@@ -59,12 +61,13 @@ def plan_calibration(
     """
     if needs_calibration(scheme, stored):
         return token_sequences(read_calibration(path), checkpoint, spec)
+    scales = scheme is not None and scheme.calibrates(checkpoint.kind)
+    if cache or (path is not None and (measures or scales)):
+        return token_sequences(read_calibration(path), checkpoint, spec, most=_FEW_SEQUENCES)
     if path is None:
         # channels and KL have built-in texts of their own
         return None
-    if measures or (scheme is not None and scheme.calibrates(checkpoint.kind)):
-        return token_sequences(read_calibration(path), checkpoint, spec, most=_MEASURED_SEQUENCES)
     raise UsageError(
         f"--calibration {path} is given, and nothing here runs the model on it",
-        hint="Add --quantizer gptq, --activation-aware, --int8-dynamic or --max-kl, or leave --calibration out.",
+        hint="Add --quantizer gptq, --activation-aware, --int8-dynamic, --kv-cache int8 or --max-kl, or leave it out.",
     )

@@ -57,7 +57,7 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
     "--calibration",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Text that gptq or --max-kl runs the model on.",
+    help="Text for options that run the model. Default: a built-in one.",
 )
 @click.option("--embedding-bits", type=int, metavar="4|8", help="Bits of the embedding table and the head.")
 @click.option("--format", "weight_format", metavar="NAME", help="Of integer weights: nbits (MatMulNBits) or qdq.")
@@ -65,6 +65,11 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platf
 @click.option("--activation-aware", is_flag=True, help="int4, int8: scale channels as calibration text asks.")
 @click.option(
     "--precision-config", metavar="FILE", type=click.Path(path_type=Path), help="TOML: precision of single tensors."
+)
+@click.option(
+    "--kv-cache",
+    metavar="NAME",
+    help="int8: keys and values in 8 bits, scales from text (CPU). Default: as activations.",
 )
 @click.option("--max-kl", type=float, metavar="X", help="int4: the fewest bytes whose mean KL, measured, is at most X.")
 @click.option(
@@ -205,6 +210,7 @@ def _request(options: dict[str, Any]) -> ExportRequest:
         logits=options["logits"],
         context=options["context_length"],
         residual_scale=options["residual_scale"],
+        kv_cache=options["kv_cache"],
         max_kl=options["max_kl"],
         output=options["output"],
         force=options["force"],

@@ -38,7 +38,7 @@ def warn(plan: ExportPlan) -> None:
 
 def print_plan(plan: ExportPlan, *, as_json: bool) -> None:
     """Prints what an export would write."""
-    from gemma_export.planning import plan_json
+    from gemma_export.plan_json import cache_json, plan_json
     from gemma_export.progress import format_bytes
 
     if as_json:
@@ -57,13 +57,15 @@ def print_plan(plan: ExportPlan, *, as_json: bool) -> None:
         click.echo(f"download: {format_bytes(plan.download_bytes)} ({plan.download_bytes:,} bytes) of weights")
     elif plan.facts.source_kind == "hub":
         click.echo("download: nothing, the weights are in the Hub cache")
+    cache = cache_json(plan)
+    click.echo(f"cache: {cache['bytes_per_token']:,} bytes of {cache['dtype']} keys and values a token, when it runs")
     click.echo(f"memory: about {format_bytes(plan.peak_memory_bytes)} at most; nothing was written")
     click.echo("next: the same command without --dry-run")
 
 
 def print_result(result: ExportResult, *, as_json: bool) -> None:
     """Prints what an export has written, and the next command."""
-    from gemma_export.planning import adapter_json
+    from gemma_export.plan_json import adapter_json, cache_json
     from gemma_export.progress import format_bytes
 
     plan, folder = result.plan, result.folder
@@ -82,6 +84,7 @@ def print_result(result: ExportResult, *, as_json: bool) -> None:
             "target": plan.target.name,
             "graphs": [graph.file for graph in plan.graphs],
             "bytes": folder.total_bytes,
+            "kv_cache": cache_json(plan),
             "residual_scale": None if scale is None else {"measured": None, **scale},
             "mixed_precision": None if result.mixed is None else result.mixed.to_dict(),
             "seconds": {stage: round(value, 3) for stage, value in result.seconds.items()},

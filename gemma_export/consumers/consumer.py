@@ -40,6 +40,8 @@ class FolderFacts:
     # how the checkpoint's own integers were made, where the folder has them
     quantised_by: str | None
     activation_dtype: str
+    # of keys and values between steps
+    state_dtype: str
     providers: tuple[str, ...]
     # path -> (role, what its logits cover)
     graphs: Mapping[str, tuple[str, str]]

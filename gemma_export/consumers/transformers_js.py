@@ -37,7 +37,7 @@ def transformers_js_config(facts: FolderFacts) -> dict[str, Any] | None:
         "dtype": _DATA_TYPES[main],
         "use_external_data_format": {main: len(facts.data_files)},
     }
-    if facts.activation_dtype == "float16":
-        # releases before 4 make an empty cache of this type; later ones ask the session
+    if facts.state_dtype == "float16":
+        # releases before 4 make an empty cache of this type; later ones ask the session, for int8 too
         section["kv_cache_dtype"] = {_DATA_TYPES[main]: "float16"}
     return section

@@ -143,6 +143,8 @@ def attention(
     query_BNSD = rotate(query.view(batch, sequence, num_heads, -1).transpose(1, 2), cos, sin)
     key_BKSD = rotate(key.view(batch, sequence, kv_num_heads, -1).transpose(1, 2), cos, sin)
     value_BKSD = value.view(batch, sequence, kv_num_heads, -1).transpose(1, 2)
+    tap("attention.key", key_BKSD)
+    tap("attention.value", value_BKSD)
     present_key = torch.cat((past_key, key_BKSD), dim=2)
     present_value = torch.cat((past_value, value_BKSD), dim=2)
 

@@ -1,4 +1,4 @@
-"""Values inside operators that no module boundary shows: the residual stream's points, the attention scores."""
+"""Values inside operators that no module boundary shows: the residual stream's points, what attention computes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ def tap(name: str, tensor: torch.Tensor) -> None:
     """Shows a value of an eager run to the observer, if there is one.
 
     Names: the residual point of a sum (`layers.3.attn_residual`), `{point}.branch` for what is added to the stream
-    there, `attention.scores` for the scaled query-key products [batch_size, heads, sequence_length, total], before
-    softcap and mask.
+    there, `attention.key` (after rotary embedding) and `attention.value` [batch_size, kv_heads, sequence_length,
+    head_dim] as they enter the cache, `attention.scores` for the scaled query-key products [batch_size, heads,
+    sequence_length, total], before softcap and mask.
     """
     observer = _observer.get()
     if observer is not None:

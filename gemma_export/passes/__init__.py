@@ -17,6 +17,7 @@ from gemma_export.passes.lower_linear import LowerLinear
 from gemma_export.passes.lower_linear_to_matmul import LowerLinearToMatMul
 from gemma_export.passes.lower_norms import LowerNorms
 from gemma_export.passes.quantise_activations import QuantiseActivations, RowQuantised
+from gemma_export.passes.quantise_cache import QuantiseCache
 from gemma_export.passes.quantise_matrices import BlockQuantised, QuantiseMatrices
 from gemma_export.passes.quantise_qdq import QuantiseQdq, TransposedBlocks
 from gemma_export.passes.rescale_residual import RescaleResidual
@@ -39,6 +40,7 @@ __all__ = [
     "LowerLinearToMatMul",
     "LowerNorms",
     "QuantiseActivations",
+    "QuantiseCache",
     "QuantiseMatrices",
     "QuantiseQdq",
     "RescaleResidual",

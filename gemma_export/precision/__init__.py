@@ -1,6 +1,7 @@
 """Number formats, one file each. `PRECISIONS` is the registry: to add one, add a file and a line here.
 
-`SCHEMES` are the quantisations of weights that each of them can be combined with (`quantised`).
+`SCHEMES` are the quantisations of weights that each of them can be combined with (`quantised`), `CACHE_FORMATS` the
+integer types of keys and values.
 
 The descriptions are torch-free (plans read them); `apply` changes a lowered graph.
 """
@@ -8,6 +9,7 @@ The descriptions are torch-free (plans read them); `apply` changes a lowered gra
 from __future__ import annotations
 
 from gemma_export.precision.bf16 import BF16
+from gemma_export.precision.cache_format import CACHE_FORMATS, CacheFormat
 from gemma_export.precision.fp16 import FP16
 from gemma_export.precision.fp32 import FP32
 from gemma_export.precision.options import WeightOptions, check_packing, check_rules, weight_scheme
@@ -18,9 +20,11 @@ from gemma_export.precision.schemes import SCHEMES
 from gemma_export.precision.stored_scheme import stored_scheme, with_stored_tensors
 
 __all__ = [
+    "CACHE_FORMATS",
     "PRECISIONS",
     "QUANTISERS",
     "SCHEMES",
+    "CacheFormat",
     "Precision",
     "WeightOptions",
     "WeightScheme",

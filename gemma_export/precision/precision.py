@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from gemma_export.config import CacheState
+from gemma_export.precision.cache_format import CacheFormat
 from gemma_export.precision.scheme import WeightScheme
 
 if TYPE_CHECKING:
@@ -13,8 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DTYPE_BYTES", "Precision", "quantised"]
 
-# of activations, and of the scales of quantised weights
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+# of activations, of the scales of quantised weights, and of keys and values between steps
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 # what loaders append to a quantised file's suffix for the activations: _q4, _q4f16
 _ACTIVATION_SUFFIX = {"float32": "", "float16": "f16", "bfloat16": "bf16"}
 
@@ -36,6 +38,18 @@ class Precision:
     apply: Callable[[ir.Model], None]
     # what is quantised, and how; None: every tensor is stored in weight_dtype
     scheme: WeightScheme | None = None
+    # of keys and values between steps; None: activation_dtype
+    cache: CacheFormat | None = None
+
+    @property
+    def state_dtype(self) -> str:
+        """ONNX's name of the decoder state's type, lower case."""
+        return self.activation_dtype if self.cache is None else self.cache.dtype
+
+    def state_nbytes(self, states: Iterable[CacheState]) -> int:
+        """Bytes of all keys and values of one token."""
+        numbers = sum(len(state.past_names) * state.num_heads * state.head_dim for state in states)
+        return numbers * DTYPE_BYTES[self.state_dtype]
 
     def stored(self, name: str, shape: tuple[int, ...]) -> tuple[tuple[str, int], ...]:
         """Name and size in bytes of each tensor that one of the target's tensors becomes."""

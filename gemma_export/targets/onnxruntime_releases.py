@@ -47,6 +47,8 @@ _ATTRIBUTES: dict[str, dict[str, Release]] = {
         "qk_output": (1, 23, 0),
         "sliding_window_cache": (1, 29, 0),
         "causal": (1, 30, 0),
+        # the schemas have them since 1.25: what the CPU kernel does with an int8 cache decides
+        **dict.fromkeys(("k_quant_type", "v_quant_type", "kv_cache_bit_width"), (1, 28, 0)),
     },
     "FastGelu": {},
     "FusedMatMul": {"transB": _OLDEST},
@@ -57,6 +59,9 @@ _ATTRIBUTES: dict[str, dict[str, Release]] = {
     "MatMulNBits": {**dict.fromkeys(("K", "N", "accuracy_level", "block_size"), _OLDEST), "bits": (1, 23, 0)},
     "SkipSimplifiedLayerNormalization": {"epsilon": _OLDEST},
 }
+# Activations of attention over an int8 cache -> release, run on each from 1.25.0 to 1.32.0 with this project's numbers:
+# 1.25 and 1.26 refuse it, 1.27 gives wrong numbers for a padded batch, 1.27 and 1.28 refuse float16.
+_INT8_CACHE: dict[str, Release] = {"FLOAT": (1, 28, 0), "FLOAT16": (1, 29, 0)}
 
 
 def first_release(model: ir.Model) -> str:
@@ -75,6 +80,8 @@ def first_release(model: ir.Model) -> str:
         if node.op_type not in _INPUTS:
             raise _unknown(node.op_type)
         needed = max(needed, _for_inputs(node), *(_for_attribute(node, name) for name in node.attributes))
+        if "kv_cache_bit_width" in node.attributes:
+            needed = max(needed, _for_int8_cache(node))
     return ".".join(map(str, needed))
 
 
@@ -91,6 +98,14 @@ def _for_attribute(node: ir.Node, name: str) -> Release:
     if name not in known:
         raise _unknown(f"attribute {name} of {node.op_type}")
     return known[name]
+
+
+def _for_int8_cache(node: ir.Node) -> Release:
+    values = [value for value in node.inputs[:1] if value is not None and value.dtype is not None]
+    activations = values[0].dtype.name if values and values[0].dtype is not None else "untyped"
+    if activations not in _INT8_CACHE:
+        raise _unknown(f"an int8 cache under {activations} activations")
+    return _INT8_CACHE[activations]
 
 
 def _unknown(what: str) -> PassError:

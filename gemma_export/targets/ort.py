@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import PassError
@@ -28,6 +28,9 @@ _PROVIDERS = {"float32": ("cpu",), "float16": ("cpu", "cuda"), "bfloat16": ("cud
 # Of MatMulNBits. In float32, which only the CPU runs, 4: it quantises activations to 8 bits block by block, faster at
 # any number of rows. The CUDA kernels ignore it; in float16 the CPU widens and 0 keeps what it computes.
 _ACCURACY_LEVELS = {"float32": 4}
+# Of graphs with an int8 cache. The operator's schema has it for CUDA too, and the CUDA kernel is said to attend to the
+# unrounded keys of a prompt where the CPU's attends to the stored ones; nothing of that was measured here.
+_CACHE_PROVIDERS = {"float32": ("cpu",), "float16": ("cpu",)}
 # of graphs with DequantizeLinear: only the CPU provider has kernels for all that a look-up in a table takes apart
 _QDQ_PROVIDERS = {"float32": ("cpu",), "float16": ("cpu",)}
 
@@ -69,6 +72,13 @@ def _quantise_qdq(
     from gemma_export import passes
 
     passes.QuantiseQdq(matrices)(model)
+
+
+def _quantise_cache(model: ir.Model, scales: Mapping[str, Any]) -> None:
+    """int8 past and present of GroupQueryAttention, with the scales inside the graph."""
+    from gemma_export import passes
+
+    passes.QuantiseCache(scales)(model)
 
 
 def _finish(model: ir.Model, keep: int) -> None:
@@ -157,6 +167,8 @@ _NBITS = Target(
     with_functions=None,
     quantise=_quantise,
     quantise_activations=_quantise_activations,
+    quantise_cache=_quantise_cache,
+    cache_providers=_CACHE_PROVIDERS,
     rounded_activations=frozenset(_ACCURACY_LEVELS),
 )
 _QDQ = dataclasses.replace(

@@ -56,6 +56,11 @@ class Target:
     rounded_activations: frozenset[str] = frozenset()
     # other formats that it can store them in -> the target that does
     formats: Mapping[str, Target] = dataclasses.field(default_factory=dict)
+    # (lowered graph in its final types, past tensor -> float32 scales): makes keys and values integers between steps;
+    # None where the target's attention keeps the activations' type
+    quantise_cache: Callable[[ir.Model, Mapping[str, Any]], None] | None = None
+    # activation dtype -> the execution providers whose attention is known to run on such a cache
+    cache_providers: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def with_format(self, name: str | None) -> Target | None:
         """The target that stores integer weights in a format, None for its own; None if there is none."""

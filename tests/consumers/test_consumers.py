@@ -92,6 +92,17 @@ def test_tokenizer(name: str, precision: str, outcome: Callable[..., tuple[Answe
     assert outcome(name, precision)[1].text == CONSUMERS[name].limits.get("text", SAME)
 
 
+@pytest.mark.parametrize("precision", _PRECISIONS)
+def test_an_int8_cache(precision: str, tmp_path: Path) -> None:
+    """Every loader asks the session what type its cache has."""
+    folder = tmp_path / "folder"
+    export(ExportRequest(variant="tiny", precision=precision, kv_cache="int8", output=folder))
+    for consumer in CONSUMERS.values():
+        if consumer.target == "ort":
+            judged = judge(consumer, precision, _ask(consumer, folder, _PRECISIONS[precision]), reference())
+            assert (judged.greedy, judged.batch) == (SAME, SAME if consumer.batch else "—"), consumer.name
+
+
 @pytest.mark.parametrize("logits", ["all", "4"])
 def test_other_logits_positions(logits: str, tmp_path: Path) -> None:
     folders = {}

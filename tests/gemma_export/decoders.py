@@ -41,6 +41,10 @@ CONFIGS: dict[str, dict[str, object]] = {
 }
 
 
+# onnxruntime's name of a state's element type -> numpy's
+STATE_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
+
+
 def reference_model(config: dict[str, object], seed: int = 0) -> transformers.GemmaForCausalLM:
     """The reference implementation in float32 with weights large enough that mistakes show."""
     torch.manual_seed(seed)
@@ -94,7 +98,7 @@ class Graph:
         self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         self.past_names = [value.name for value in self.session.get_inputs()[2:]]
         past = self.session.get_inputs()[2]
-        self.dtype = {"tensor(float)": np.float32, "tensor(float16)": np.float16}[past.type]
+        self.dtype = STATE_DTYPES[past.type]
         self.state_shape = past.shape
 
     def empty_cache(self, batch_size: int) -> list[np.ndarray]:

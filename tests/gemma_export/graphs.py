@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import tolerances
-from decoders import Graph
+from decoders import STATE_DTYPES, Graph
 
 from gemma_export.checkpoint import SyntheticSource
 from gemma_export.config import DecoderSpec
@@ -166,7 +166,7 @@ class Unoptimised(Graph):
         self.session = onnxruntime.InferenceSession(serialize(model), options, providers=["CPUExecutionProvider"])
         past = self.session.get_inputs()[2:]
         self.past_names = [tensor.name for tensor in past]
-        self.dtype = {"tensor(float)": np.float32, "tensor(float16)": np.float16}[past[0].type]
+        self.dtype = STATE_DTYPES[past[0].type]
         self.state_shape = past[0].shape
 
 

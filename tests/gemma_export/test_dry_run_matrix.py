@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -91,4 +92,36 @@ def test_dry_run_of_integer_weights(target: str, scheme: str, precision: str, va
     tables = PRECISIONS[precision].stored_nbytes((plan.spec.max_position_embeddings * plan.spec.head_dim,))
     # scales and zero points come on top: at most 32 + 8 bits a block of 128
     assert parameters * bits / 8 < plan.data.size - tables < parameters * (bits + 0.35) / 8
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("scheme", [None, *SCHEMES])
+@pytest.mark.parametrize("target", TARGETS)
+def test_dry_run_of_integer_caches(
+    target: str, scheme: str | None, precision: str, variant: str, tmp_path: Path
+) -> None:
+    request = ExportRequest(
+        variant=variant,
+        synthetic_seed=0,
+        target=target,
+        precision=precision,
+        weights=WeightOptions(scheme=scheme),
+        kv_cache="int8",
+        output=tmp_path / "folder",
+    )
+    if target != "ort" or precision == "bf16":
+        with pytest.raises(UsageError, match=f"target {target} has no|--kv-cache int8 runs on the CPU provider"):
+            plan_export(request)
+        return
+    plan, plain = plan_export(request), plan_export(dataclasses.replace(request, kv_cache=None))
+    assert plan.precision.name == plain.precision.name
+    assert [graph.file for graph in plan.graphs] == [graph.file for graph in plain.graphs]
+    assert plan.facts.providers == ("cpu",)
+    # a float32 scale for each number of a token's keys and values; those below a kilobyte stay in the graphs
+    spec = plan.spec
+    numbers = 2 * spec.num_hidden_layers * spec.key_value_size
+    assert plan.precision.state_nbytes(plan.facts.states) == numbers
+    assert plan.data.size - plain.data.size == (4 * numbers if 4 * spec.key_value_size >= 1024 else 0)
     assert list(tmp_path.iterdir()) == []

@@ -24,7 +24,7 @@ from gemma_validation import measure_drift
 
 __all__ = ["main"]
 
-_NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""Drift of each precision of the built-in model against PyTorch (transformers, float32) on held-out Python text.
+"""Drift of each precision of the built-in model, and of int8 caches, against PyTorch (transformers, float32) on
+held-out Python text.
 
 Prints the table of the README. The text should be none that the model was trained on.
 """
@@ -39,20 +40,22 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks precision", description=__doc__)
     parser.add_argument("--text", type=Path, nargs="+", required=True, help="Python files")
     parser.add_argument("--tokens", type=int, default=6144, help="positions to compare (default: 6144)")
+    parser.add_argument("--length", type=int, default=_LENGTH, help=f"tokens of a sequence (default: {_LENGTH})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
     options = parser.parse_args(arguments)
-    ids = sequences(options.text, options.tokens)
+    ids = sequences(options.text, options.tokens, length=options.length)
     expected = reference_logits(BUILTIN_DIRECTORY, ids)
     machine = describe_machine(Path(tempfile.gettempdir()))
     print(f"{one_line(machine)}\n{ids.size} positions")
-    print("| precision | mean KL | p99 KL | top-1 agreement | MB |\n|---|---|---|---|---|")
+    columns = ("precision", "cache", "mean KL", "p99 KL", "top-1 agreement", "MB", "cache bytes a token")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     rows = []
-    for precision in PRECISIONS:
-        row = _measure(precision, ids, expected)
-        rows.append({"precision": precision, **row})
+    for precision, kv_cache in (*((name, None) for name in PRECISIONS), ("fp32", "int8"), ("fp16", "int8")):
+        row = _measure(precision, kv_cache, ids, expected)
+        rows.append({"precision": precision, "kv_cache": kv_cache, **row})
         print(
-            f"| {precision} | {row['mean_kl']:.2g} | {row['p99_kl']:.2g} | {row['top1_agreement']:.2%} "
-            f"| {row['data_bytes'] / 1e6:.2f} |"
+            f"| {precision} | {kv_cache or precision} | {row['mean_kl']:.2g} | {row['p99_kl']:.2g} "
+            f"| {row['top1_agreement']:.2%} | {row['data_bytes'] / 1e6:.2f} | {row['cache_bytes']:,} |"
         )
     if options.json is not None:
         versions = {"onnxruntime": onnxruntime.__version__, "torch": torch.__version__}
@@ -61,9 +64,12 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _measure(precision: str, ids: npt.NDArray[np.int64], expected: npt.NDArray[np.float32]) -> dict[str, Any]:
+def _measure(
+    precision: str, kv_cache: str | None, ids: npt.NDArray[np.int64], expected: npt.NDArray[np.float32]
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as root:
-        result = export(ExportRequest(variant="tiny", precision=precision, output=Path(root) / "folder"))
+        request = ExportRequest(variant="tiny", precision=precision, kv_cache=kv_cache, output=Path(root) / "folder")
+        result = export(request)
         drift = measure_drift(expected, logits(result.folder.directory, ids))
         size = sum(entry.size for entry in result.folder.files if entry.kind == "data")
     return {
@@ -71,6 +77,7 @@ def _measure(precision: str, ids: npt.NDArray[np.int64], expected: npt.NDArray[n
         "p99_kl": float(drift.p99_kl),
         "top1_agreement": float(drift.top1_agreement),
         "data_bytes": size,
+        "cache_bytes": result.plan.precision.state_nbytes(result.plan.facts.states),
     }
 
 
@@ -81,12 +88,14 @@ def reference_logits(checkpoint: Path, ids: npt.NDArray[np.int64]) -> npt.NDArra
         return np.concatenate([model(input_ids=torch.from_numpy(row[None])).logits.numpy() for row in ids])
 
 
-def sequences(files: list[Path], count: int, checkpoint: Path = BUILTIN_DIRECTORY) -> npt.NDArray[np.int64]:
-    """int64 [n, 512]: BOS and 511 tokens of the texts by the checkpoint's tokenizer, one after another."""
+def sequences(
+    files: list[Path], count: int, checkpoint: Path = BUILTIN_DIRECTORY, *, length: int = _LENGTH
+) -> npt.NDArray[np.int64]:
+    """int64 [n, length]: BOS and tokens of the texts by the checkpoint's tokenizer, one sequence after another."""
     tokenizer = load_tokenizer(checkpoint)
     tokens = [token for file in files for token in tokenizer.encode(file.read_text(encoding="utf-8"))[1:]]
-    body = _LENGTH - 1
-    rows = min(len(tokens) // body, count // _LENGTH)
+    body = length - 1
+    rows = min(len(tokens) // body, count // length)
     if rows == 0:
         raise SystemExit(f"the texts have {len(tokens)} tokens, at least {body} are needed")
     cut = np.array(tokens[: rows * body], dtype=np.int64).reshape(rows, body)
@@ -94,7 +103,7 @@ def sequences(files: list[Path], count: int, checkpoint: Path = BUILTIN_DIRECTOR
 
 
 def logits(folder: Path, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """float32 [n, 512, vocab_size] of the graph with all positions, on the CPU provider.
+    """float32 [n, length, vocab_size] of the graph with all positions, on the CPU provider.
 
     That provider has no bfloat16 kernels: a bfloat16 graph runs with its rounded weights in float32.
     """
@@ -104,7 +113,7 @@ def logits(folder: Path, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     path = folder / graph.file
     source = ir.to_proto(widen_bfloat16(ir.load(path))).SerializeToString() if widened else str(path)
     session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
-    dtype = np.dtype("float32" if widened else manifest.precision.activation_dtype)
+    dtype = np.dtype("float32" if widened else graph.state[0].dtype)
     rows = []
     for row in ids:
         # [batch_size, kv_heads, past_sequence_length, head_dim] of an empty cache

@@ -1,4 +1,4 @@
-"""The graphs' floating-point types as numpy holds them; numpy has no bfloat16, so its bits travel as uint16."""
+"""The graphs' element types as numpy holds them; numpy has no bfloat16, so its bits travel as uint16."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ ELEMENT_TYPES: dict[str, ElementType] = {
     for element in (
         ElementType(name="float32", onnxruntime="tensor(float)", onnx=1, storage=np.float32),
         ElementType(name="float16", onnxruntime="tensor(float16)", onnx=10, storage=np.float16),
+        ElementType(name="int8", onnxruntime="tensor(int8)", onnx=3, storage=np.int8),
         ElementType(name="bfloat16", onnxruntime="tensor(bfloat16)", onnx=16, storage=np.uint16),
     )
 }

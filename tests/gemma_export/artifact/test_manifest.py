@@ -98,6 +98,7 @@ def build() -> Manifest:
         precision="fp16",
         activation_dtype="float16",
         weight_dtype="bfloat16",
+        state_dtype="int8",
         options={"headroom": 2},
     )
 
@@ -111,7 +112,7 @@ def test_every_field() -> None:
             present=(f"present.{layer}.key", f"present.{layer}.value"),
             shape=("batch_size", 3, "past_sequence_length", 17),
             # of the cache: what the graph computes in
-            dtype="float16",
+            dtype="int8",
         )
         for layer in range(2)
     )

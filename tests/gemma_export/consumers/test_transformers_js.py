@@ -38,6 +38,12 @@ def test_float16() -> None:
     }
 
 
+def test_an_int8_cache_is_left_to_the_session() -> None:
+    """Releases before 4 know only floating-point caches: they would be told a wrong type."""
+    plan = plan_export(ExportRequest(variant="tiny", precision="fp16", kv_cache="int8", output=Path("unused")))
+    assert "kv_cache_dtype" not in config(plan.facts)["transformers.js_config"]
+
+
 def test_every_data_file_counts() -> None:
     known = dataclasses.replace(facts("fp32"), data_files=("onnx/model.onnx_data", "onnx/model.onnx_data_1"))
     section = transformers_js_config(known)

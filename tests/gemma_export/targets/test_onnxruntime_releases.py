@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from graphs import LAYERS, semantic_model, value
+from graphs import LAYERS, SPEC, semantic_model, value
 from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
 from gemma_export.errors import PassError
+from gemma_export.passes import QuantiseCache
 from gemma_export.passes.semantic_nodes import nodes_of
+from gemma_export.precision import PRECISIONS
 from gemma_export.targets import TARGETS
 from gemma_export.targets.onnxruntime_releases import _ATTRIBUTES, _INPUTS, first_release
 
@@ -68,6 +71,24 @@ def test_an_attribute_can_need_more_than_the_inputs() -> None:
     model = _with_inputs(9)
     _attention(model)[0].attributes["sliding_window_cache"] = ir.AttrInt64("sliding_window_cache", 1)
     assert first_release(model) == "1.29.0"
+
+
+@pytest.mark.parametrize(("activations", "release"), [("fp32", "1.28.0"), ("fp16", "1.29.0")])
+def test_an_int8_cache_needs_a_kernel_that_is_right(activations: str, release: str) -> None:
+    """The schemas have it since 1.25."""
+    model = _with_inputs(9)
+    PRECISIONS[activations].apply(model)
+    names = [state.name for node in _attention(model) for state in node.inputs[3:5]]
+    QuantiseCache({name: np.ones((1, SPEC.num_key_value_heads, 1, SPEC.head_dim), np.float32) for name in names})(model)
+    assert first_release(model) == release
+
+
+def test_refuses_an_int8_cache_that_nobody_ran() -> None:
+    model = _with_inputs(9)
+    PRECISIONS["bf16"].apply(model)
+    _attention(model)[0].attributes["kv_cache_bit_width"] = ir.AttrInt64("kv_cache_bit_width", 8)
+    with pytest.raises(PassError, match="recorded for an int8 cache under BFLOAT16 activations"):
+        first_release(model)
 
 
 def test_refuses_an_unknown_opset() -> None:
