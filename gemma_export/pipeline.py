@@ -30,6 +30,13 @@ from gemma_export.checkpoint import (
     download_weights,
     hash_files,
 )
+from gemma_export.measurements import (
+    Measurements,
+    choice_files,
+    format_options,
+    measurement_notes,
+    rounded_scales,
+)
 from gemma_export.mixed_precision import MixedPrecision
 from gemma_export.planning import ExportPlan, PlannedGraph, consumer_files, plan_export
 from gemma_export.progress import NullProgress, Progress
@@ -38,14 +45,9 @@ from gemma_export.settling import (
     cache_scales_of,
     calibrates,
     calibration_of,
-    choice_files,
-    format_options,
-    measurement_notes,
-    rounded_scales,
     settle_channel_scales,
     settle_precision,
     settle_residual_scale,
-    stored_notes,
 )
 from gemma_export.targets import Target
 from gemma_export.targets.onnxruntime_releases import first_release
@@ -125,8 +127,9 @@ def export(
                 clock.lap("choose")
             graphs = lower_graphs(plan, model, progress)
             rounded = rounded_scales(plan, graphs[0].model)
-            options = format_options(plan, [graph.model for graph in graphs], headroom, scales, mixed, rounded)
-            clock.lap("quantise" if calibrates(plan) else "lower")
+            found = Measurements(headroom=headroom, scales=scales, mixed=mixed, rounded=rounded)
+            options = format_options(plan, [graph.model for graph in graphs], found)
+            clock.lap("calibrate" if calibrates(plan) else "lower")
             folder = write_folder(
                 plan.output,
                 graphs=graphs,
@@ -144,7 +147,7 @@ def export(
         seconds=clock.laps,
         options=options,
         mixed=mixed,
-        notes=(*measurement_notes(plan, headroom, scales, mixed), *stored_notes(plan, rounded)),
+        notes=measurement_notes(plan, found),
         warnings=tuple(headroom.warnings()) if headroom is not None else (),
     )
 
@@ -301,4 +304,5 @@ class _Clock:
 
     def lap(self, stage: str) -> None:
         now = time.monotonic()
-        self.laps[stage], self._last = now - self._last, now
+        self.laps[stage] = self.laps.get(stage, 0.0) + now - self._last
+        self._last = now

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from gemma_export.artifact.disk import nearest_existing
-from gemma_export.artifact.lock import cache_directory
-from gemma_export.mixed_precision import JSON_FILE, PLOT_FILE, MixedPrecision, can_plot
+from gemma_export.mixed_precision import MixedPrecision
 from gemma_export.planning import ExportPlan, with_chosen
 from gemma_export.progress import Progress
 
@@ -24,32 +23,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibration",
-    "RoundedScales",
     "cache_scales_of",
     "calibrates",
     "calibration_of",
-    "choice_files",
-    "format_options",
-    "measurement_notes",
-    "rounded_scales",
     "settle_channel_scales",
     "settle_precision",
     "settle_residual_scale",
-    "stored_notes",
 ]
 
 # the lowered graph -> (initializer -> its matrix, None for one that is quantised while it is written)
 Calibration: TypeAlias = "Callable[[ir.Model], Callable[[str], BlockWeight | None]]"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RoundedScales:
-    """Scales of a quantised checkpoint that the activations' type does not hold to the last bit."""
-
-    # of so many in all
-    count: int
-    total: int
-    largest_relative_change: float
 
 
 def settle_residual_scale(plan: ExportPlan, progress: Progress | None = None) -> tuple[ExportPlan, Headroom | None]:
@@ -212,104 +195,3 @@ def _residual_factors(plan: ExportPlan, model: ir.Model) -> dict[str, float]:
     tensors = {str(name): value.const_value for name, value in rescaled.graph.initializers.items()}
     weights = {name: tensor.weight for name, tensor in tensors.items() if isinstance(tensor, WeightTensor)}
     return {name: weight.factor for name, weight in weights.items() if isinstance(weight, Scale)}
-
-
-def rounded_scales(plan: ExportPlan, model: ir.Model) -> RoundedScales | None:
-    """What becomes of a quantised checkpoint's scales in a lowered graph; None for other weights.
-
-    float16 has them all, until the residual stream's power of two makes the smallest subnormal.
-    """
-    scheme = plan.precision.scheme
-    if scheme is None or scheme.checkpoint is None:
-        return None
-    from gemma_export.precision.stored_blocks import rounded_scales as count_rounded
-
-    count, total, change = count_rounded(model)
-    return RoundedScales(count=count, total=total, largest_relative_change=change)
-
-
-def stored_notes(plan: ExportPlan, rounded: RoundedScales | None) -> tuple[str, ...]:
-    """What the user should know of a quantised checkpoint's integers."""
-    quantisation = plan.checkpoint.quantisation
-    if quantisation is None:
-        return ()
-    if rounded is None:
-        exactly = (
-            "exactly" if plan.precision.weight_dtype == "float32" else f"and rounded to {plan.precision.weight_dtype}"
-        )
-        return (f"the checkpoint's integers ({quantisation.describe()}) were multiplied out {exactly}",)
-    if not rounded.count:
-        return ("the checkpoint's integers, zero points and scales are exported as they are",)
-    return (
-        f"{rounded.count:,} of {rounded.total:,} scales of the checkpoint are no float16 numbers once the residual "
-        f"stream is scaled, and are rounded by up to {rounded.largest_relative_change:.2g}; --residual-scale off keeps "
-        "them",
-    )
-
-
-def choice_files(mixed: MixedPrecision | None) -> dict[str, bytes | Path]:
-    """The trade-off, beside the manifest."""
-    if mixed is None:
-        return {}
-    files: dict[str, bytes | Path] = {JSON_FILE: mixed.to_json()}
-    if can_plot():
-        from gemma_export.mixed_precision.plot import draw
-
-        files[PLOT_FILE] = draw(mixed, cache_directory())
-    return files
-
-
-def format_options(
-    plan: ExportPlan,
-    models: Sequence[ir.Model],
-    headroom: Headroom | None,
-    scales: ChannelScales | None,
-    mixed: MixedPrecision | None,
-    rounded: RoundedScales | None,
-) -> dict[str, Any]:
-    """The number format's options, in the manifest's words."""
-    options = {} if plan.precision.scheme is None else dict(plan.precision.scheme.options())
-    cache = plan.precision.cache
-    if plan.calibration is not None:
-        if cache is not None:
-            options["kv_cache"] = cache.options(plan.calibration.options)
-        if cache is None or plan.quantises_by_text:
-            options["calibration"] = dict(plan.calibration.options)
-    if plan.precision.scheme is not None:
-        name = "smoothing" if plan.precision.scheme.dynamic else "activation_aware"
-        options[name] = None if scales is None else scales.to_dict()
-    if mixed is not None:
-        options["mixed_precision"] = mixed.summary()
-    if plan.checkpoint.quantisation is not None and plan.precision.scheme is None:
-        options["dequantised"] = plan.checkpoint.quantisation.describe()
-    if rounded is not None:
-        options["rounded_scales"] = dataclasses.asdict(rounded)
-    if plan.precision.activation_dtype != "float16":
-        return options
-    residual_scale: dict[str, Any] = dataclasses.asdict(plan.residual_scale)
-    if headroom is not None:
-        from gemma_export.headroom import largest_constant
-
-        residual_scale["measured"] = headroom.to_dict() | {
-            "largest_constant": max(largest_constant(model) for model in models)
-        }
-    return {**options, "residual_scale": residual_scale}
-
-
-def measurement_notes(
-    plan: ExportPlan, headroom: Headroom | None, scales: ChannelScales | None, mixed: MixedPrecision | None
-) -> tuple[str, ...]:
-    """What the user should know of the number format, a line each."""
-    notes = [found.note() for found in (scales, mixed) if found is not None]
-    if mixed is not None and not can_plot():
-        notes.append(f"{PLOT_FILE} was not drawn: pip install matplotlib")
-    scale = plan.residual_scale
-    if plan.precision.activation_dtype != "float16":
-        return tuple(notes)
-    how = f"scaled by 2^-{scale.shift}" if scale.shift else "not scaled"
-    why = scale.reason
-    if headroom is not None:
-        peak = headroom.stream
-        where = "the embedding" if peak.layer is None else f"layer {peak.layer}"
-        why = f"measured: peaks at {peak.value:,.4g} in {where}, {headroom.headroom_bits:.1f} bits of headroom"
-    return (*notes, f"residual stream {how} ({why})")
