@@ -73,7 +73,7 @@ def test_repositories_that_are_no_adapter(hub: HubServer, tmp_path: Path) -> Non
     hub.repositories["org/pickle"] = Repository({"adapter_config.json": b"{}", "adapter_model.bin": b"x"})
     hub.repositories["org/notes"] = Repository({"README.md": b"x"})
     _refused(hub, tmp_path, "org/model", 3, "no adapter_config.json", "whole model", "--checkpoint")
-    _refused(hub, tmp_path, "org/pickle", 3, "no adapter_model.safetensors", "pickle", "run code")
+    _refused(hub, tmp_path, "org/pickle", 3, "no adapter_model.safetensors", "pickle", "run any code")
     _refused(hub, tmp_path, "org/notes", 3, "no adapter_config.json", "no PEFT adapter")
 
 
