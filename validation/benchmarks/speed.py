@@ -49,7 +49,7 @@ _OURS = (
     ("int4 (default)", "--int4"),
     ("int4 block 32", "--int4 --block-size 32"),
     ("int8", "--int8"),
-    ("int8-dynamic", "--int8-dynamic"),
+    ("int8-dynamic", "--int8-dynamic --no-smoothing"),
     ("fp32", "--fp32"),
 )
 _SUBJECT = _OURS[0][0]
