@@ -26,16 +26,7 @@ TEXT = ROOT / "gemma_export/resolution.py"
 def run(directory: Path, *arguments: str) -> tuple[dict[str, Any], str]:
     """What a benchmark of one round found, and its table."""
     path = os.pathsep.join(map(str, (ROOT, ROOT / "runtimes/python")))
-    shared = (
-        "--rounds",
-        "1",
-        "--work",
-        str(directory / "work"),
-        "--results",
-        str(directory),
-        "--peers",
-        str(directory),
-    )
+    folders = ("--work", str(directory / "work"), "--results", str(directory), "--peers", str(directory))
     finished = subprocess.run(
         [sys.executable, str(ROOT / "validation/benchmarks"), *arguments, "--rounds", "1", *folders],
         env={**os.environ, "PYTHONPATH": path},

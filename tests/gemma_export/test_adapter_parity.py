@@ -169,13 +169,16 @@ def test_the_builtin_model_in_float16(tmp_path: Path) -> None:
     base = transformers.GemmaForCausalLM.from_pretrained(BUILTIN_DIRECTORY, dtype=torch.float32).eval()
     adapter = make_adapter(base, tmp_path / "lora", {"target_modules": ALL, "r": 2, "rank_pattern": {"q_proj": 5}})
     for name in ("one", "two"):
-        export(ExportRequest(variant="tiny", adapter=str(adapter), precision="fp16", output=tmp_path / name))
+        asked = ExportRequest(
+            variant="tiny", adapter=str(adapter), precision="fp16", residual_scale="6", output=tmp_path / name
+        )
+        export(asked)
     data = [(tmp_path / name / "onnx/model_fp16.onnx_data").read_bytes() for name in ("one", "two")]
     assert data[0] == data[1]
     down = merged_by_peft(base, adapter).state_dict()["model.layers.3.mlp.down_proj.weight"]
     # a row is stored contiguously; ties of rounding may fall either way in a few elements, so look for most of it
     scale = read_manifest(tmp_path / "one").precision.options["residual_scale"]["shift"]
-    assert scale > 0
+    assert scale == 6
     half = (down * 2.0**-scale).half().numpy()
     position = data[0].find(half[0, :8].tobytes())
     assert position >= 0
