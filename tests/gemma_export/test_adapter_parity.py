@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import tolerances
 import torch
 import transformers
 from decoders import CONFIGS, Graph, reference_logits, reference_model, write_checkpoint
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft_adapters import ALL, make_adapter, merged_by_peft
 from safetensors.torch import load_file, save_file
 
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
@@ -23,7 +22,6 @@ from gemma_export.planning import plan_export
 from gemma_export.tracing.binding import merged_weight
 from gemma_runtime import read_manifest
 
-ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # (configuration of the base model, arguments of LoraConfig)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("gqa", {"target_modules": ["q_proj", "v_proj"], "lora_alpha": 12}),
@@ -56,29 +54,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "saved untied": ("untied", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
 }
 EXPORTED = ("patterns", "dora", "untied embedding and head", "saved embedding", "saved tied", "saved norms")
-
-
-def make_adapter(base: torch.nn.Module, directory: Path, arguments: dict[str, Any]) -> Path:
-    """An adapter that PEFT saved, every trained number random."""
-    torch.manual_seed(1)
-    with warnings.catch_warnings(), torch.no_grad():
-        # PEFT warns of tied embeddings and of fan_in_fan_out
-        warnings.simplefilter("ignore")
-        model = get_peft_model(copy.deepcopy(base), LoraConfig(task_type="CAUSAL_LM", **{"r": 4, **arguments}))
-        for name, parameter in model.named_parameters():
-            if "magnitude" in name:
-                parameter.mul_(1 + 0.2 * torch.rand_like(parameter))
-            elif parameter.requires_grad:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-        model.save_pretrained(directory)
-    return directory
-
-
-def merged_by_peft(base: torch.nn.Module, adapter: Path) -> transformers.GemmaForCausalLM:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        merged = PeftModel.from_pretrained(copy.deepcopy(base), adapter).merge_and_unload()
-    return merged.eval()
 
 
 class Case:

@@ -53,25 +53,30 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """Mean KL of rounding, in the default layout."""
+    return _mean_kl(_export(tmp_path_factory.mktemp("plain") / "out", "rtn", Path(), symmetric=False))
+
+
 def _mean_kl(folder: Path) -> float:
     ids = np.array([load_tokenizer(BUILTIN_DIRECTORY).encode(_TEXT)[:512]])
     found, _ = Graph(folder / read_manifest(folder).graph("all").file).step(ids, np.ones_like(ids))
     return measure_drift(reference_logits(builtin_reference(), ids), found).mean_kl
 
 
-def test_gptq_loses_less_than_rounding_and_gives_the_same_bytes_again(tmp_path: Path, text: Path) -> None:
+def test_gptq_loses_less_than_rounding_and_gives_the_same_bytes_again(tmp_path: Path, text: Path, plain: float) -> None:
     first, again = (_export(tmp_path / name, "gptq", text) for name in ("first", "again"))
-    plain = _export(tmp_path / "plain", "rtn", text, symmetric=False)
     assert verify_folder(first).extra_files == ()
     data = [(folder / "onnx/model_q4.onnx_data").read_bytes() for folder in (first, again)]
     assert data[0] == data[1]
-    assert 0 < _mean_kl(first) < tolerances.GPTQ_SHARE_OF_RTN * _mean_kl(plain)
+    assert 0 < _mean_kl(first) < tolerances.GPTQ_SHARE_OF_RTN * plain
     options = read_manifest(first).precision.options
     assert options["quantizer"] == "gptq"
     assert options["calibration"]["source"] == "text.txt"
     assert len(options["calibration"]["sha256"]) == 64
     # nothing beside the folders
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "first", "plain", "text.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "first", "text.txt"]
 
 
 def test_the_scaled_stream_and_rules_of_single_tensors(tmp_path: Path, text: Path) -> None:
@@ -97,6 +102,13 @@ def test_the_portable_targets_own_format(tmp_path: Path, text: Path) -> None:
         < tolerances.GPTQ_SHARE_OF_RTN
         * _mean_kl(_export(tmp_path / "plain", "rtn", text, target="portable", symmetric=False))
     )
+
+
+def test_on_channels_that_were_scaled_before(tmp_path: Path, text: Path, plain: float) -> None:
+    """--activation-aware changes the weights and the inputs that gptq sees: both must be the graph's."""
+    found = _export(tmp_path / "aware", "gptq", text, activation_aware=True)
+    assert 0 < _mean_kl(found) < tolerances.GPTQ_SHARE_OF_RTN * plain
+    assert read_manifest(found).precision.options["activation_aware"]["tokens"] > 500
 
 
 def test_nothing_is_left_of_a_calibration_that_is_interrupted(

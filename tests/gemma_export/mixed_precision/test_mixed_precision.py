@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 import warnings
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 import tolerances
 import torch
+import transformers
 from decoders import Graph, builtin_reference, reference_logits
+from peft_adapters import make_adapter, merged_by_peft
 from programs import assert_error, gemma_export
 
 from gemma_export.artifact import verify_folder
@@ -68,9 +71,9 @@ def reference(plan: ExportPlan) -> Reference:
     )
 
 
-def drift_on(folder: Path, batches: list[np.ndarray]) -> float:
+def drift_on(folder: Path, batches: list[np.ndarray], model: transformers.GemmaForCausalLM | None = None) -> float:
     graph = Graph(folder / read_manifest(folder).graph("all").file)
-    model = builtin_reference()
+    model = model or builtin_reference()
     pairs = [(ids.size, ids, graph.step(ids, np.ones_like(ids))[0]) for ids in batches]
     kls = [count * measure_drift(reference_logits(model, ids), found).mean_kl for count, ids, found in pairs]
     return sum(kls) / sum(count for count, _, _ in pairs)
@@ -185,6 +188,38 @@ def test_a_calibration_file_is_what_kl_is_measured_on(tmp_path: Path) -> None:
     assert drift_on(tmp_path / "out", [np.array([ids]) for ids in calibration.token_ids]) == pytest.approx(
         mixed.kl, rel=tolerances.MEASURED_KL
     )
+
+
+def test_with_an_adapter_the_merged_model_is_what_is_measured(tmp_path: Path) -> None:
+    base = builtin_reference()
+    adapter = make_adapter(base, tmp_path / "lora", {"target_modules": ["q_proj", "down_proj"], "r": 2})
+    options = WeightOptions(scheme="int4", block_size=32)
+    asked = ExportRequest(variant="tiny", weights=options, max_kl=50.0, adapter=str(adapter), output=tmp_path / "out")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = export(asked)
+    assert exported.mixed is not None
+    texts = [batch.numpy() for batch in measured_batches(exported.plan.checkpoint, exported.plan.spec)]
+    merged = merged_by_peft(base, adapter)
+    assert drift_on(tmp_path / "out", texts, merged) == pytest.approx(exported.mixed.kl, rel=tolerances.MEASURED_KL)
+    assert drift_on(tmp_path / "out", texts) > 2 * exported.mixed.kl
+
+
+def test_without_matplotlib_there_is_no_plot_and_a_line_about_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "matplotlib" else find(name))
+    options = WeightOptions(scheme="int4", block_size=32)
+    asked = ExportRequest(variant="tiny", weights=options, max_kl=0.2, output=tmp_path / "out")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = export(asked)
+    assert any("pip install matplotlib" in note for note in exported.notes)
+    assert "mixed_precision.png" not in {file.path for file in exported.plan.files}
+    assert verify_folder(tmp_path / "out").extra_files == ()
+    assert (tmp_path / "out/mixed_precision.json").exists()
+    assert not (tmp_path / "out/mixed_precision.png").exists()
 
 
 @pytest.mark.parametrize("by", ["option", "rule"])
