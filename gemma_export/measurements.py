@@ -79,9 +79,10 @@ def format_options(
             options["kv_cache"] = cache.options(plan.calibration.options)
         if cache is None or plan.quantises_by_text:
             options["calibration"] = dict(plan.calibration.options)
-    if plan.precision.scheme is not None:
-        name = "smoothing" if plan.precision.scheme.dynamic else "activation_aware"
-        options[name] = None if found.scales is None else found.scales.to_dict()
+    if plan.precision.scheme is not None and plan.precision.scheme.dynamic:
+        options["smoothing"] = None if found.scales is None else found.scales.to_dict()
+    elif found.scales is not None:
+        options["activation_aware"] = found.scales.to_dict()
     if found.mixed is not None:
         options["mixed_precision"] = found.mixed.summary()
     if plan.checkpoint.quantisation is not None and plan.precision.scheme is None:
