@@ -20,8 +20,9 @@ demo: $(STAMP)
 	$(BIN)/gemma-export --variant tiny --force
 	$(BIN)/gemma-run ./gemma-tiny-fp32 "def read_lines(path):"
 
+# each file in one of two processes: its fixtures are made once
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-consumers: $(STAMP) $(CONSUMER_STAMPS)
 	$(BIN)/python -m pytest -m consumers tests/consumers
