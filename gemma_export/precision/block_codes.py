@@ -14,6 +14,7 @@ import torch
 
 from gemma_export.errors import NonFiniteError
 from gemma_export.precision.block_format import BlockFormat
+from gemma_export.precision.block_kernels import round_blocks
 
 __all__ = [
     "BlockCodes",
@@ -79,10 +80,17 @@ def encode(blocks: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor
         zero_points: float32 [rows, blocks, 1], whole numbers; the layout's middle where it is symmetric.
         layout: bits and symmetry.
     """
-    codes = blocks * reciprocal(scales.float())
-    codes.round_().add_(zero_points).clamp_(0, layout.top)
+    rows, count, size = blocks.shape
+    codes = torch.empty(rows, count * size, dtype=torch.uint8)
+    round_blocks(
+        blocks.contiguous().view(-1, size).numpy(),
+        scales.float().reshape(-1).numpy(),
+        zero_points.reshape(-1).numpy(),
+        np.float32(layout.top),
+        codes.view(-1, size).numpy(),
+    )
     return BlockCodes(
-        data=pack(_narrow(codes.flatten(1)), layout.bits).view(*codes.shape[:2], -1),
+        data=pack(codes, layout.bits).view(rows, count, -1),
         scales=scales.squeeze(-1),
         zero_points=None if layout.symmetric else pack(_narrow(zero_points.squeeze(-1)), layout.bits),
     )

@@ -55,41 +55,27 @@ def search_scales(
     Args:
         blocks: float32 [rows, blocks, block size].
         layout: bits and symmetry.
-        importance: of each weight's squared error, to broadcast against `blocks`; all alike if not given.
+        importance: of each weight's squared error, [block size]; all alike if not given.
     """
+    import numpy as np
     import torch
 
-    from gemma_export.precision.block_codes import reciprocal
+    from gemma_export.precision.block_kernels import search_blocks
 
-    low, high = blocks.amin(-1, keepdim=True).clamp_(max=0), blocks.amax(-1, keepdim=True).clamp_(min=0)
-    extreme = torch.where(high >= -low, high, low)
-    codes, products = torch.empty_like(blocks), torch.empty_like(blocks)
-    weighted = blocks if importance is None else blocks * importance
-    best: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
-    for factor in _SYMMETRIC if layout.symmetric else _ASYMMETRIC:
-        if layout.symmetric:
-            scales = extreme * (factor / -layout.middle)
-            zero_points = torch.full_like(low, layout.middle)
-        else:
-            scales = high * (factor / layout.top) - low * (factor / layout.top)
-            zero_points = (low * -factor * reciprocal(scales)).round_().clamp_(0, layout.top)
-        torch.mul(blocks, reciprocal(scales), out=codes).round_()
-        # relative to the zero point in the end; clamping between tensors would take ten times as long
-        codes.add_(zero_points).clamp_(0, layout.top).sub_(zero_points)
-        fit = torch.mul(codes, weighted, out=products).sum(-1, keepdim=True)
-        torch.mul(codes, codes, out=products)
-        norm = (products if importance is None else products.mul_(importance)).sum(-1, keepdim=True)
-        refitted = torch.where(norm > 0, fit / norm, scales)
-        # what the codes explain of the block: the larger, the smaller the error
-        explained = refitted * fit
-        if best is None:
-            best = explained, refitted, zero_points
-        else:
-            better = explained > best[0]
-            new = (explained, refitted, zero_points)
-            best = tuple(torch.where(better, a, b) for a, b in zip(new, best, strict=True))  # type: ignore[assignment]
-    assert best is not None
-    return best[1], best[2]
+    rows, count, size = blocks.shape
+    weights = torch.ones(size) if importance is None else importance
+    scales, zero_points = torch.empty(rows, count, 1), torch.empty(rows, count, 1)
+    search_blocks(
+        blocks.contiguous().view(rows * count, size).numpy(),
+        weights.contiguous().numpy(),
+        np.array(_SYMMETRIC if layout.symmetric else _ASYMMETRIC, np.float32),
+        np.float32(layout.middle),
+        np.float32(layout.top),
+        layout.symmetric,
+        scales.view(-1).numpy(),
+        zero_points.view(-1).numpy(),
+    )
+    return scales, zero_points
 
 
 SEARCH = Quantiser(name="search", prepare=_prepare)

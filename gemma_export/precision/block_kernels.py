@@ -1,0 +1,137 @@
+"""Compiled loops over blocks: the search for scales, and rounding.
+
+float32 throughout, each step rounded once, nothing contracted or reordered: every machine gets the same bits. The
+search takes many blocks at a time, one in each lane, so that no sum runs across lanes. One core: 0.7 G weights/s where
+torch, an operation at a time, reached 0.085; rounding 1.7 G/s. Compiling takes a second, in each process: a cache on the
+disk would be one more thing that can be full, read-only or stale.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["round_blocks", "search_blocks"]
+
+# blocks that are searched at a time: 32 KiB of blocks of 128
+_GROUP = 64
+# Below the smallest normal float32 a reciprocal overflows: such scales count as zero.
+_SMALLEST = np.float32(2.0**-126)
+# float32 numbers around it are whole: adding and subtracting it rounds to the nearest, ties to even
+_WHOLE = np.float32(12582912.0)
+# further than any code, near enough for that
+_FAR = np.float32(1024.0)
+_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
+
+Floats = npt.NDArray[np.float32]
+
+
+@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def round_blocks(
+    blocks: Floats, scales: Floats, zero_points: Floats, top: np.float32, codes: npt.NDArray[np.uint8]
+) -> None:
+    """code = clamp(round(w / scale) + zero point, 0, top).
+
+    Args:
+        blocks: [n, block size].
+        scales: [n]; a weight is multiplied by the reciprocal.
+        zero_points: [n], whole numbers.
+        top: the largest code.
+        codes: [n, block size], written.
+    """
+    for block in range(len(blocks)):
+        inverse = _ZERO if abs(scales[block]) < _SMALLEST else _ONE / scales[block]
+        zero_point = zero_points[block]
+        weights, found = blocks[block], codes[block]
+        for index in range(len(weights)):
+            value = weights[index] * inverse
+            value = _FAR if value > _FAR else value
+            value = -_FAR if value < -_FAR else value
+            value = (value + _WHOLE) - _WHOLE + zero_point
+            value = _ZERO if value < _ZERO else value
+            value = top if value > top else value
+            found[index] = np.int32(value)
+
+
+@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def search_blocks(
+    blocks: Floats,
+    importance: Floats,
+    factors: Floats,
+    middle: np.float32,
+    top: np.float32,
+    symmetric: bool,
+    scales: Floats,
+    zero_points: Floats,
+) -> None:
+    """For each block the scale and zero point, of some candidates, whose refitted codes explain most of it.
+
+    Args:
+        blocks: [n, block size].
+        importance: [block size], of each weight's squared error.
+        factors: of the candidates, on the block's own range.
+        middle, top: codes of zero, where it is symmetric, and of the largest number.
+        symmetric: without zero points.
+        scales, zero_points: [n], written.
+    """
+    count, size = blocks.shape
+    group = np.zeros((size, _GROUP), np.float32)
+    low, high = np.empty(_GROUP, np.float32), np.empty(_GROUP, np.float32)
+    scale, inverse = np.empty(_GROUP, np.float32), np.empty(_GROUP, np.float32)
+    zero_point, explained = np.empty(_GROUP, np.float32), np.empty(_GROUP, np.float32)
+    fit, norm = np.empty(_GROUP, np.float32), np.empty(_GROUP, np.float32)
+    best_scale, best_zero_point = np.empty(_GROUP, np.float32), np.empty(_GROUP, np.float32)
+    for first in range(0, count, _GROUP):
+        filled = min(_GROUP, count - first)
+        for lane in range(filled):
+            for index in range(size):
+                group[index, lane] = blocks[first + lane, index]
+        low[:] = _ZERO
+        high[:] = _ZERO
+        for index in range(size):
+            weights = group[index]
+            for lane in range(_GROUP):
+                weight = weights[lane]
+                low[lane] = weight if weight < low[lane] else low[lane]
+                high[lane] = weight if weight > high[lane] else high[lane]
+        for candidate in range(len(factors)):
+            factor = factors[candidate]
+            for lane in range(_GROUP):
+                zero = middle
+                if symmetric:
+                    extreme = high[lane] if high[lane] >= -low[lane] else low[lane]
+                    width = extreme * (factor / -middle)
+                else:
+                    # divided before the subtraction, which could overflow
+                    width = high[lane] * (factor / top) - low[lane] * (factor / top)
+                reciprocal = _ONE / width
+                reciprocal = _ZERO if abs(width) < _SMALLEST else reciprocal
+                if not symmetric:
+                    zero = (low[lane] * -factor * reciprocal + _WHOLE) - _WHOLE
+                    zero = _ZERO if zero < _ZERO else zero
+                    zero = top if zero > top else zero
+                scale[lane], inverse[lane], zero_point[lane] = width, reciprocal, zero
+                fit[lane] = norm[lane] = _ZERO
+            for index in range(size):
+                weights, counts = group[index], importance[index]
+                for lane in range(_GROUP):
+                    weight = weights[lane]
+                    code = (weight * inverse[lane] + _WHOLE) - _WHOLE + zero_point[lane]
+                    code = _ZERO if code < _ZERO else code
+                    code = top if code > top else code
+                    code = code - zero_point[lane]
+                    counted = code * counts
+                    fit[lane] += counted * weight
+                    norm[lane] += counted * code
+            for lane in range(_GROUP):
+                refitted = fit[lane] / norm[lane]
+                refitted = refitted if norm[lane] > _ZERO else scale[lane]
+                # what the codes explain of the block: the larger, the smaller the error
+                share = refitted * fit[lane]
+                better = candidate == 0 or share > explained[lane]
+                explained[lane] = share if better else explained[lane]
+                best_scale[lane] = refitted if better else best_scale[lane]
+                best_zero_point[lane] = zero_point[lane] if better else best_zero_point[lane]
+        for lane in range(filled):
+            scales[first + lane], zero_points[first + lane] = best_scale[lane], best_zero_point[lane]
