@@ -23,7 +23,7 @@ _PRECISIONS = ("fp32", "fp16", "bf16")
 # and those of the quantised weights
 _SCHEMES = ("int4", "int8", "int8_dynamic")
 # packages of the `export` extra, by import name
-_EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "filelock", "platformdirs")
+_EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "numba", "filelock", "platformdirs")
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
