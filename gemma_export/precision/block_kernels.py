@@ -2,8 +2,8 @@
 
 float32 throughout, each step rounded once, nothing contracted or reordered: every machine gets the same bits. The
 search takes many blocks at a time, one in each lane, so that no sum runs across lanes. One core: 0.7 G weights/s where
-torch, an operation at a time, reached 0.085; rounding 1.7 G/s. Compiling takes a second, in each process: a cache on the
-disk would be one more thing that can be full, read-only or stale.
+torch, an operation at a time, reached 0.085; rounding 1.7 G/s. Compiling takes a second, in each process: a cache on
+the disk would be one more thing that can be full, read-only or stale.
 """
 
 from __future__ import annotations
