@@ -1,9 +1,10 @@
 """Compiled loops over blocks: the search for scales, and rounding.
 
 float32 throughout, each step rounded once, nothing contracted or reordered: every machine gets the same bits. The
-search takes many blocks at a time, one in each lane, so that no sum runs across lanes. One core: 0.7 G weights/s where
-torch, an operation at a time, reached 0.085; rounding 1.7 G/s. Compiling takes a second, in each process: a cache on
-the disk would be one more thing that can be full, read-only or stale.
+search takes many blocks at a time, one in each lane, so that no sum runs across lanes. One core: the search 0.69 G
+weights/s, rounding 1.7; with packing and the rest of the quantiser 0.32, where torch, an operation at a time, reached
+0.085. Compiling takes a second, in each process: a cache on the disk would be one more thing that can be full,
+read-only or stale.
 """
 
 from __future__ import annotations
