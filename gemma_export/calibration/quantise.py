@@ -6,7 +6,7 @@ Inside a layer too: projections that share an input are quantised together, then
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,9 +14,10 @@ import torch
 from gemma_export.calibration.placement import Placement
 from gemma_export.layerwise import HiddenStates, LayerStack, LayerwiseRun, LoadedLayer, Tap
 from gemma_export.precision.block_codes import BlockCodes, dequantise, require_finite_scales
-from gemma_export.precision.block_format import BlockFormat
+from gemma_export.precision.block_weight import DequantisedWeight
 from gemma_export.precision.code_store import CalibratedWeight, CodeStore
 from gemma_export.precision.gptq import Feedback, Gram, gptq
+from gemma_export.precision.quantised_weight import QuantisedWeight
 from gemma_export.precision.quantisers import QUANTISERS
 from gemma_export.precision.row_pieces import row_pieces
 from gemma_export.progress import Progress
@@ -81,7 +82,8 @@ def quantise_by_layer(
 
     def rounded(name: str) -> Weight:
         if table is not None and name == stack.embedding:
-            return _Rounded(weights(name), _row_quantiser(name, table[1], scale_dtype), table[1].layout)
+            layout, rows = table[1].layout, _row_quantiser(name, table[1], scale_dtype)
+            return DequantisedWeight(QuantisedWeight(weights(name), name, layout, scale_dtype, rows))
         return weights(name)
 
     batches = [torch.tensor([ids]) for ids in sequences]
@@ -208,16 +210,3 @@ def _moments(layer: LoadedLayer, path: str, batches: int) -> Gram:
 
 def _row_quantiser(tensor: str, placement: Placement, scale_dtype: torch.dtype) -> Callable[[torch.Tensor], BlockCodes]:
     return QUANTISERS[placement.quantiser].prepare(tensor, placement.layout, scale_dtype)
-
-
-class _Rounded(Weight):
-    """What the codes of a matrix mean."""
-
-    def __init__(self, weight: Weight, quantise: Callable[[torch.Tensor], BlockCodes], layout: BlockFormat) -> None:
-        self.weight, self.shape, self.dtype = weight, weight.shape, weight.dtype
-        self._quantise, self._layout = quantise, layout
-
-    def chunks(self) -> Iterator[torch.Tensor]:
-        """See Weight."""
-        for chunk in self.weight.chunks():
-            yield dequantise(self._quantise(chunk), self._layout)[:, : self.shape[1]]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-
-import torch
+from collections.abc import Callable, Collection, Mapping
 
 from gemma_export.precision import Precision
 from gemma_export.precision.block_format import BlockFormat
-from gemma_export.precision.block_weight import BlockWeight
+from gemma_export.precision.block_weight import BlockWeight, DequantisedWeight
 from gemma_export.precision.blockwise import block_quantiser
 from gemma_export.precision.scheme import packed_name
 from gemma_export.weights import Scale, Weight
@@ -47,25 +45,9 @@ class ExportedWeights:
             return weight
         # the command line refuses --max-kl with the one format whose matrices are others
         assert isinstance(matrix, BlockWeight)
-        return _Dequantised(matrix) if factor == 1.0 else Scale(_Dequantised(matrix), 1 / factor)
+        return DequantisedWeight(matrix) if factor == 1.0 else Scale(DequantisedWeight(matrix), 1 / factor)
 
     def layout(self, name: str, precision: Precision) -> BlockFormat | None:
         """How a precision stores the weight; None for floating point."""
         assert precision.scheme is not None
         return precision.scheme.block_format_of(self.stored_name(name), self._weights(name).shape)
-
-
-class _Dequantised(Weight):
-    """A quantised matrix as the float32 matrix that its codes stand for."""
-
-    def __init__(self, matrix: BlockWeight) -> None:
-        self._matrix = matrix
-        self.shape, self.dtype = (matrix.rows, matrix.columns), torch.float32
-
-    def chunks(self) -> Iterator[torch.Tensor]:
-        """See Weight."""
-        for rows in self._matrix.dequantised():
-            yield rows.contiguous()
-
-    def __str__(self) -> str:
-        return self._matrix.name

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from gemma_export.errors import NonFiniteError
-from gemma_export.precision.block_format import BlockFormat
+from gemma_export.precision.block_format import SMALLEST_SCALE, BlockFormat
 from gemma_export.precision.block_kernels import round_blocks
 
 __all__ = [
@@ -27,9 +27,6 @@ __all__ = [
     "stored_scales",
     "unpack",
 ]
-
-# Below the smallest normal float32 a reciprocal overflows: such blocks count as zeros (error under 1e-36).
-_SMALLEST = 2.0**-126
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +55,7 @@ def stored_scales(scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     To the nearest, a scale under 2^-25 would become zero and its block with it, and one of few bits would lose more
     than the codes do. Rounded up, the codes take care: the error stays below what float16 weights have there.
     """
-    scales = torch.where(scales.abs() < _SMALLEST, 0.0, scales)
+    scales = torch.where(scales.abs() < SMALLEST_SCALE, 0.0, scales)
     if dtype != torch.float16:
         return scales.to(dtype)
     steps = scales * 2.0**24
@@ -68,7 +65,7 @@ def stored_scales(scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def reciprocal(scales: torch.Tensor) -> torch.Tensor:
     """1 / scale in float32; 0 for scales that count as 0."""
-    return torch.where(scales.abs() < _SMALLEST, 0.0, 1 / scales)
+    return torch.where(scales.abs() < SMALLEST_SCALE, 0.0, 1 / scales)
 
 
 def encode(blocks: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor, layout: BlockFormat) -> BlockCodes:

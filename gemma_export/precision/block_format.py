@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import math
 
-__all__ = ["BITS", "BLOCK_SIZES", "BlockFormat"]
+__all__ = ["BITS", "BLOCK_SIZES", "SMALLEST_SCALE", "BlockFormat"]
 
 # what MatMulNBits and GatherBlockQuantized both read from uint8 data; 2 bits are not offered: no quantiser here makes
 # them worth having
 BITS = (4, 8)
 # the kernels take powers of two from 16; below 32 the scales outweigh what they buy, above 256 no kernel is faster
 BLOCK_SIZES = (32, 64, 128, 256)
+# Below the smallest normal float32 a reciprocal overflows: such scales count as zero (error under 1e-36).
+SMALLEST_SCALE = 2.0**-126
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,12 +13,13 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from gemma_export.precision.block_format import SMALLEST_SCALE
+
 __all__ = ["round_blocks", "search_blocks"]
 
 # blocks that are searched at a time: 32 KiB of blocks of 128
 _GROUP = 64
-# Below the smallest normal float32 a reciprocal overflows: such scales count as zero.
-_SMALLEST = np.float32(2.0**-126)
+_SMALLEST = np.float32(SMALLEST_SCALE)
 # float32 numbers around it are whole: adding and subtracting it rounds to the nearest, ties to even
 _WHOLE = np.float32(12582912.0)
 # further than any code, near enough for that

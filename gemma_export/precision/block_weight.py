@@ -14,9 +14,9 @@ import torch
 
 from gemma_export.precision.block_codes import BlockCodes, dequantise, unpack
 from gemma_export.precision.block_format import BlockFormat
-from gemma_export.weights import Writable, one_thread
+from gemma_export.weights import Weight, Writable, one_thread
 
-__all__ = ["BlockPart", "BlockWeight", "onnx_type", "write_bytes"]
+__all__ = ["BlockPart", "BlockWeight", "DequantisedWeight", "onnx_type", "write_bytes"]
 
 _ONNX = {
     torch.int8: ir.DataType.INT8,
@@ -92,6 +92,22 @@ class BlockWeight(abc.ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}, {self.layout})"
+
+
+class DequantisedWeight(Weight):
+    """A quantised matrix as the float32 matrix that its codes stand for."""
+
+    def __init__(self, matrix: BlockWeight) -> None:
+        self._matrix = matrix
+        self.shape, self.dtype = (matrix.rows, matrix.columns), torch.float32
+
+    def chunks(self) -> Iterator[torch.Tensor]:
+        """See Weight."""
+        for rows in self._matrix.dequantised():
+            yield rows.contiguous()
+
+    def __str__(self) -> str:
+        return self._matrix.name
 
 
 class _Parts(Protocol):

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 
 from gemma_export.errors import NonFiniteError
+from gemma_export.precision.block_format import SMALLEST_SCALE
 from gemma_export.precision.block_weight import BlockPart, write_bytes
 from gemma_export.precision.row_format import RowFormat
 from gemma_export.precision.row_pieces import in_order, row_pieces
@@ -20,8 +21,6 @@ _TOP = 127
 # Two neighbouring codes of one sign: 255 * 128 still fits int16. A hair below 128, so that rounding cannot pass it.
 # https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/core/mlas/lib/x86_64/QgemmU8X8KernelAvx2.S
 _PAIR = 127.99
-# Below the smallest normal float32 a reciprocal overflows: such rows count as zeros.
-_SMALLEST = 2.0**-126
 
 
 def quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,7 +41,7 @@ def quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # neighbours of different signs add up to less than the larger of them: no need to tell them apart
         sums = rows[:, 0:even:2] + rows[:, 1:even:2]
         scales = torch.maximum(scales, torch.maximum(sums.amax(1), sums.amin(1).neg()) / _PAIR)
-    scales = torch.where(scales < _SMALLEST, 0.0, scales)
+    scales = torch.where(scales < SMALLEST_SCALE, 0.0, scales)
     inverse = torch.where(scales == 0, 0.0, 1 / scales)
     # at most 127 and a rounding error before it is rounded: nothing to clamp
     codes = (rows * inverse[:, None]).round_()

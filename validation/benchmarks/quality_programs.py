@@ -24,6 +24,7 @@ _OURS = (
     ("int8 + fp16", "--int8 --fp16"),
     ("int8-dynamic", "--int8-dynamic"),
     ("int4 + fp16", "--int4 --fp16"),
+    ("int4 rtn", "--int4 --quantizer rtn"),
     ("int4 rtn block 32 symmetric", "--int4 --quantizer rtn --block-size 32 --symmetric"),
     ("int4 search block 32 symmetric", "--int4 --block-size 32 --symmetric"),
     ("int4 activation-aware", "--int4 --activation-aware"),

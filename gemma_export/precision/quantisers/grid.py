@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gemma_export.precision.block_format import SMALLEST_SCALE
+
 if TYPE_CHECKING:
     import torch
 
@@ -32,8 +34,6 @@ _BITS = (24, 11, 8)
 _SCALE_BITS = 11
 # a unit in the last place of 1.0
 _EPSILON = 2.0**-23
-# the smallest normal float32
-_SMALLEST = 2.0**-126
 
 
 def grid_scales(blocks: torch.Tensor, layout: BlockFormat) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -91,7 +91,7 @@ def _try(blocks: torch.Tensor, dropped: torch.Tensor, guess: torch.Tensor) -> tu
     # a power of two is half as large. Codes of 0 divide to infinity or 0, and say nothing.
     bits, unit = weights.view(torch.int32), 0.5 * _EPSILON * (1 << dropped)
     least = ((weights - _power_of_two(bits - 1) * unit) / sizes).amax(-1)
-    most = 1 / (sizes / (weights + (_power_of_two(bits) * unit).clamp_(min=_SMALLEST))).amax(-1)
+    most = 1 / (sizes / (weights + (_power_of_two(bits) * unit).clamp_(min=SMALLEST_SCALE))).amax(-1)
     # If any number of 11 bits lies in the interval, the nearest to its middle does. Ends belong to it or not, and
     # float32 has rounded them: whether the scale explains the block, the rounded products tell.
     scale = torch.copysign(_rounded((least + most) / 2, torch.tensor(24 - _SCALE_BITS)), guess)
