@@ -10,7 +10,7 @@ from gemma_export.precision.block_codes import BlockCodes, require_finite_scales
 from gemma_export.precision.block_format import BlockFormat
 from gemma_export.precision.block_weight import BlockWeight
 from gemma_export.precision.quantisers import RowQuantiser
-from gemma_export.precision.row_pieces import in_order, row_pieces
+from gemma_export.precision.row_pieces import converted_rows
 from gemma_export.weights import Weight
 
 __all__ = ["QuantisedWeight"]
@@ -36,7 +36,7 @@ class QuantisedWeight(BlockWeight):
     def codes(self) -> Iterator[BlockCodes]:
         """See BlockWeight; quantised on several threads."""
         row = 0
-        for codes in in_order(row_pieces(self._weight), self._quantise):
+        for codes in converted_rows(self._weight, self._quantise):
             require_finite_scales(codes, self.name, row, self.layout)
             yield codes
             row += len(codes.data)

@@ -12,7 +12,7 @@ from gemma_export.errors import NonFiniteError
 from gemma_export.precision.block_format import SMALLEST_SCALE
 from gemma_export.precision.block_weight import BlockPart, write_bytes
 from gemma_export.precision.row_format import RowFormat
-from gemma_export.precision.row_pieces import in_order, row_pieces
+from gemma_export.precision.row_pieces import converted_rows
 from gemma_export.weights import Transpose, Weight, Writable, one_thread
 
 __all__ = ["RowWeight", "quantise_rows"]
@@ -106,7 +106,7 @@ class _Codes(Weight):
     def quantised(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Codes and scales of some rows, in order."""
         row = 0
-        for codes, scales in in_order(row_pieces(self.weight), quantise_rows):
+        for codes, scales in converted_rows(self.weight, quantise_rows):
             if not scales.isfinite().all():
                 raise NonFiniteError(
                     f"tensor {self.name}, row {row + int((~scales.isfinite()).nonzero()[0])}: its scale is not finite",
