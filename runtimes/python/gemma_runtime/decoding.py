@@ -30,7 +30,7 @@ from gemma_runtime.speculation.drafter import NO_DRAFT, Draft, Drafter
 if TYPE_CHECKING:
     from gemma_runtime.sampling import TokenChooser
 
-__all__ = ["Chosen", "Decoding"]
+__all__ = ["Chosen", "Decoding", "check_finite"]
 
 # Two logits may each be off by the largest difference seen, and another position's may be twice as large.
 _MARGIN = 4.0
@@ -146,7 +146,7 @@ class Decoding:
                 self.finish_reason = "cancelled"
                 return
             row = rows[index]
-            _check_finite(row, len(self.tokens))
+            check_finite(row, len(self.tokens))
             alone = False
             if draft.tokens and self._chooser.greedy:
                 row, alone = self._settled(row, text)
@@ -191,7 +191,7 @@ class Decoding:
         several, began = row.copy(), time.perf_counter()
         self._sequence.truncate(len(text) - 1)
         row = self._sequence.step(text[-1:])[-1]
-        _check_finite(row, len(self.tokens))
+        check_finite(row, len(self.tokens))
         opened.note_difference(float(np.abs(several - row).max()))
         self._rechecked += 1
         self._recheck_seconds += time.perf_counter() - began
@@ -208,8 +208,16 @@ class Decoding:
         return self._drafter.propose(text, room) if room > 0 else NO_DRAFT
 
 
-def _check_finite(row: _Row, position: int) -> None:
-    # argmax of NaN is silently token 0
+def check_finite(row: _Row, position: int) -> None:
+    """Refuses NaN and infinity, of which argmax silently makes token 0.
+
+    Args:
+        row: float32 [vocab_size].
+        position: of the token in the answer.
+
+    Raises:
+        ModelOutputError: there are some.
+    """
     if not np.isfinite(row).all():
         raise ModelOutputError(
             f"{int((~np.isfinite(row)).sum())} logits are NaN or infinite at new token {position}",
