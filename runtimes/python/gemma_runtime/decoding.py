@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,7 +72,7 @@ class Decoding:
     ) -> None:
         self._sequence, self._chooser, self._drafter = sequence, chooser, drafter
         self._stop_ids, self._room, self._logprobs = stop_ids, room, logprobs
-        self._cancelled = (lambda: False) if cancel is None else cancel.is_set
+        self._cancelled: Callable[[], bool] = (lambda: False) if cancel is None else cancel.is_set
         # tokens chosen, the stop token not among them
         self.tokens: list[int] = []
         # "stop", "length" or "cancelled"; None while it runs
@@ -86,7 +86,7 @@ class Decoding:
         # of the last run: the guesses that were looked at, how many came true, and what running rows alone took
         self._checked, self._true, self._recheck_seconds = NO_DRAFT, 0, 0.0
 
-    def run(self, prompt: Sequence[int]) -> Iterator[Chosen]:
+    def run(self, prompt: Sequence[int]) -> Generator[Chosen]:
         """Chooses tokens one by one; leaving early is fine: the sequence then holds the prompt and what was given out.
 
         Args:

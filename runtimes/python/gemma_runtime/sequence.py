@@ -77,7 +77,8 @@ class TokenSequence:
         self.opened.run(self._binding)
         self.state.advance(self._binding, total)
         self.tokens.extend(ids)
-        return logits.float32()[0].reshape(-1, self.opened.vocab_size)[:positions]
+        rows: Logits = logits.float32().reshape(-1, self.opened.vocab_size)[:positions]
+        return rows
 
     def extend(self, ids: Sequence[int], stopped: Callable[[], bool] = lambda: False) -> Logits | None:
         """Appends any number of tokens, in parts where the kernels can.
