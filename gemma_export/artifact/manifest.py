@@ -63,7 +63,6 @@ def build_manifest(
         min_onnxruntime: for each role, the first release that loads its graph.
         precision, activation_dtype, weight_dtype, state_dtype, options: of the number format.
     """
-    state = tuple(_state(entry, state_dtype) for entry in states)
     return Manifest(
         variant=variant,
         family=spec.family,
@@ -87,7 +86,7 @@ def build_manifest(
                 min_onnxruntime=min_onnxruntime[graph.role],
                 inputs=("input_ids", "attention_mask"),
                 data_files=(data_file,),
-                state=state,
+                state=tuple(_state(entry, state_dtype, _rows(graph)) for entry in states),
             )
             for graph in graphs
         ),
@@ -138,13 +137,21 @@ def _source_files(files: Sequence[tuple[str, int, str]]) -> tuple[SourceFile, ..
     return tuple(SourceFile(name=file, size=size, sha256=sha256) for file, size, sha256 in sorted(files))
 
 
-def _state(state: CacheState, dtype: str) -> State:
+def _rows(graph: GraphFile) -> int | str:
+    """How many rows a graph takes: a number, or the contract's symbol."""
+    ids = next(value for value in graph.model.graph.inputs if value.name == "input_ids")
+    assert ids.shape is not None
+    rows = ids.shape[0]
+    return rows if isinstance(rows, int) else "batch_size"
+
+
+def _state(state: CacheState, dtype: str, rows: int | str) -> State:
     return State(
         layer=state.layer,
         kind=state.kind,
         past=state.past_names,
         present=state.present_names,
-        shape=("batch_size", state.num_heads, "past_sequence_length", state.head_dim),
+        shape=(rows, state.num_heads, "past_sequence_length", state.head_dim),
         dtype=dtype,
     )
 
