@@ -256,6 +256,7 @@ def _manifest(
         opset=plan.target.opset,
         cache_layout=plan.target.cache_layout,
         providers=plan.facts.providers,
+        rows={graph.role: 1 if graph.static else "batch_size" for graph in plan.graphs},
         chunks={graph.role: _chunks(plan.target, graph) for graph in plan.graphs},
         min_onnxruntime={graph.role: first_release(graph.model) for graph in graphs},
         precision=plan.precision.name,

@@ -40,6 +40,7 @@ def build_manifest(
     opset: int,
     cache_layout: str,
     providers: tuple[str, ...],
+    rows: Mapping[str, int | str],
     chunks: Mapping[str, str],
     min_onnxruntime: Mapping[str, str],
     precision: str,
@@ -59,6 +60,7 @@ def build_manifest(
         variant: name of the released checkpoint, if it is one.
         source: where the weights came from.
         target, opset, cache_layout, providers: of the deployment target.
+        rows: for each role, how many rows its graph takes: a number, or the contract's symbol batch_size.
         chunks: for each role, which steps of several tokens with a cache its graph takes: batched, single or none.
         min_onnxruntime: for each role, the first release that loads its graph.
         precision, activation_dtype, weight_dtype, state_dtype, options: of the number format.
@@ -86,7 +88,7 @@ def build_manifest(
                 min_onnxruntime=min_onnxruntime[graph.role],
                 inputs=("input_ids", "attention_mask"),
                 data_files=(data_file,),
-                state=tuple(_state(entry, state_dtype, _rows(graph)) for entry in states),
+                state=tuple(_state(entry, state_dtype, rows[graph.role]) for entry in states),
             )
             for graph in graphs
         ),
@@ -135,14 +137,6 @@ def hashed_adapter(
 
 def _source_files(files: Sequence[tuple[str, int, str]]) -> tuple[SourceFile, ...]:
     return tuple(SourceFile(name=file, size=size, sha256=sha256) for file, size, sha256 in sorted(files))
-
-
-def _rows(graph: GraphFile) -> int | str:
-    """How many rows a graph takes: a number, or the contract's symbol."""
-    ids = next(value for value in graph.model.graph.inputs if value.name == "input_ids")
-    assert ids.shape is not None
-    rows = ids.shape[0]
-    return rows if isinstance(rows, int) else "batch_size"
 
 
 def _state(state: CacheState, dtype: str, rows: int | str) -> State:
