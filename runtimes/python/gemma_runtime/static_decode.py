@@ -224,7 +224,8 @@ def _open(onnxruntime: Any, file: Path, provider: str, options: Any) -> Any:
     except Exception as error:
         # onnxruntime's exceptions share no base class of their own
         raise ProviderError(
-            f"onnxruntime {onnxruntime.__version__} cannot load {file.name} on {provider}: {str(error).splitlines()[0]}",
+            f"onnxruntime {onnxruntime.__version__} cannot load {file.name} on {provider}: "
+            f"{str(error).splitlines()[0]}",
             hint="The folder's main graph does the same steps; `gemma-export verify` checks the folder.",
         ) from error
     if started != wanted:
@@ -244,8 +245,8 @@ def _check_buffers(graph: Graph, state: Sequence[StateBuffer], capacity: int) ->
     }
     found = {(buffer.past, buffer.present): list(buffer.value.shape()) for buffer in state}
     if found != expected or len(found) != len(state):
-        names = [pair for pair in {**expected, **found} if found.get(pair) != expected.get(pair)]
-        what = f"{names[0][0]}: {found.get(names[0])}, expected {expected.get(names[0])}" if names else "one comes twice"
+        wrong = next((pair for pair in {**expected, **found} if found.get(pair) != expected.get(pair)), None)
+        told = "one comes twice" if wrong is None else f"{wrong[0]}: {found.get(wrong)}, expected {expected.get(wrong)}"
         raise GemmaRuntimeError(
-            f"{graph.file}: the cache's buffers are not the graph's: {what}", hint="Report this with --debug."
+            f"{graph.file}: the cache's buffers are not the graph's: {told}", hint="Report this with --debug."
         )

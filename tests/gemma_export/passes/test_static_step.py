@@ -116,7 +116,7 @@ def test_second_run_changes_nothing() -> None:
 
 
 def test_rows_that_were_never_aligned_are_refused() -> None:
-    with pytest.raises(PassError, match="no value called 'rows.input_ids'"):
+    with pytest.raises(PassError, match=r"no value called 'rows\.input_ids'"):
         StaticStep()(semantic_model())
 
 
