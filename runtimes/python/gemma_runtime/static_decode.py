@@ -168,7 +168,6 @@ class StaticDecoder:
         try:
             self._graph.session.run_with_iobinding(self._binding, self._options)
         except Exception as error:
-            self._host_mask[0, self._length] = 0
             # onnxruntime's exceptions share no base class of their own
             raise ModelOutputError(
                 f"onnxruntime could not run {self._graph.graph.file}: {str(error).splitlines()[0]}",
