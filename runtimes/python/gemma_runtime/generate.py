@@ -14,7 +14,7 @@ import numpy as np
 from gemma_runtime.chat import END_OF_TURN, chat_prompt
 from gemma_runtime.errors import ManifestError, ModelOutputError, PromptError
 from gemma_runtime.manifest import Manifest, read_manifest, verify_hashes, verify_structure
-from gemma_runtime.sampling import Sampling, choose
+from gemma_runtime.sampling import Sampling, TokenChooser
 from gemma_runtime.session import DecoderSession
 from gemma_runtime.tokenizer import StreamDecoder, load_tokenizer
 
@@ -96,7 +96,8 @@ class TextGenerator:
         began = time.perf_counter()
         logits = self._prefill(ids)
         prefilled = time.perf_counter()
-        tokens, text, stopped = self._decode(logits, room, sampling, on_text)
+        chooser = TokenChooser(sampling, vocab_size=self.manifest.vocab_size, prompt_ids=ids, stop_ids=self.stop_ids)
+        tokens, text, stopped = self._decode(logits, room, chooser, on_text)
         ended = time.perf_counter()
         steps = len(tokens) if stopped else len(tokens) - 1
         full = "length" if room == max_new_tokens else "context"
@@ -149,11 +150,11 @@ class TextGenerator:
         self,
         logits: np.ndarray[Any, np.dtype[np.float32]],
         room: int,
-        sampling: Sampling,
+        chooser: TokenChooser,
         on_text: Callable[[str], None] | None,
     ) -> tuple[list[int], str, bool]:
         """(tokens, text, whether a stop token ended it)."""
-        generator, decoder = sampling.generator(), StreamDecoder(self.tokenizer)
+        decoder = StreamDecoder(self.tokenizer)
         tokens: list[int] = []
         parts: list[str] = []
 
@@ -165,10 +166,11 @@ class TextGenerator:
         stopped = False
         while True:
             _check_finite(logits, len(tokens))
-            token = choose(logits, sampling, generator)
+            token = chooser.choose(logits)
             stopped = token in self.stop_ids
             if stopped:
                 break
+            chooser.accept(token)
             tokens.append(token)
             emit(decoder.push(token))
             if len(tokens) == room:
