@@ -88,7 +88,8 @@ class Constraint:
         """
         with _LOCK:
             compiled = _VOCABULARIES.setdefault(tokenizer, _Compiled())
-            return ConstraintState(compiled.matcher(self, tokenizer, tuple(sorted(set(eos_ids)))), self)
+            ends = tuple(sorted(set(eos_ids)))
+            return ConstraintState(compiled.matcher(self, tokenizer, ends), constraint=self, eos_ids=frozenset(ends))
 
     def grammar(self, library: Any) -> str:
         """llguidance's own form of it.
@@ -110,16 +111,20 @@ class ConstraintState:
     Args:
         matcher: llguidance's, used by this state alone.
         constraint: for messages.
+        eos_ids: the tokens that end the answer.
     """
 
-    def __init__(self, matcher: Any, constraint: Constraint) -> None:
+    def __init__(self, matcher: Any, *, constraint: Constraint, eos_ids: frozenset[int]) -> None:
         self._matcher = matcher
         self._constraint = constraint
+        self._eos_ids = eos_ids
+        # llguidance counts a stop token as one to roll back only where more text could have come: it never hears of one
+        self._ended = False
 
     @property
     def finished(self) -> bool:
         """Whether only the end may come."""
-        return bool(self._matcher.is_stopped())
+        return self._ended or bool(self._matcher.is_stopped())
 
     @property
     def complete(self) -> bool:
@@ -155,7 +160,9 @@ class ConstraintState:
             ValueError: a token that may not come here.
             PromptError: the grammar is too complex to go on.
         """
-        if self._matcher.try_consume_tokens([token]) != 1:
+        if token in self._eos_ids and self.complete and not self._ended:
+            self._ended = True
+        elif self._ended or self._matcher.try_consume_tokens([token]) != 1:
             self._check()
             raise ValueError(f"token {token} does not continue the {self._constraint.kind}")
 
@@ -165,12 +172,17 @@ class ConstraintState:
         Raises:
             ValueError: more than there are.
         """
-        if not self._matcher.rollback(count):
+        if count and self._ended:
+            self._ended = False
+            count -= 1
+        if count and not self._matcher.rollback(count):
             raise ValueError(f"cannot take {count} tokens back: {self._matcher.get_error()}")
 
     def copy(self) -> ConstraintState:
         """A state that goes on by itself from here."""
-        return ConstraintState(self._matcher.deep_copy(), self._constraint)
+        state = ConstraintState(self._matcher.deep_copy(), constraint=self._constraint, eos_ids=self._eos_ids)
+        state._ended = self._ended
+        return state
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -238,3 +238,182 @@ def test_logits_are_left_alone() -> None:
     assert chosen(values, top_k=3, top_p=0.9)
     assert isinstance(at(values, 0.5), int)
     assert (values == LOGITS).all()
+
+
+def test_a_view_or_read_only_vocabulary_gives_the_same_tokens() -> None:
+    """Logits of one position of several rows, of a transposed array, and in memory that is not ours to write."""
+    random = np.random.default_rng(0)
+    for size in (50, 20_000):
+        values = random.normal(size=size).astype(np.float32)
+        rows = np.stack((values, values + 1, values), axis=1)
+        locked = values.copy()
+        locked.flags.writeable = False
+        options: list[dict[str, Any]] = [
+            {},
+            {"top_p": 0.8},
+            {"top_k": 9},
+            {"repetition_penalty": 1.5, "logit_bias": {4: 3.0}},
+        ]
+        for option in options:
+            found = []
+            for form in (values, locked, rows[:, 0]):
+                one = chooser(values, seed=3, **option)
+                tokens = []
+                for _ in range(10):
+                    tokens.append(one.choose(form))
+                    one.accept(tokens[-1])
+                found.append(tokens)
+            assert found[0] == found[1] == found[2]
+        assert (locked == rows[:, 2]).all()
+
+
+def test_choosing_is_a_draw_from_the_distribution() -> None:
+    random = np.random.default_rng(1)
+    for size in (50, 20_000):
+        for option in ({}, {"top_k": 7}, {"top_p": 0.7}, {"min_p": 0.1}, {"top_p": 0.9999, "min_p": 0.001}):
+            values = (2 * random.normal(size=size)).astype(np.float32)
+            first, second = chooser(values, seed=2, **option), chooser(values, seed=2, **option)
+            for _ in range(20):
+                assert first.choose(values) == second.draw(second.distribution(values))
+    one = chooser(LOGITS, temperature=0.0)
+    assert one.greedy
+    assert not chooser(LOGITS).greedy
+    assert one.distribution(LOGITS).ids.tolist() == [2]
+    assert one.distribution(LOGITS).probabilities.tolist() == [1]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.999}, {"min_p": 1e-9}])
+def test_ids_beyond_the_allowed_never_come(options: dict[str, Any]) -> None:
+    for size in (50, 20_000):
+        values = np.arange(size, dtype=np.float32) / size
+        sampling = Sampling(
+            **{"temperature": 100.0, "repetition_penalty": 1.1, "logit_bias": {size - 1: 9.0}} | options
+        )
+        # a prompt of images has such ids
+        one = TokenChooser(sampling, vocab_size=size, prompt_ids=[size - 2, 1], allowed_size=size - 10)
+        assert one.distribution(values).ids.max() < size - 10
+        assert max(one.choose(values) for _ in range(200)) < size - 10
+
+
+def test_min_p_keeps_what_is_near_the_best() -> None:
+    # probabilities relative to the best: 1, 1/2, 1/4, 1/8
+    values = np.log(np.array([0.25, 1, 0.5, 0.125], np.float32))
+    assert chosen(values, min_p=0.51) == {1}
+    assert chosen(values, min_p=0.49) == {1, 2}
+    assert chosen(values, min_p=0.24) == {0, 1, 2}
+    assert chosen(values, min_p=1.0) == {1}
+    # the temperature comes first
+    assert chosen(values, min_p=0.49, temperature=2.0) == {0, 1, 2}
+
+
+def test_penalties_follow_the_answer() -> None:
+    values = logits(2.0, 1.9, 1.5, -1.0)
+
+    def greedy(steps: int, **options: Any) -> list[int]:
+        one = TokenChooser(Sampling(**options), vocab_size=4, prompt_ids=[0, 0])
+        tokens = []
+        for _ in range(steps):
+            tokens.append(one.choose(values))
+            one.accept(tokens[-1])
+        return tokens
+
+    # of the prompt too, once however often it is there: 2.0 / 1.2 is below 1.9, then 1.9 / 1.2 below 1.667
+    assert greedy(4, repetition_penalty=1.2) == [1, 0, 0, 0]
+    # of the answer only
+    assert greedy(4, presence_penalty=0.3) == [0, 1, 0, 0]
+    # again at each use
+    assert greedy(5, frequency_penalty=0.3) == [0, 1, 0, 1, 2]
+
+
+def test_rolling_back_restores_everything() -> None:
+    random = np.random.default_rng(4)
+    values = random.normal(size=200).astype(np.float32)
+    options = {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.4, "logit_bias": {3: 2.0}}
+    one, fresh = (
+        TokenChooser(
+            Sampling(temperature=1.0, **options),
+            vocab_size=200,
+            prompt_ids=[5, 6],
+            stop_ids={int(values.argmax())},
+            min_new_tokens=3,
+        )
+        for _ in range(2)
+    )
+    # more tokens than the first memory has room for
+    tokens = random.integers(0, 200, 300).tolist()
+    for token in tokens[:2]:
+        one.accept(token)
+        fresh.accept(token)
+    for token in tokens:
+        one.accept(token)
+    one.rollback(len(tokens))
+    found, expected = one.distribution(values), fresh.distribution(values)
+    assert found.ids.tolist() == expected.ids.tolist()
+    assert found.probabilities.tolist() == expected.probabilities.tolist()
+    one.rollback(0)
+    with pytest.raises(ValueError, match="cannot take 3 of 2 tokens back"):
+        one.rollback(3)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_options_that_leave_no_token(temperature: float) -> None:
+    bans = dict.fromkeys(range(4), -math.inf)
+    for options in ({"logit_bias": bans}, {"logit_bias": bans, "top_k": 2}, {"logit_bias": bans, "top_p": 0.5}):
+        one = TokenChooser(Sampling(temperature=temperature, **options), vocab_size=4, prompt_ids=[])
+        for act in (one.choose, one.distribution):
+            with pytest.raises(PromptError, match="the options leave no token to choose at new token 0") as caught:
+                act(logits(1, 2, 3, 4))
+            assert "logit bias" in caught.value.hint
+    # by bans, allowed size and least length together
+    one = TokenChooser(
+        Sampling(temperature=temperature, logit_bias={0: -math.inf}),
+        vocab_size=4,
+        prompt_ids=[],
+        stop_ids={1},
+        min_new_tokens=1,
+        allowed_size=2,
+    )
+    with pytest.raises(PromptError, match="leave no token"):
+        one.choose(logits(1, 2, 3, 4))
+    one.accept(2)
+    assert one.choose(logits(1, 2, 3, 4)) == 1
+
+
+def test_a_large_bias_is_no_ban() -> None:
+    values = logits(1, 2, 3, 4)
+    assert chosen(values, logit_bias={1: -math.inf, 3: -100.0}) == {0, 2}
+    assert chosen(values, logit_bias={0: -math.inf, 1: -math.inf, 2: -math.inf, 3: -1e308}) == {3}
+    assert chosen(values, logit_bias={1: 1e308}) == {1}
+    one = TokenChooser(Sampling(repetition_penalty=1e300), vocab_size=4, prompt_ids=[0, 1, 2, 3])
+    assert one.choose(-values) == 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_broken_logits(value: float, temperature: float) -> None:
+    for options in ({}, {"logit_bias": {0: 1.0}}, {"logit_bias": {2: 1.0}}, {"top_k": 2}):
+        values = logits(1, 2, value, 4)
+        with pytest.raises(ModelOutputError, match=r"the logit of token 2 is (nan|inf) at new token 0") as caught:
+            chooser(values, temperature=temperature, **options).choose(values)
+        assert caught.value.exit_code == 3
+
+
+def test_impossible_tokens_are_never_drawn() -> None:
+    assert chosen(logits(-math.inf, 1, -math.inf, 1), temperature=1e300) == {1, 3}
+    assert chosen(logits(-math.inf, 1, -math.inf, 1), top_k=3) == {1, 3}
+
+
+def test_what_is_no_vocabulary() -> None:
+    def make(sampling: Sampling, **options: Any) -> None:
+        TokenChooser(sampling, vocab_size=4, prompt_ids=[], **options)
+
+    for act, message in (
+        (lambda: make(Sampling(logit_bias={4: 1.0})), "logit-bias must be of token ids below 4, found 4"),
+        (lambda: make(Sampling(), min_new_tokens=-1), "min-new-tokens must be 0 or above, found -1"),
+        (lambda: make(Sampling(), min_new_tokens=True), "min-new-tokens must be 0 or above, found True"),
+        (lambda: make(Sampling(), logprobs=-1), "logprobs must be from 0 to 4, found -1"),
+        (lambda: make(Sampling(), logprobs=5), "logprobs must be from 0 to 4, found 5"),
+    ):
+        with pytest.raises(PromptError) as caught:
+            act()
+        assert caught.value.message == message

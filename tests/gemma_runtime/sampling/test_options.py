@@ -77,7 +77,12 @@ def test_the_edges_of_the_options_are_allowed() -> None:
 
 
 def test_numpys_numbers_are_numbers() -> None:
-    options = {"temperature": np.float32(0.5), "top_k": np.int64(3), "seed": np.uint8(4), "logit_bias": {np.int32(1): 2}}
+    options = {
+        "temperature": np.float32(0.5),
+        "top_k": np.int64(3),
+        "seed": np.uint8(4),
+        "logit_bias": {np.int32(1): 2},
+    }
     assert Sampling(**options).top_k == 3
 
 

@@ -87,14 +87,15 @@ class Penalties:
         if count:
             ids, generated = self._ids[:count], self._generated[:count]
             values = logits[ids].astype(np.float64) + self._bias[:count]
-            possible = values > -np.inf
+            finite = np.isfinite(values)
+            unchanged = values
             # a penalty of 1e300 overflows even here; the clip below brings it back
             with np.errstate(over="ignore"):
                 penalised = np.where(values > 0, values / self._repetition, values * self._repetition)
             values = np.where(self._seen[:count] > 0, penalised, values)
             values -= generated * self._frequency + (generated > 0) * self._presence
-            # what is not banned stays a number in float32
-            logits[ids] = np.where(possible, np.clip(values, -_LARGEST, _LARGEST), -np.inf)
+            # what is not banned stays a number in float32; a model's NaN stays one too
+            logits[ids] = np.where(finite, np.clip(values, -_LARGEST, _LARGEST), unchanged)
         if ban_stops:
             logits[self._stops] = -np.inf
 
