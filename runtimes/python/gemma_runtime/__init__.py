@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gemma_runtime.answer import Answer, AnswerOptions
     from gemma_runtime.chat import Message
+    from gemma_runtime.constraints import Constraint
     from gemma_runtime.manifest import Manifest, read_manifest
     from gemma_runtime.model import Conversation, Gemma
     from gemma_runtime.results import Completion, Piece, SpeculationStats, TokenLogprob
@@ -17,6 +18,7 @@ __all__ = [
     "Answer",
     "AnswerOptions",
     "Completion",
+    "Constraint",
     "Conversation",
     "Gemma",
     "Manifest",
@@ -32,6 +34,7 @@ _HOME = {
     "Answer": "answer",
     "AnswerOptions": "answer",
     "Completion": "results",
+    "Constraint": "constraints",
     "Conversation": "model",
     "Gemma": "model",
     "Manifest": "manifest",

@@ -173,12 +173,8 @@ class Decoding:
         """The token after a row, and whether it is the guessed one."""
         if index == len(draft.tokens):
             return self._chooser.choose(row), False
-        guess = draft.tokens[index]
-        if self._chooser.greedy:
-            token = self._chooser.choose(row)
-            return token, token == guess
         drawn_from = None if draft.distributions is None else draft.distributions[index]
-        return self._chooser.verify(row, guess, drawn_from)
+        return self._chooser.verify(row, draft.tokens[index], drawn_from)
 
     def _settled(self, row: _Row, text: list[int]) -> tuple[_Row, bool]:
         """The row to decide by, and whether it was run alone because several rows could not tell.

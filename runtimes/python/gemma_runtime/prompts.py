@@ -42,7 +42,7 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, manifest: Manifest) -> list
             hint="Give a text to continue.",
         )
     elif all(isinstance(item, (Message, Mapping)) for item in prompt):
-        ids = chat_ids(prompt, tokenizer=tokenizer)  # type: ignore[arg-type]
+        ids = chat_ids(prompt, tokenizer=tokenizer)
     else:
         return check_ids(prompt, manifest)  # type: ignore[arg-type]
     wrong = next((token for token in ids if not 0 <= token < manifest.vocab_size), None)
