@@ -16,7 +16,17 @@ from typing import Any
 from gemma_runtime.errors import PromptError
 from gemma_runtime.tokenizer import Tokenizer
 
-__all__ = ["END_OF_TURN", "START_OF_TURN", "Message", "chat_ids", "chat_prompt", "chat_text", "read_messages", "turn_ids"]
+__all__ = [
+    "END_OF_TURN",
+    "START_OF_TURN",
+    "Message",
+    "chat_ids",
+    "chat_prompt",
+    "chat_text",
+    "read_messages",
+    "require_turns",
+    "turn_ids",
+]
 
 START_OF_TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>"
 _ROLES = {"user": "user", "model": "model", "assistant": "model", "system": "system"}

@@ -31,9 +31,9 @@ _STEERING = (
     "<|fim_suffix|>",
     "<|file_separator|>",
 )
+_HINT = "Put the original model's tokenizer files beside the checkpoint and export it again."
 # special tokens that a text may hold by chance, as the source of a program that handles them does
 _NEVER_TEXT = re.compile("|".join(map(re.escape, (*_STEERING, "<unk>", "<mask>"))) + r"|<unused\d+>|<\w+_of_image>")
-_HINT = "Put the original model's tokenizer files beside the checkpoint and export it again."
 
 
 class _Library(Protocol):

@@ -11,7 +11,7 @@ import click
 
 from gemma_runtime.cli.failures import report
 from gemma_runtime.cli.inputs import stdin_is_terminal
-from gemma_runtime.cli.options import FilePosition, Options, SectionedCommand, TokenBias, check_combinations
+from gemma_runtime.cli.options import Options, SectionedCommand, check_combinations, file_position, token_biases
 from gemma_runtime.cli.output import ReaderGoneError, print_text
 from gemma_runtime.completion import SHELLS, exported_folders, print_script
 
@@ -45,7 +45,7 @@ _PROVIDERS = click.Choice(["auto", "cpu", "cuda", "directml"])
 )
 @click.option("--top-k", type=int, metavar="K", help="Sample from the K most likely tokens.")
 @click.option("--top-p", type=float, metavar="P", help="Sample from the fewest tokens that hold P of the probability.")
-@click.option("--min-p", type=float, metavar="P", help="Sample from tokens at least P times as likely as the likeliest.")
+@click.option("--min-p", type=float, metavar="P", help="Sample from tokens at least P times as likely as the top one.")
 @click.option(
     "--repetition-penalty",
     type=float,
@@ -61,7 +61,7 @@ _PROVIDERS = click.Choice(["auto", "cpu", "cuda", "directml"])
 )
 @click.option(
     "--logit-bias",
-    type=TokenBias(),
+    callback=token_biases,
     multiple=True,
     metavar="ID=VALUE",
     help="Add VALUE to a token's logit, -inf bans it; may be repeated.",
@@ -71,7 +71,7 @@ _PROVIDERS = click.Choice(["auto", "cpu", "cuda", "directml"])
 @click.option("--system", metavar="TEXT", help="Instructions before the first turn, for models that know a system.")
 @click.option("--no-history", is_flag=True, help="Keep no file of what is typed in a session.")
 @click.option("--fim", metavar="FILE", help="Write what belongs into FILE at the position --at.")
-@click.option("--at", type=FilePosition(), metavar="LINE:COL", help="Both counted from 1, columns in characters.")
+@click.option("--at", callback=file_position, metavar="LINE:COL", help="Both counted from 1, columns in characters.")
 @click.option("--fim-prefix", metavar="FILE", help='Write what belongs behind FILE ("-": standard input) ...')
 @click.option("--fim-suffix", metavar="FILE", help="... and before this one; either may be left out.")
 @click.option("--provider", type=_PROVIDERS, default="cpu", show_default=True, help="Where to run.")
@@ -82,7 +82,7 @@ _PROVIDERS = click.Choice(["auto", "cpu", "cuda", "directml"])
     type=click.Choice(["auto", "lookup", "off"]),
     default="auto",
     show_default=True,
-    help="Guess tokens ahead: by --draft if given, else from the text so far. Answers stay the same.",
+    help="Guess tokens ahead: by --draft if given, else from the text so far. Greedy answers stay the same.",
 )
 @click.option("--verify", is_flag=True, help="Hash the weight data before loading it.")
 @click.option(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-__all__ = ["FilePosition", "Options", "SectionedCommand", "TokenBias", "check_combinations", "unescaped"]
+__all__ = ["Options", "SectionedCommand", "check_combinations", "file_position", "token_biases", "unescaped"]
 
 # section of --help: parameters in their order there; what is named nowhere comes last
 _SECTIONS = {
@@ -124,35 +124,40 @@ def unescaped(text: str) -> str:
     return re.sub(r"\\[nt\\]", lambda match: _ESCAPES[match[0]], text)
 
 
-class TokenBias(click.ParamType):
-    """ID=VALUE: what is added to a token's logit."""
+def token_biases(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[tuple[int, float], ...]:
+    """Callback: each ID=VALUE is what is added to a token's logit.
 
-    name = "ID=VALUE"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, float]:
-        """(token id, value)."""
-        token, sign, added = str(value).partition("=")
-        try:
-            if sign and token.isascii() and token.isdigit():
-                return int(token), float(added)
-        except ValueError:
-            pass
-        self.fail(f"{value!r} is not ID=VALUE, such as 107=-inf", param, ctx)
+    Raises:
+        click.BadParameter: something else.
+    """
+    return tuple(_token_bias(value) for value in values)
 
 
-class FilePosition(click.ParamType):
-    """LINE:COL, each counted from 1."""
+def _token_bias(value: str) -> tuple[int, float]:
+    token, sign, added = value.partition("=")
+    wrong = click.BadParameter(f"{value!r} is not ID=VALUE, such as 107=-inf")
+    if not (sign and token.isascii() and token.isdigit()):
+        raise wrong
+    try:
+        return int(token), float(added)
+    except ValueError:
+        raise wrong from None
 
-    name = "LINE:COL"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """(line, column)."""
-        found = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", str(value))
-        if found is None:
-            self.fail(f"{value!r} is not LINE:COL, such as 12:5", param, ctx)
-        return int(found[1]), int(found[2])
+def file_position(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Callback: LINE:COL, each counted from 1.
+
+    Raises:
+        click.BadParameter: something else.
+    """
+    if value is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", value)
+    if found is None:
+        raise click.BadParameter(f"{value!r} is not LINE:COL, such as 12:5")
+    return int(found[1]), int(found[2])
 
 
 class SectionedCommand(click.Command):

@@ -105,7 +105,7 @@ def _seed(session: Session, argument: str) -> None:
 
 def _sample(session: Session, **changed: float) -> None:
     # Sampling checks the range
-    session.settings["sampling"] = dataclasses.replace(session.settings["sampling"], **changed)  # type: ignore[arg-type]
+    session.settings["sampling"] = dataclasses.replace(session.settings["sampling"], **changed)
     notice("(" + ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in changed.items()) + ")")
 
 
