@@ -12,23 +12,22 @@ from pathlib import Path
 
 import numpy as np
 
-from gemma_runtime import read_manifest
-from gemma_runtime.session import DecoderSession
+from gemma_runtime import Gemma
 
 
 def main() -> None:
     """One short run to warm up, then one that is timed."""
     folder, prompt_tokens, new_tokens = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    session = DecoderSession(folder, read_manifest(folder), provider="cpu")
+    model = Gemma(folder)
     random = np.random.default_rng(0)
     for tokens in (4, new_tokens):
         prompt = random.integers(256, 3000, prompt_tokens).tolist()
-        session.reset(prompt_tokens + new_tokens)
+        sequence = model.sequence(prompt_tokens + new_tokens)
         start = time.perf_counter()
-        token = int(session.step(prompt).argmax())
+        token = int(sequence.step(prompt)[-1].argmax())
         prefilled = time.perf_counter()
         for _ in range(tokens):
-            token = int(session.step([token]).argmax())
+            token = int(sequence.step([token])[-1].argmax())
         end = time.perf_counter()
     figures = {"prefill": prompt_tokens / (prefilled - start), "decode": new_tokens / (end - prefilled)}
     print(json.dumps(figures))

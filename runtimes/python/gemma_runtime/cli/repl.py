@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemma_runtime.cli.dialogue import Dialogue
 from gemma_runtime.cli.line_input import LineInput, history_file
 from gemma_runtime.cli.options import Options
 from gemma_runtime.cli.output import notice, print_text
@@ -23,9 +22,9 @@ from gemma_runtime.cli.settings import answer_settings, load_model
 from gemma_runtime.errors import GemmaRuntimeError
 
 if TYPE_CHECKING:
+    from gemma_runtime.chat_session import Chat
     from gemma_runtime.model import Gemma
-    from gemma_runtime.prompts import Prompt
-    from gemma_runtime.results import Completion
+    from gemma_runtime.results import Completion, Piece
 
 __all__ = ["Session", "run_session"]
 
@@ -39,17 +38,22 @@ class Session:
     Args:
         model: the folder.
         settings: keywords of `Gemma.answer`.
-        chat: whether prompts go into turns; otherwise each is a text to continue.
-        lines: where prompts come from.
+        chat: where texts go; None where each is continued by itself.
+        lines: where texts come from.
     """
 
-    def __init__(self, model: Gemma, settings: dict[str, Any], *, chat: bool, lines: LineInput) -> None:
+    def __init__(self, model: Gemma, settings: dict[str, Any], *, chat: Chat | None, lines: LineInput) -> None:
         self.settings, self.chat, self.lines = settings, chat, lines
-        self.dialogue = Dialogue(model.tokenizer, folds_system=model.folds_system)
         # of the last answer
         self.completion: Completion | None = None
         self.last_text: str | None = None
         self._conversation = model.conversation()
+
+    @property
+    def opened_chat(self) -> Chat:
+        """The chat, for commands that belong to one."""
+        assert self.chat is not None
+        return self.chat
 
     def say(self, text: str) -> None:
         """Answers a text and prints the answer as it comes.
@@ -58,22 +62,28 @@ class Session:
             PromptError: nothing to answer, or the context is full.
             ModelOutputError: logits that are NaN or infinite.
         """
-        ids = self.dialogue.prompt(text) if self.chat else None
-        prompt: Prompt = text if ids is None else ids
         self.last_text = text
         with _ctrl_c_ends() as cancel:
-            answer = self._conversation.answer(prompt, **self.settings, cancel=cancel)
-            try:
-                for piece in answer.pieces():
-                    print_text(piece.text, newline=False)
-            finally:
-                print_text("")
-        self.completion = answer.completion
-        # an answer that was ended before it began was never given
-        if ids is not None and (self.completion.token_ids or self.completion.finish_reason != "cancelled"):
-            self.dialogue.add(text, ids, self.completion.text, self.completion.token_ids)
-        if self.completion.finish_reason in ("length", "context", "cancelled"):
-            notice(f"({self.completion.finish_reason})")
+            settings = {**self.settings, "cancel": cancel}
+            if self.chat is not None:
+                _show(self.chat.stream(text, **settings))
+                completion = self.chat.completion
+            else:
+                answer = self._conversation.answer(text, **settings)
+                _show(answer.pieces())
+                completion = answer.completion
+        assert completion is not None
+        self.completion = completion
+        if completion.finish_reason in ("length", "context", "cancelled"):
+            notice(f"({completion.finish_reason})")
+
+
+def _show(pieces: Iterator[Piece]) -> None:
+    try:
+        for piece in pieces:
+            print_text(piece.text, newline=False)
+    finally:
+        print_text("")
 
 
 def run_session(options: Options) -> int:
@@ -88,11 +98,10 @@ def run_session(options: Options) -> int:
         raise click.UsageError("--samples needs a PROMPT")
     settings = answer_settings(options)
     model = load_model(options)
-    chat = _chats(model) if options.chat is None else options.chat
+    wanted = _chats(model) if options.chat is None else options.chat
+    chat = model.chat(system=options.system or "") if wanted else None
     with LineInput(None if options.no_history else history_file()) as lines:
         session = Session(model, settings, chat=chat, lines=lines)
-        if options.system is not None:
-            session.dialogue.set_system(options.system)
         kind = "A chat" if chat else "Each line is a text to continue"
         notice(f"{kind}. /help lists commands, Ctrl-C ends an answer, Ctrl-D leaves.")
         while _take_turn(session):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemma_runtime.cli.dialogue import load_messages, save_messages
+from gemma_runtime.cli.conversation_file import load_messages, save_messages
 from gemma_runtime.cli.output import figures, notice
 from gemma_runtime.errors import PromptError
 
@@ -47,7 +47,7 @@ def run_command(session: Session, line: str) -> None:
         raise PromptError(
             f"there is no command {name}", hint="/help lists them; a text that starts with a slash starts with two."
         )
-    if command.chat_only and not session.chat:
+    if command.chat_only and session.chat is None:
         raise PromptError(f"{name} belongs to a chat", hint="Here each line is a text to continue.")
     if bool(argument) != bool(command.argument) and not command.argument.startswith("["):
         wanted = f"one argument: {command.argument}" if command.argument else "no argument"
@@ -57,31 +57,35 @@ def run_command(session: Session, line: str) -> None:
 
 def _help(session: Session, argument: str) -> None:
     for name, command in _COMMANDS.items():
-        if session.chat or not command.chat_only:
+        if session.chat is not None or not command.chat_only:
             notice(f"{f'{name} {command.argument}':16} {command.help}")
     notice("A line that ends in \\ goes on in the next; // at the start is one slash.")
 
 
 def _reset(session: Session, argument: str) -> None:
-    session.dialogue.reset()
+    session.opened_chat.reset()
     session.last_text = None
     notice("(forgotten)")
 
 
 def _system(session: Session, argument: str) -> None:
-    session.dialogue.set_system(argument)
+    session.opened_chat.set_system(argument)
     notice("(set)" if argument else "(no system message)")
 
 
 def _undo(session: Session, argument: str) -> None:
-    taken = session.dialogue.undo()
+    taken = session.opened_chat.undo()
+    session.last_text = None
     notice("(nothing to undo)" if taken is None else f"(taken back: {taken})")
 
 
 def _regenerate(session: Session, argument: str) -> None:
     text = session.last_text
-    if session.chat:
-        text = session.dialogue.undo() or text
+    if session.chat is not None:
+        said = [each.content for each in session.chat.messages if each.role == "user"]
+        # a text whose answer was cancelled before it began is not among what was said
+        if text is None or said[-1:] == [text]:
+            text = session.chat.undo()
     if text is None:
         raise PromptError("there is no answer to give again", hint="Say something first.")
     sampling = session.settings["sampling"]
@@ -126,13 +130,13 @@ def _number(text: str, kind: type[int] | type[float]) -> float:
 
 
 def _save(session: Session, argument: str) -> None:
-    save_messages(Path(argument).expanduser(), session.dialogue.messages())
+    save_messages(Path(argument).expanduser(), session.opened_chat.messages)
     notice("(saved)")
 
 
 def _load(session: Session, argument: str) -> None:
     messages = load_messages(Path(argument).expanduser())
-    session.dialogue.load(messages)
+    session.opened_chat.load(messages)
     session.last_text = None
     notice(f"({len(messages)} messages)")
 
