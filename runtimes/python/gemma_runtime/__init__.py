@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gemma_runtime.answer import Answer, AnswerOptions
     from gemma_runtime.chat import Message
+    from gemma_runtime.chat_session import Chat
     from gemma_runtime.constraints import Constraint
     from gemma_runtime.manifest import Manifest, read_manifest
     from gemma_runtime.model import Conversation, Gemma
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "AnswerOptions",
+    "Chat",
     "Completion",
     "Constraint",
     "Conversation",
@@ -33,6 +35,7 @@ __all__ = [
 _HOME = {
     "Answer": "answer",
     "AnswerOptions": "answer",
+    "Chat": "chat_session",
     "Completion": "results",
     "Constraint": "constraints",
     "Conversation": "model",

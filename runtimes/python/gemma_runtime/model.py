@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_runtime.answer import Answer, AnswerOptions
 from gemma_runtime.chat import END_OF_TURN
+from gemma_runtime.chat_template import folds_system
 from gemma_runtime.errors import ManifestError, PromptError
 from gemma_runtime.graph_choice import choose_provider
 from gemma_runtime.manifest import Manifest, read_manifest, verify_hashes, verify_structure
@@ -20,6 +21,7 @@ from gemma_runtime.session import OpenedGraph
 from gemma_runtime.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
+    from gemma_runtime.chat_session import Chat
     from gemma_runtime.speculation import Drafter
 
 __all__ = ["Conversation", "Gemma"]
@@ -70,6 +72,8 @@ class Gemma:
         # only what the manifest lists: a file that was put there later is covered by no hash
         listed = frozenset(entry.path for entry in self.manifest.files)
         self.tokenizer = load_tokenizer(directory, listed=listed)
+        # whether its chat template has room for a system message
+        self.folds_system = folds_system(directory, listed=listed)
         self.stop_ids = _stop_ids(directory, listed, self.manifest.vocab_size, self.tokenizer.find(END_OF_TURN))
         self._opened = OpenedGraph(directory, self.manifest, provider=self.provider, threads=threads)
         self._speculation = speculation
@@ -127,13 +131,23 @@ class Gemma:
 
         return generate_many(self, prompts, samples=samples, batch_size=batch_size, options=AnswerOptions(**options))
 
+    def chat(self, *, system: str = "", escape: bool = False) -> Chat:
+        """A conversation turn by turn: see Chat.
+
+        Raises:
+            PromptError: no chat model, or no system role for `system`.
+        """
+        from gemma_runtime.chat_session import Chat
+
+        return Chat(self, system=system, escape=escape)
+
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt.
 
         Raises:
             PromptError: see generate.
         """
-        return prompt_ids(prompt, self.tokenizer, self.manifest)
+        return prompt_ids(prompt, self.tokenizer, self.manifest, folds_system=self.folds_system)
 
     def sequence(self, capacity: int = 0) -> TokenSequence:
         """An empty sequence of the graph, for callers with a loop of their own."""

@@ -34,6 +34,8 @@ _STEERING = (
 # reserved for training and for images: text only when nothing better is left
 _RESERVED = re.compile(r"<unk>|<mask>|<unused\d+>|\[multimodal\]|<start_of_image>|<end_of_image>|<image_soft_token>")
 _HINT = "Put the original model's tokenizer files beside the checkpoint and export it again."
+# special tokens that a text may hold by chance, as the source of a program that handles them does
+_NEVER_TEXT = re.compile("|".join(map(re.escape, (*_STEERING, "<unk>", "<mask>"))) + r"|<unused\d+>|<\w+_of_image>")
 
 
 class _Library(Protocol):
@@ -74,6 +76,19 @@ class Tokenizer:
         if self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
         return ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of a text in which no special token is recognised, nothing added: `<eos>` in it is five characters.
+
+        Such a name is cut after its first character, because neither library can be told to read every one of its
+        tokens as text; `decode` gives the text back.
+        """
+        ids: list[int] = []
+        begin = 0
+        for match in _NEVER_TEXT.finditer(text):
+            ids += self._library.ids(text[begin : match.start() + 1])
+            begin = match.start() + 1
+        return ids + self._library.ids(text[begin:])
 
     def find(self, piece: str) -> int | None:
         """The id of a special token by its text, or None."""

@@ -40,15 +40,15 @@ def test_the_probability_of_a_token() -> None:
 
 
 def test_the_residual_is_what_is_above_the_draft() -> None:
-    found = one().residual(some([1, 4, 9], 0.2, 0.5, 0.3), some([0, 1, 4], 0.3, 0.4, 0.3))
+    found = residual(some([1, 4, 9], 0.2, 0.5, 0.3), some([0, 1, 4], 0.3, 0.4, 0.3))
     assert found.ids.tolist() == [4, 9]
     assert found.probabilities.tolist() == pytest.approx([0.4, 0.6])
     # nothing above: equal
     same = some([2, 3], 0.5, 0.5)
-    assert one().residual(same, some([2, 3], 0.5, 0.5)) is same
+    assert residual(same, some([2, 3], 0.5, 0.5)) is same
     # nothing in common, on either side
-    assert one().residual(some([2], 1.0), some([8], 1.0)).ids.tolist() == [2]
-    assert one().residual(some([8], 1.0), some([2], 1.0)).probabilities.tolist() == [1]
+    assert residual(some([2], 1.0), some([8], 1.0)).ids.tolist() == [2]
+    assert residual(some([8], 1.0), some([2], 1.0)).probabilities.tolist() == [1]
 
 
 def test_rejection_keeps_the_targets_distribution() -> None:
