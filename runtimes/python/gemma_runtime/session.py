@@ -38,18 +38,28 @@ class DecoderSession:
         directory: the exported folder, structure checked.
         manifest: its manifest; the main graph is taken.
         provider: "cpu", "cuda" or "directml".
+        threads: of onnxruntime; None leaves the choice to it.
+        profile: start of the name of a file that onnxruntime writes its profile to (end_profiling).
 
     Raises:
         ProviderError: the provider or the onnxruntime release cannot run this folder; never a silent fallback.
         MissingPackageError: no onnxruntime.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, *, provider: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        *,
+        provider: str,
+        threads: int | None = None,
+        profile: Path | None = None,
+    ) -> None:
         self._device = _DEVICES[provider]
         self._onnxruntime = _import_onnxruntime(provider)
         _check_provider(self._onnxruntime, manifest, provider)
         self.graph = graph_for(manifest, release(self._onnxruntime.__version__))
-        self._session = _open(self._onnxruntime, directory, self.graph, provider)
+        self._session = _open(self._onnxruntime, directory, self.graph, provider, threads, profile)
         _check_interface(self._session, self.graph, manifest)
         self._element = ELEMENT_TYPES[manifest.precision.activation_dtype]
         self._cache_layout = manifest.cache_layout
@@ -107,6 +117,10 @@ class DecoderSession:
         last: npt.NDArray[np.float32] = logits.float32()[0, -1]
         return last
 
+    def end_profiling(self) -> Path:
+        """The profile of everything that ran, where one was asked for."""
+        return Path(self._session.end_profiling())
+
     @property
     def chunked(self) -> bool:
         """Whether a prompt may go through in several steps."""
@@ -154,10 +168,16 @@ def _check_provider(onnxruntime: Any, manifest: Manifest, provider: str) -> None
         )
 
 
-def _open(onnxruntime: Any, directory: Path, graph: Graph, provider: str) -> Any:
+def _open(
+    onnxruntime: Any, directory: Path, graph: Graph, provider: str, threads: int | None, profile: Path | None
+) -> Any:
     options = onnxruntime.SessionOptions()
     # warnings of the graph optimiser are not for users; errors become exceptions
     options.log_severity_level = 3
+    # 0 is onnxruntime's own choice
+    options.intra_op_num_threads = threads or 0
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if provider == "cuda":
         # finds the CUDA and cuDNN libraries that pip installed
         getattr(onnxruntime, "preload_dlls", lambda: None)()
