@@ -9,13 +9,13 @@ import tempfile
 from pathlib import Path
 
 from gemma_export.pipeline import ExportRequest, export
-from gemma_runtime import Sampling, TextGenerator
+from gemma_runtime import Sampling, Gemma
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         folder = export(ExportRequest(variant="tiny", output=Path(root) / "tiny")).folder.directory
-        generator = TextGenerator(folder)
+        generator = Gemma(folder)
         print(generator.generate("def read_lines(path):\n", max_new_tokens=64).text)
         # fill in the middle, as CodeGemma does it: the model writes what belongs between prefix and suffix
         prompt = "<|fim_prefix|>def add(a, b):\n    return <|fim_suffix|>\n<|fim_middle|>"

@@ -20,7 +20,7 @@ from gemma_export.pipeline import ExportRequest, build_semantic_graph, export, l
 from gemma_export.planning import plan_export
 from gemma_export.precision import WeightOptions
 from gemma_export.settling import settle_channel_scales, settle_precision
-from gemma_runtime import TextGenerator, read_manifest
+from gemma_runtime import Gemma, read_manifest
 from gemma_runtime.tokenizer import load_tokenizer
 from gemma_validation import measure_drift
 
@@ -129,4 +129,4 @@ def test_a_folder(tmp_path: Path) -> None:
     assert found["tokens"] > 500
     assert len(found["strengths"]) == 4 * result.plan.spec.num_hidden_layers
     assert any(note.startswith("channels scaled in ") for note in result.notes)
-    assert len(TextGenerator(folder).generate("def read_lines(path):", max_new_tokens=24).text.split()) > 3
+    assert len(Gemma(folder).generate("def read_lines(path):", max_new_tokens=24).text.split()) > 3

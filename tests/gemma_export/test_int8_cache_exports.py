@@ -32,7 +32,7 @@ from gemma_export.errors import FolderError
 from gemma_export.pipeline import ExportRequest, export
 from gemma_export.planning import plan_export
 from gemma_export.precision import WeightOptions
-from gemma_runtime import TextGenerator, read_manifest
+from gemma_runtime import Gemma, read_manifest
 from gemma_runtime.tokenizer import load_tokenizer
 from gemma_validation import measure_drift
 
@@ -118,9 +118,9 @@ def test_one_shot_and_chunks_are_the_same(tiny: Path) -> None:
 
 def test_greedy_text_over_more_than_one_chunk(tiny: Path, tiny_fp32: Path) -> None:
     prompt = _TEXT[:2200]
-    found = TextGenerator(tiny).generate(prompt, max_new_tokens=24)
+    found = Gemma(tiny).generate(prompt, max_new_tokens=24)
     assert found.prompt_tokens > 512
-    assert found.token_ids == TextGenerator(tiny_fp32).generate(prompt, max_new_tokens=24).token_ids
+    assert found.token_ids == Gemma(tiny_fp32).generate(prompt, max_new_tokens=24).token_ids
     ids = np.array([load_tokenizer(BUILTIN_DIRECTORY).encode(prompt)])
     assert list(found.token_ids) == reference_choices(builtin_reference(), ids, list(found.token_ids))
 
@@ -152,10 +152,8 @@ def test_bytes_of_the_cache(exported: tuple[Path, tuple[str | None, str]]) -> No
     config = json.loads((folder / "config.json").read_text())
     numbers = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"]
     assert report["folder"]["state_bytes_per_token"] == numbers
-    session = TextGenerator(folder)._session
-    session.reset(100)
-    buffers = [buffer for _, _, buffer in session._state._buffers]
-    assert sum(buffer._memory.nbytes for buffer in buffers) == 100 * numbers
+    state = Gemma(folder).sequence(100)._state
+    assert sum(buffer.memory.nbytes for buffer in state.buffers) == state.capacity * numbers
 
 
 def test_command_line_and_json(tmp_path: Path) -> None:

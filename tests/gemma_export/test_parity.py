@@ -24,7 +24,7 @@ from decoders import (
 
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
 from gemma_export.pipeline import ExportRequest, export
-from gemma_runtime import TextGenerator, read_manifest
+from gemma_runtime import Gemma, read_manifest
 from gemma_runtime.tokenizer import load_tokenizer
 from gemma_validation import measure_drift, widen_bfloat16
 
@@ -197,6 +197,6 @@ def test_logits_option_shapes_the_main_graph(logits: str, positions: int, tmp_pa
     assert np.abs(found - expected).max() <= tolerances.FP32_LOGITS * expected.std()
     assert read_manifest(tmp_path / "folder").graph("main").logits == ("all" if logits == "all" else int(logits))
     # a generation loop reads the last of them
-    tokens = TextGenerator(tmp_path / "folder").generate("def f(x):", max_new_tokens=4).token_ids
+    tokens = Gemma(tmp_path / "folder").generate("def f(x):", max_new_tokens=4).token_ids
     export(ExportRequest(variant="tiny", output=tmp_path / "last"))
-    assert tokens == TextGenerator(tmp_path / "last").generate("def f(x):", max_new_tokens=4).token_ids
+    assert tokens == Gemma(tmp_path / "last").generate("def f(x):", max_new_tokens=4).token_ids

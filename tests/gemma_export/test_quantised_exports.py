@@ -15,7 +15,7 @@ from gemma_export.artifact import verify_folder
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
 from gemma_export.pipeline import ExportRequest, export
 from gemma_export.precision import WeightOptions
-from gemma_runtime import TextGenerator, read_manifest
+from gemma_runtime import Gemma, read_manifest
 from gemma_runtime.tokenizer import load_tokenizer
 from gemma_validation import measure_drift
 
@@ -50,7 +50,7 @@ def test_the_folder_is_whole_and_generates(exported: tuple[Path, tuple[str, str]
     assert manifest.precision.options["scheme"] == key[0]
     assert manifest.min_onnxruntime == "1.23.0"
     assert manifest.providers == (("cpu",) if key[1] == "fp32" else ("cpu", "cuda"))
-    text = TextGenerator(folder).generate("def read_lines(path):", max_new_tokens=24).text
+    text = Gemma(folder).generate("def read_lines(path):", max_new_tokens=24).text
     assert len(text.split()) > 3
 
 

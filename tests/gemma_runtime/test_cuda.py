@@ -13,9 +13,9 @@ from decoders import builtin_reference, reference_logits
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
 from gemma_export.pipeline import ExportRequest, export
 from gemma_export.precision import WeightOptions
-from gemma_runtime import TextGenerator, read_manifest
+from gemma_runtime import Gemma
 from gemma_runtime.doctor.providers import start_provider
-from gemma_runtime.session import PROVIDERS, DecoderSession
+from gemma_runtime.session import PROVIDERS
 from gemma_runtime.tokenizer import load_tokenizer
 from gemma_validation import measure_drift
 
@@ -53,12 +53,12 @@ def test_prompt_and_steps_are_pytorchs(name: str, provider: str, tmp_path: Path)
     folder = tmp_path / "out"
     export(ExportRequest(variant="tiny", output=folder, **_REQUESTS[name]))
     ids = load_tokenizer(BUILTIN_DIRECTORY).encode(_TEXT)[: _PROMPT + _STEPS]
-    session = DecoderSession(folder, read_manifest(folder), provider=provider)
+    model = Gemma(folder, provider=provider)
     # twice: nothing of the first sequence may stay
     for _ in range(2):
-        session.reset(len(ids))
-        steps = [session.step(ids[:_PROMPT]), *(session.step([token]) for token in ids[_PROMPT:])]
+        tokens = model.sequence()
+        steps = [tokens.step(part)[-1].copy() for part in (ids[:_PROMPT], *([token] for token in ids[_PROMPT:]))]
     expected = reference_logits(builtin_reference(), np.array([ids]))[:, _PROMPT - 1 :]
     drift = measure_drift(expected, np.stack(steps)[None])
     assert 0 < drift.mean_kl <= _BOUNDS[name], drift
-    assert TextGenerator(folder, provider=provider).generate("def read_lines(path):", max_new_tokens=24).text
+    assert model.generate("def read_lines(path):", max_new_tokens=24).text

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import checkpoints
 import numpy as np
+import onnxruntime
 import pytest
 from decoders import Graph
 from folders import altered, rewrite_manifest
 
 from gemma_export.pipeline import ExportRequest, export
-from gemma_runtime import Sampling, TextGenerator, generate, read_manifest
+from gemma_runtime import Gemma, Message, Sampling, read_manifest, sequence
 from gemma_runtime.errors import (
     GemmaRuntimeError,
     ManifestError,
@@ -25,20 +26,21 @@ from gemma_runtime.errors import (
     PromptError,
     ProviderError,
 )
+from gemma_runtime.graph_choice import graph_for, release
 
 PROMPT = "def read_file(path):\n"
 
 
 @pytest.fixture(scope="module")
-def generator(tiny_fp32: Path) -> TextGenerator:
-    return TextGenerator(tiny_fp32)
+def generator(tiny_fp32: Path) -> Gemma:
+    return Gemma(tiny_fp32)
 
 
 def growing_cache_tokens(folder: Path, ids: list[int], count: int) -> list[int]:
     return Graph(folder / "onnx/model.onnx").greedy(np.array([ids]), count)
 
 
-def test_greedy_equals_a_growing_cache(generator: TextGenerator, tiny_fp32: Path) -> None:
+def test_greedy_equals_a_growing_cache(generator: Gemma, tiny_fp32: Path) -> None:
     result = generator.generate(PROMPT, max_new_tokens=40)
     ids = generator.tokenizer.encode(PROMPT)
     expected = growing_cache_tokens(tiny_fp32, ids, 40)
@@ -50,33 +52,34 @@ def test_greedy_equals_a_growing_cache(generator: TextGenerator, tiny_fp32: Path
     assert result.decode_tokens_per_second > 0
 
 
-def test_a_second_prompt_starts_afresh(generator: TextGenerator) -> None:
+def test_a_second_prompt_starts_afresh(generator: Gemma) -> None:
     first = generator.generate(PROMPT, max_new_tokens=12).token_ids
     generator.generate("class Other:\n    x = 1\n", max_new_tokens=30)
     assert generator.generate(PROMPT, max_new_tokens=12).token_ids == first
 
 
-def test_prefill_in_parts(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefill_in_parts(generator: Gemma, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = generator.generate(PROMPT * 5, max_new_tokens=12).token_ids
-    monkeypatch.setattr(generate, "_PREFILL_TOKENS", 7)
+    monkeypatch.setattr(sequence, "PREFILL_TOKENS", 7)
     assert generator.generate(PROMPT * 5, max_new_tokens=12).token_ids == whole
 
 
-def test_streamed_parts_join_to_the_text(generator: TextGenerator) -> None:
-    parts: list[str] = []
-    result = generator.generate(PROMPT, max_new_tokens=25, on_text=parts.append)
-    assert "".join(parts) == result.text
-    assert len(parts) > 5
+def test_streamed_pieces_join_to_the_text(generator: Gemma) -> None:
+    answer = generator.answer(PROMPT, max_new_tokens=25)
+    pieces = list(answer.pieces())
+    assert "".join(piece.text for piece in pieces) == answer.completion.text
+    assert tuple(piece.token_id for piece in pieces if piece.token_id is not None) == answer.completion.token_ids
+    assert len(pieces) > 5
 
 
-def test_one_bos_however_the_prompt_starts(generator: TextGenerator) -> None:
+def test_one_bos_however_the_prompt_starts(generator: Gemma) -> None:
     plain = generator.generate(PROMPT, max_new_tokens=6)
     marked = generator.generate("<bos>" + PROMPT, max_new_tokens=6)
     assert marked.token_ids == plain.token_ids
     assert marked.prompt_tokens == plain.prompt_tokens
 
 
-def test_sampling_is_reproducible_and_seeded(generator: TextGenerator) -> None:
+def test_sampling_is_reproducible_and_seeded(generator: Gemma) -> None:
     runs = [
         generator.generate(
             PROMPT, max_new_tokens=20, sampling=Sampling(temperature=1.5, top_k=50, top_p=0.95, seed=seed)
@@ -87,34 +90,32 @@ def test_sampling_is_reproducible_and_seeded(generator: TextGenerator) -> None:
     assert runs[0].token_ids != runs[2].token_ids
 
 
-def test_any_of_several_stop_ids_ends_and_is_left_out(
-    generator: TextGenerator, tiny_fp32: Path, tmp_path: Path
-) -> None:
+def test_any_of_several_stop_ids_ends_and_is_left_out(generator: Gemma, tiny_fp32: Path, tmp_path: Path) -> None:
     tokens = generator.generate(PROMPT, max_new_tokens=12).token_ids
     stop = tokens[7]
     before = tokens[: tokens.index(stop)]
     config = json.dumps({"eos_token_id": [1, stop]}).encode()
     folder = altered(tiny_fp32, tmp_path / "folder", {"generation_config.json": config})
-    result = TextGenerator(folder).generate(PROMPT, max_new_tokens=12)
+    result = Gemma(folder).generate(PROMPT, max_new_tokens=12)
     assert result.token_ids == before
     assert result.finish_reason == "stop"
 
 
-def test_end_of_turn_always_stops(generator: TextGenerator) -> None:
+def test_end_of_turn_always_stops(generator: Gemma) -> None:
     assert generator.tokenizer.find("<end_of_turn>") in generator.stop_ids
     assert generator.tokenizer.find("<eos>") in generator.stop_ids
 
 
-def test_chat_puts_gemma_turns_around_the_message(generator: TextGenerator) -> None:
+def test_chat_puts_gemma_turns_around_the_message(generator: Gemma) -> None:
     turns = "<start_of_turn>user\nhello<end_of_turn>\n<start_of_turn>model\n"
-    chat = generator.generate(" hello\n", max_new_tokens=3, chat=True)
+    chat = generator.generate([Message(role="user", content=" hello\n")], max_new_tokens=3)
     assert chat.prompt_tokens == len(generator.tokenizer.encode(turns))
     assert chat.token_ids == generator.generate(turns, max_new_tokens=3).token_ids
 
 
 def test_context_limits(tmp_path: Path) -> None:
     export(ExportRequest(variant="tiny", context=24, output=tmp_path / "folder"))
-    short = TextGenerator(tmp_path / "folder")
+    short = Gemma(tmp_path / "folder")
     word = " x"
     count = len(short.tokenizer.encode(word * 10)) - 1
     assert count == 10
@@ -128,15 +129,15 @@ def test_context_limits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("prompt", "tokens"), [("", 5), ("x", 0), ("\udcff", 5)])
-def test_impossible_prompts(generator: TextGenerator, prompt: str, tokens: int) -> None:
+def test_impossible_prompts(generator: Gemma, prompt: str, tokens: int) -> None:
     with pytest.raises(PromptError) as caught:
         generator.generate(prompt, max_new_tokens=tokens)
     assert caught.value.exit_code == 2
 
 
-def test_sentencepiece_alone_gives_the_same_tokens(generator: TextGenerator, tiny_fp32: Path, tmp_path: Path) -> None:
+def test_sentencepiece_alone_gives_the_same_tokens(generator: Gemma, tiny_fp32: Path, tmp_path: Path) -> None:
     folder = altered(tiny_fp32, tmp_path / "folder", {"tokenizer.json": None})
-    result = TextGenerator(folder).generate("<bos>" + PROMPT + "<|fim_suffix|>", max_new_tokens=8)
+    result = Gemma(folder).generate("<bos>" + PROMPT + "<|fim_suffix|>", max_new_tokens=8)
     expected = generator.generate(PROMPT + "<|fim_suffix|>", max_new_tokens=8)
     assert (result.token_ids, result.text) == (expected.token_ids, expected.text)
 
@@ -148,7 +149,7 @@ def test_tokenizer_of_a_larger_model(tiny_fp32: Path, tmp_path: Path) -> None:
     content["model"]["vocab"] = {text: token + 3072 * (token >= 300) for text, token in vocabulary.items()}
     folder = altered(tiny_fp32, tmp_path / "folder", {"tokenizer.json": json.dumps(content).encode()})
     with pytest.raises(ManifestError, match="embedding has 3072 rows"):
-        TextGenerator(folder).generate("import os")
+        Gemma(folder).generate("import os")
 
 
 def test_overflow_in_float16_is_an_error_not_text(tmp_path: Path) -> None:
@@ -160,28 +161,28 @@ def test_overflow_in_float16_is_an_error_not_text(tmp_path: Path) -> None:
     request = ExportRequest(checkpoint=tmp_path / "model", precision="fp16", output=tmp_path / "folder")
     export(dataclasses.replace(request, residual_scale="off"))
     with pytest.raises(ModelOutputError, match="NaN or infinite") as caught:
-        TextGenerator(tmp_path / "folder").generate("import os", max_new_tokens=3)
+        Gemma(tmp_path / "folder").generate("import os", max_new_tokens=3)
     assert caught.value.exit_code == 3
     assert "--residual-scale measure" in caught.value.hint
     assert "--fp32" in caught.value.hint
     # what the hint says helps
     export(dataclasses.replace(request, residual_scale="measure", force=True))
-    assert TextGenerator(tmp_path / "folder").generate("import os", max_new_tokens=3).token_ids
+    assert Gemma(tmp_path / "folder").generate("import os", max_new_tokens=3).token_ids
 
 
 def test_providers_are_never_replaced_silently(tiny_fp32: Path, tiny_fp16: Path, tmp_path: Path) -> None:
     with pytest.raises(ProviderError, match="runs on cpu, not on cuda") as caught:
-        TextGenerator(tiny_fp32, provider="cuda")
+        Gemma(tiny_fp32, provider="cuda")
     assert caught.value.exit_code == 8
     import onnxruntime
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         with pytest.raises(ProviderError, match="has no cuda provider"):
-            TextGenerator(tiny_fp16, provider="cuda")
+            Gemma(tiny_fp16, provider="cuda")
     shutil.copytree(tiny_fp32, tmp_path / "future")
     rewrite_manifest(tmp_path / "future", min_onnxruntime="99.1.0")
     with pytest.raises(ProviderError, match=r"needs onnxruntime 99\.1\.0 or later"):
-        TextGenerator(tmp_path / "future")
+        Gemma(tmp_path / "future")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_damaged_folders(
     else:
         (folder / name).write_bytes(content)
     with pytest.raises(error, match=phrase) as caught:
-        TextGenerator(folder)
+        Gemma(folder)
     assert caught.value.exit_code == 3
 
 
@@ -215,13 +216,13 @@ def test_altered_small_file_of_the_same_size(tiny_fp32: Path, tmp_path: Path) ->
     shutil.copytree(tiny_fp32, tmp_path / "folder")
     (tmp_path / "folder/tokenizer.json").write_bytes(content)
     with pytest.raises(ManifestError, match=r"tokenizer\.json was altered"):
-        TextGenerator(tmp_path / "folder")
+        Gemma(tmp_path / "folder")
 
 
 def test_no_tokenizer(tiny_fp32: Path, tmp_path: Path) -> None:
     folder = altered(tiny_fp32, tmp_path / "folder", {"tokenizer.json": None, "tokenizer.model": None})
     with pytest.raises(MissingTokenizerError) as caught:
-        TextGenerator(folder)
+        Gemma(folder)
     assert caught.value.exit_code == 4
 
 
@@ -230,18 +231,18 @@ def test_impossible_stop_ids(eos: object, tiny_fp32: Path, tmp_path: Path) -> No
     config = json.dumps({"eos_token_id": eos}).encode()
     folder = altered(tiny_fp32, tmp_path / "folder", {"generation_config.json": config})
     with pytest.raises(ManifestError, match="eos_token_id"):
-        TextGenerator(folder)
+        Gemma(folder)
 
 
-def test_float16_generates_nearly_the_same(tiny_fp16: Path, generator: TextGenerator) -> None:
-    first = TextGenerator(tiny_fp16).generate(PROMPT, max_new_tokens=8).token_ids
+def test_float16_generates_nearly_the_same(tiny_fp16: Path, generator: Gemma) -> None:
+    first = Gemma(tiny_fp16).generate(PROMPT, max_new_tokens=8).token_ids
     assert first[:4] == generator.generate(PROMPT, max_new_tokens=8).token_ids[:4]
 
 
 def test_neither_torch_nor_the_exporter_is_imported(tiny_fp32: Path) -> None:
     code = (
-        "import sys\nfrom gemma_runtime import TextGenerator\n"
-        f"TextGenerator({str(tiny_fp32)!r}).generate('x', max_new_tokens=2)\n"
+        "import sys\nfrom gemma_runtime import Gemma\n"
+        f"Gemma({str(tiny_fp32)!r}).generate('x', max_new_tokens=2)\n"
         "sys.exit(bool({'torch', 'onnx', 'onnx_ir', 'transformers', 'gemma_export'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -257,7 +258,7 @@ def test_a_main_graph_that_needs_a_newer_onnxruntime(tiny_fp32: Path, tmp_path: 
     ]
     rewrite_manifest(folder, graphs=tuple(newer))
     with pytest.raises(ProviderError, match=r"onnx/model\.onnx needs onnxruntime 99\.0\.0") as caught:
-        TextGenerator(folder)
+        Gemma(folder)
     assert caught.value.exit_code == 8
 
 
@@ -283,9 +284,9 @@ def test_only_the_batched_twin_asks_for_a_new_release(tiny_fp32: Path) -> None:
 
 def test_a_file_that_the_manifest_does_not_list_is_not_read(tiny_fp32: Path, tmp_path: Path) -> None:
     folder = altered(tiny_fp32, tmp_path / "folder", {"tokenizer.json": None})
-    before = TextGenerator(folder).generate(PROMPT, max_new_tokens=4).token_ids
+    before = Gemma(folder).generate(PROMPT, max_new_tokens=4).token_ids
     (folder / "tokenizer.json").write_text("{}")
-    assert TextGenerator(folder).generate(PROMPT, max_new_tokens=4).token_ids == before
+    assert Gemma(folder).generate(PROMPT, max_new_tokens=4).token_ids == before
 
 
 @pytest.mark.parametrize("change", ["vocab_size", "dtype", "roles", "state"])
@@ -293,20 +294,19 @@ def test_a_manifest_of_another_graph(change: str, tiny_fp32: Path, tmp_path: Pat
     folder = tmp_path / "folder"
     shutil.copytree(tiny_fp32, folder)
     made = read_manifest(folder)
-    main, everything, *rest = made.graphs
+    runs, everything = graph_for(made, release(onnxruntime.__version__)), made.graph("all")
+    changed = {
+        "roles": {
+            runs.role: dataclasses.replace(runs, file=everything.file),
+            "all": dataclasses.replace(everything, file=runs.file),
+        },
+        "state": {runs.role: dataclasses.replace(runs, state=runs.state[:2])},
+    }
     changes: dict[str, dict[str, object]] = {
         "vocab_size": {"vocab_size": 3000},
         "dtype": {"precision": dataclasses.replace(made.precision, activation_dtype="bfloat16")},
-        "roles": {
-            "graphs": (
-                dataclasses.replace(main, file=everything.file),
-                dataclasses.replace(everything, file=main.file),
-                *rest,
-            )
-        },
-        "state": {"graphs": (dataclasses.replace(main, state=main.state[:2]), everything, *rest)},
-    }
+    } | {name: {"graphs": tuple(new.get(g.role, g) for g in made.graphs)} for name, new in changed.items()}
     rewrite_manifest(folder, **changes[change])
     with pytest.raises(ManifestError, match=r"is not the graph that the manifest describes") as caught:
-        TextGenerator(folder)
+        Gemma(folder)
     assert caught.value.exit_code == 3

@@ -6,17 +6,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gemma_runtime.generate import Generation, TextGenerator
+    from gemma_runtime.answer import Answer, AnswerOptions
+    from gemma_runtime.chat import Message
     from gemma_runtime.manifest import Manifest, read_manifest
+    from gemma_runtime.model import Conversation, Gemma
+    from gemma_runtime.results import Completion, Piece, SpeculationStats, TokenLogprob
     from gemma_runtime.sampling import Sampling
 
-__all__ = ["Generation", "Manifest", "Sampling", "TextGenerator", "read_manifest"]
+__all__ = [
+    "Answer",
+    "AnswerOptions",
+    "Completion",
+    "Conversation",
+    "Gemma",
+    "Manifest",
+    "Message",
+    "Piece",
+    "Sampling",
+    "SpeculationStats",
+    "TokenLogprob",
+    "read_manifest",
+]
 
 _HOME = {
-    "Generation": "generate",
-    "TextGenerator": "generate",
+    "Answer": "answer",
+    "AnswerOptions": "answer",
+    "Completion": "results",
+    "Conversation": "model",
+    "Gemma": "model",
     "Manifest": "manifest",
+    "Message": "chat",
+    "Piece": "results",
     "Sampling": "sampling",
+    "SpeculationStats": "results",
+    "TokenLogprob": "results",
     "read_manifest": "manifest",
 }
 

@@ -5,6 +5,9 @@ Source: https://ai.google.dev/gemma/docs/core/prompt-structure.
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from gemma_runtime.errors import PromptError
 from gemma_runtime.tokenizer import Tokenizer
 
@@ -27,3 +30,18 @@ def chat_prompt(tokenizer: Tokenizer, message: str) -> str:
         )
     # the published template trims a message's white space
     return f"{START_OF_TURN}user\n{message.strip()}{END_OF_TURN}\n{START_OF_TURN}model\n"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+def chat_ids(messages: Any, *, tokenizer: Tokenizer) -> list[int]:
+    """Ids of a conversation."""
+    [message] = messages
+    content = message.content if isinstance(message, Message) else message["content"]
+    return tokenizer.encode(chat_prompt(tokenizer, content))

@@ -90,7 +90,8 @@ def cli(
             raise click.MissingParameter(ctx=context, param=next(p for p in context.command.params if p.name == name))
     assert directory is not None
     assert prompt is not None
-    from gemma_runtime.generate import TextGenerator
+    from gemma_runtime.chat import Message
+    from gemma_runtime.model import Gemma
     from gemma_runtime.sampling import Sampling
 
     if temperature is None:
@@ -98,14 +99,13 @@ def cli(
         temperature = 0.0 if top_k is None and top_p is None else 1.0
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     text = sys.stdin.read() if prompt == "-" else prompt
-    generator = TextGenerator(directory, provider=provider, verify=verify)
-    result = generator.generate(
-        text,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        chat=chat,
-        on_text=None if as_json else lambda part: _print(part, newline=False),
-    )
+    model = Gemma(directory, provider=provider, verify=verify)
+    question = [Message(role="user", content=text)] if chat else text
+    answer = model.answer(question, max_new_tokens=max_new_tokens, sampling=sampling)
+    for piece in answer.pieces():
+        if not as_json:
+            _print(piece.text, newline=False)
+    result = answer.completion
     if as_json:
         # ASCII: a console that cannot show a character must not change the text
         _print(json.dumps({"schema_version": _JSON_VERSION, **dataclasses.asdict(result)}))

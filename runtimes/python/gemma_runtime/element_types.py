@@ -30,9 +30,9 @@ class ElementType:
         return self.name != "bfloat16"
 
     def to_float32(self, array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """The values of an array in this type's storage."""
+        """The values of an array in this type's storage; a float32 array itself."""
         if self.is_numpy:
-            return array.astype(np.float32)
+            return array.astype(np.float32, copy=False)
         # bfloat16 is the upper half of a float32
         return (array.astype(np.uint32) << 16).view(np.float32)
 

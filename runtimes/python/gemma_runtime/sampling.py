@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -90,3 +91,43 @@ def _top_p(
     count = int(np.searchsorted(probabilities[order].cumsum(), p)) + 1
     kept = order[:count]
     return candidates[kept], probabilities[kept]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """Tokens and their probabilities."""
+
+    ids: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float64]
+
+
+class TokenChooser:
+    """Chooses the tokens of one sequence."""
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        *,
+        vocab_size: int,
+        prompt_ids: Any = (),
+        stop_ids: Any = frozenset(),
+        min_new_tokens: int = 0,
+        allowed_size: int | None = None,
+        constraint: Any = None,
+        logprobs: int | None = None,
+    ) -> None:
+        self._sampling, self._generator = sampling, sampling.generator()
+        self.greedy = sampling.temperature == 0
+        self.finished = False
+
+    def choose(self, logits: npt.NDArray[np.float32]) -> int:
+        """The next token."""
+        return choose(logits, self._sampling, self._generator)
+
+    def accept(self, token: int) -> None:
+        """Takes a token into the history."""
+
+    def margin(self, logits: npt.NDArray[np.float32]) -> float:
+        """By how much the best token's logit exceeds the next one's."""
+        second, first = np.partition(logits, -2)[-2:]
+        return float(first - second)

@@ -1,22 +1,19 @@
-"""One graph on one execution provider, with the decoder state bound in place."""
+"""One graph on one execution provider."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import threading
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from gemma_runtime.element_types import ELEMENT_TYPES
 from gemma_runtime.errors import ManifestError, MissingPackageError, ModelOutputError, ProviderError
 from gemma_runtime.graph_choice import PROVIDERS, graph_for, release
 from gemma_runtime.manifest import Graph, Manifest
-from gemma_runtime.state import Buffer, DecoderState, make_state
+from gemma_runtime.state import DecoderState, make_state
 
-__all__ = ["PROVIDERS", "DecoderSession"]
+__all__ = ["PROVIDERS", "OpenedGraph", "default_threads"]
 
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "directml": "dml"}
 # onnxruntime's names of the element types
@@ -28,18 +25,18 @@ _INSTALL = {
 }
 
 
-class DecoderSession:
-    """Runs decoder steps of one row.
+class OpenedGraph:
+    """One graph of a folder on one execution provider; several threads may run sequences of it.
 
-    Where the kernels can, every state tensor is one buffer of full capacity, bound as past and as present: new keys
-    and values are written in place and nothing is copied between steps (gemma_runtime.state).
+    Steps run one after the other: each uses all of the machine's threads anyway, and so the memory of activations is
+    that of one step however many conversations there are.
 
     Args:
         directory: the exported folder, structure checked.
-        manifest: its manifest; the main graph is taken.
+        manifest: its manifest.
         provider: "cpu", "cuda" or "directml".
-        threads: of onnxruntime; None leaves the choice to it.
-        profile: start of the name of a file that onnxruntime writes its profile to (end_profiling).
+        threads: that kernels on the CPU use; None takes as many as this process may have.
+        profile: beginning of the name of a file that onnxruntime writes its profile to (end_profile).
 
     Raises:
         ProviderError: the provider or the onnxruntime release cannot run this folder; never a silent fallback.
@@ -55,85 +52,76 @@ class DecoderSession:
         threads: int | None = None,
         profile: Path | None = None,
     ) -> None:
-        self._device = _DEVICES[provider]
-        self._onnxruntime = _import_onnxruntime(provider)
-        _check_provider(self._onnxruntime, manifest, provider)
-        self.graph = graph_for(manifest, release(self._onnxruntime.__version__))
-        self._session = _open(self._onnxruntime, directory, self.graph, provider, threads, profile)
+        self.device = _DEVICES[provider]
+        self.onnxruntime = _import_onnxruntime(provider)
+        _check_provider(self.onnxruntime, manifest, provider)
+        self.graph = graph_for(manifest, release(self.onnxruntime.__version__))
+        options = _options(self.onnxruntime, default_threads() if threads is None else threads, profile)
+        self._session = _open(self.onnxruntime, directory, self.graph, provider, options)
         _check_interface(self._session, self.graph, manifest)
-        self._element = ELEMENT_TYPES[manifest.precision.activation_dtype]
-        self._cache_layout = manifest.cache_layout
-        self._vocab_size = manifest.vocab_size
-        self._state: DecoderState | None = None
-        self._position = self._capacity = 0
-        self._mask = np.ones((1, 0), np.int64)
+        self.element = ELEMENT_TYPES[manifest.precision.activation_dtype]
+        self.cache_layout = manifest.cache_layout
+        self.vocab_size, self.context_length = manifest.vocab_size, manifest.context_length
+        self._lock = threading.Lock()
+        # largest difference seen between logits of a run of one token and of several; None before any comparison
+        self.kernel_difference: float | None = None
 
-    def reset(self, capacity: int) -> None:
-        """Starts a new sequence of at most `capacity` tokens."""
-        self._binding = self._session.io_binding()
-        self._logits: Buffer | None = None
-        self._state = make_state(
-            self._onnxruntime,
-            self.graph,
-            cache_layout=self._cache_layout,
-            capacity=capacity,
-            device=self._device,
+    def note_difference(self, difference: float) -> None:
+        """Takes in a comparison of a run of one token with a run of several."""
+        with self._lock:
+            self.kernel_difference = max(difference, self.kernel_difference or 0.0)
+
+    @property
+    def chunked(self) -> bool:
+        """Whether a prompt may go through in several steps, and steps of several tokens follow a prompt."""
+        return self.graph.chunks != "none"
+
+    @property
+    def positions(self) -> int | None:
+        """How many of a step's last positions get logits; None: all of them."""
+        return {"last": 1, "all": None}[self.graph.logits] if isinstance(self.graph.logits, str) else self.graph.logits
+
+    def state(self, capacity: int) -> DecoderState:
+        """An empty cache of one row."""
+        return make_state(
+            self.onnxruntime, self.graph, cache_layout=self.cache_layout, capacity=capacity, device=self.device
         )
-        self._position, self._capacity = 0, capacity
-        self._mask = np.ones((1, capacity), np.int64)
 
-    def step(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Appends tokens to the sequence.
+    def binding(self) -> Any:
+        """What a sequence binds its tensors to."""
+        return self._session.io_binding()
 
-        Args:
-            ids: the tokens of a prompt, of a part of it, or one decoded token.
+    def run(self, binding: Any) -> None:
+        """Runs one step.
 
-        Returns:
-            float32 [vocab_size]: the logits after the last of them.
+        Raises:
+            ModelOutputError: onnxruntime refuses.
         """
-        total = self._position + len(ids)
-        assert total <= self._capacity
-        assert self._state is not None
-        if len(ids) > 1 and self._position > 0 and not self.chunked:
-            raise ProviderError(
-                f"{self.graph.file} takes a prompt whole: its attention would read a step of {len(ids)} tokens as new",
-                hint="Give all tokens of a prompt in one step, or use a folder of --target ort.",
-            )
-        self._binding.bind_cpu_input("input_ids", np.asarray([ids], np.int64))
-        self._binding.bind_cpu_input("attention_mask", np.ascontiguousarray(self._mask[:, :total]))
-        # the logits first, so that they are the binding's output 0
-        logits = self._bind_logits(len(ids))
-        self._state.bind(self._binding)
         try:
-            self._session.run_with_iobinding(self._binding)
+            with self._lock:
+                self._session.run_with_iobinding(binding)
         except Exception as error:
             # onnxruntime's exceptions share no base class of their own
             raise ModelOutputError(
                 f"onnxruntime could not run {self.graph.file}: {str(error).splitlines()[0]}",
                 hint="`gemma-export verify` checks the folder; with too little memory, shorten prompt and answer.",
             ) from error
-        self._state.advance(self._binding)
-        self._position = total
-        last: npt.NDArray[np.float32] = logits.float32()[0, -1]
-        return last
 
-    def end_profiling(self) -> Path:
-        """The profile of everything that ran, where one was asked for."""
+    def end_profile(self) -> Path:
+        """The profile of all that ran, where one was asked for; nothing later is part of it."""
         return Path(self._session.end_profiling())
 
-    @property
-    def chunked(self) -> bool:
-        """Whether a prompt may go through in several steps."""
-        return self.graph.chunks != "none"
 
-    def _bind_logits(self, sequence: int) -> Buffer:
-        """A buffer for the logits of a step; it changes only where their number does."""
-        positions = {"last": 1, "all": sequence}.get(str(self.graph.logits)) or min(int(self.graph.logits), sequence)
-        if self._logits is None or self._logits.shape[1] != positions:
-            shape = (1, positions, self._vocab_size)
-            self._logits = Buffer(self._onnxruntime, shape, self._element, "cpu")
-            self._logits.bind_output(self._binding, "logits")
-        return self._logits
+def default_threads() -> int:
+    """Threads for a session: 0, onnxruntime's own choice of a thread per physical core, unless less may be used.
+
+    onnxruntime looks at neither a container's limit nor a process's affinity, and threads that wait for a turn on the
+    processor hold up all others.
+    """
+    from gemma_runtime.doctor.machine import count_cores
+
+    cores = count_cores()
+    return 0 if cores.usable >= cores.logical else cores.usable
 
 
 def _import_onnxruntime(provider: str) -> Any:
@@ -168,16 +156,17 @@ def _check_provider(onnxruntime: Any, manifest: Manifest, provider: str) -> None
         )
 
 
-def _open(
-    onnxruntime: Any, directory: Path, graph: Graph, provider: str, threads: int | None, profile: Path | None
-) -> Any:
+def _options(onnxruntime: Any, threads: int, profile: Path | None) -> Any:
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     # warnings of the graph optimiser are not for users; errors become exceptions
     options.log_severity_level = 3
-    # 0 is onnxruntime's own choice
-    options.intra_op_num_threads = threads or 0
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    return options
+
+
+def _open(onnxruntime: Any, directory: Path, graph: Graph, provider: str, options: Any) -> Any:
     if provider == "cuda":
         # finds the CUDA and cuDNN libraries that pip installed
         getattr(onnxruntime, "preload_dlls", lambda: None)()

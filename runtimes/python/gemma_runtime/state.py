@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from gemma_runtime.element_types import ELEMENT_TYPES, ElementType
 from gemma_runtime.manifest import Graph, State
@@ -14,7 +15,7 @@ __all__ = ["Buffer", "DecoderState", "GrowingState", "InPlaceState", "make_state
 
 
 class Buffer:
-    """Zeros of one element type on one device, bound by what the binding understands.
+    """Zeros of one element type on one device, bound by address: numpy has no bfloat16, onnxruntime does.
 
     Args:
         onnxruntime: the module.
@@ -25,70 +26,117 @@ class Buffer:
 
     def __init__(self, onnxruntime: Any, shape: Sequence[int], element: ElementType, device: str) -> None:
         self.shape, self.element, self.device = tuple(shape), element, device
+        self._onnxruntime = onnxruntime
         # zeros: a kernel may read a whole block of a buffer, and 0 * NaN is NaN
-        zeros = np.zeros(self.shape, element.storage)
-        self._value = onnxruntime.OrtValue.ortvalue_from_numpy(zeros, device, 0)
-        # on the CPU the value may lie in numpy's own memory
-        self._memory = zeros if device == "cpu" else None
+        self._hold(np.zeros(self.shape, element.storage))
+
+    @property
+    def memory(self) -> npt.NDArray[Any]:
+        """The values as they are stored; on a device a copy of them."""
+        return self._array if self._array is not None else self._value.numpy()
+
+    def float32(self) -> npt.NDArray[np.float32]:
+        """The values; for float32 on the CPU the buffer itself."""
+        return self.element.to_float32(self.memory)
 
     def bind_input(self, binding: Any, name: str) -> None:
         """Binds the buffer as a graph input."""
-        if self.element.is_numpy:
-            binding.bind_ortvalue_input(name, self._value)
-        else:
-            # the bits lie in a uint16 tensor: only a pointer can be bound under their true type
-            binding.bind_input(name, self.device, 0, self.element.onnx, self.shape, self._value.data_ptr())
+        binding.bind_input(name, self.device, 0, self.element.onnx, self.shape, self._address)
 
-    def bind_output(self, binding: Any, name: str) -> None:
-        """Binds the buffer as a graph output."""
-        if self.element.is_numpy:
-            binding.bind_ortvalue_output(name, self._value)
-        else:
-            binding.bind_output(name, self.device, 0, self.element.onnx, self.shape, self._value.data_ptr())
+    def bind_output(self, binding: Any, name: str, shape: Sequence[int] | None = None) -> None:
+        """Binds the buffer as a graph output, or the beginning of it under a smaller shape."""
+        binding.bind_output(
+            name, self.device, 0, self.element.onnx, self.shape if shape is None else shape, self._address
+        )
 
-    def float32(self) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """The buffer's values; only for buffers on the CPU."""
-        return self.element.to_float32(self._value.numpy())
+    def resized(self, shape: Sequence[int], used: int) -> Buffer:
+        """A buffer of another shape that starts with this one's rows and first `used` tokens."""
+        other = Buffer(self._onnxruntime, shape, self.element, self.device)
+        rows = min(self.shape[0], other.shape[0])
+        if other._array is not None:
+            other._array[:rows, :, :used] = self.memory[:rows, :, :used]
+        else:
+            filled = np.zeros(other.shape, self.element.storage)
+            filled[:rows, :, :used] = self.memory[:rows, :, :used]
+            other._hold(filled)
+        return other
+
+    def _hold(self, values: npt.NDArray[Any]) -> None:
+        if self.device == "cpu":
+            self._array: npt.NDArray[Any] | None = values
+            self._address: int = values.ctypes.data
+        else:
+            self._array = None
+            self._value = self._onnxruntime.OrtValue.ortvalue_from_numpy(values, self.device, 0)
+            self._address = self._value.data_ptr()
 
 
 class DecoderState(Protocol):
-    """What a session asks of its state."""
+    """What a sequence asks of its state."""
 
-    def bind(self, binding: Any) -> None:
-        """Binds the past as inputs and the present as outputs, before every step."""
+    # tokens that fit
+    capacity: int
 
-    def advance(self, binding: Any) -> None:
-        """Takes the present as the next step's past, after every step."""
+    def bind(self, binding: Any, length: int) -> None:
+        """Binds the past, of which the first `length` tokens hold, and the present, before every step."""
+
+    def advance(self, binding: Any, length: int) -> None:
+        """Takes the present, of `length` tokens, as the next step's past, after every step."""
+
+    def grow(self, capacity: int, used: int) -> None:
+        """Makes room for more tokens; the first `used` stay."""
 
 
 class InPlaceState:
     """One buffer of full capacity per tensor, bound as past and as present: kernels write new keys in place.
+
+    Going back to fewer tokens costs nothing: what lies beyond a step's length is never read.
 
     Args:
         onnxruntime: the module.
         graph: the graph whose state this is.
         capacity: tokens.
         device: onnxruntime's device name.
+        rows: sequences side by side.
     """
 
-    def __init__(self, onnxruntime: Any, graph: Graph, *, capacity: int, device: str) -> None:
-        self._buffers = [
-            (past, present, Buffer(onnxruntime, _shape(state, capacity), ELEMENT_TYPES[state.dtype], device))
+    def __init__(self, onnxruntime: Any, graph: Graph, *, capacity: int, device: str, rows: int = 1) -> None:
+        self.capacity = capacity
+        self.buffers = [
+            Buffer(onnxruntime, _shape(state, rows, capacity), ELEMENT_TYPES[state.dtype], device)
             for state in graph.state
-            for past, present in zip(state.past, state.present, strict=True)
+            for _ in state.past
         ]
-        self._bound = False
+        self._names = [pair for state in graph.state for pair in zip(state.past, state.present, strict=True)]
+        self._bound: Any = None
 
-    def bind(self, binding: Any) -> None:
+    def bind(self, binding: Any, length: int) -> None:
         """See DecoderState; a binding keeps its buffers, so once is enough."""
-        if not self._bound:
-            for past, present, buffer in self._buffers:
+        if self._bound is not binding:
+            for (past, present), buffer in zip(self._names, self.buffers, strict=True):
                 buffer.bind_input(binding, past)
                 buffer.bind_output(binding, present)
-            self._bound = True
+            self._bound = binding
 
-    def advance(self, binding: Any) -> None:
+    def advance(self, binding: Any, length: int) -> None:
         """See DecoderState; the buffers already hold the present."""
+
+    def grow(self, capacity: int, used: int) -> None:
+        """See DecoderState; one tensor at a time, so that the old and the new do not lie side by side."""
+        self.resize(self.buffers[0].shape[0], capacity, used)
+
+    def resize(self, rows: int, capacity: int, used: int) -> None:
+        """Another number of rows or tokens; what both have stays, up to `used` tokens."""
+        for index, buffer in enumerate(self.buffers):
+            shape = (rows, buffer.shape[1], capacity, buffer.shape[3])
+            if shape != buffer.shape:
+                self.buffers[index] = buffer.resized(shape, used)
+        self.capacity, self._bound = capacity, None
+
+    def copy_row(self, source: InPlaceState, source_row: int, row: int, length: int) -> None:
+        """Takes over the first `length` tokens of another state's row; only for buffers on the CPU."""
+        for buffer, other in zip(self.buffers, source.buffers, strict=True):
+            buffer.memory[row, :, :length] = other.memory[source_row, :, :length]
 
 
 class GrowingState:
@@ -100,18 +148,26 @@ class GrowingState:
         device: onnxruntime's device name.
     """
 
-    def __init__(self, onnxruntime: Any, graph: Graph, *, device: str) -> None:
-        self._device = device
+    def __init__(self, onnxruntime: Any, graph: Graph, *, capacity: int, device: str) -> None:
+        self.capacity = capacity
+        self._onnxruntime, self._device = onnxruntime, device
         self._names = [pair for state in graph.state for pair in zip(state.past, state.present, strict=True)]
         self._past: list[Any] | None = None
+        self._length = 0
         self._empty = [
-            Buffer(onnxruntime, _shape(state, 0), ELEMENT_TYPES[state.dtype], "cpu")
+            Buffer(onnxruntime, _shape(state, 1, 0), ELEMENT_TYPES[state.dtype], "cpu")
             for state in graph.state
             for _ in state.past
         ]
 
-    def bind(self, binding: Any) -> None:
-        """See DecoderState."""
+    def bind(self, binding: Any, length: int) -> None:
+        """See DecoderState; tokens beyond `length` are cut off."""
+        if length == 0:
+            self._past, self._length = None, 0
+        elif length < self._length:
+            assert self._past is not None
+            self._past = [self._first(value, length) for value in self._past]
+            self._length = length
         for index, (past, present) in enumerate(self._names):
             if self._past is None:
                 self._empty[index].bind_input(binding, past)
@@ -119,18 +175,26 @@ class GrowingState:
                 binding.bind_ortvalue_input(past, self._past[index])
             binding.bind_output(present, self._device)
 
-    def advance(self, binding: Any) -> None:
+    def advance(self, binding: Any, length: int) -> None:
         """See DecoderState."""
         # the logits are the binding's output 0
-        self._past = list(binding.get_outputs()[1:])
+        self._past, self._length = list(binding.get_outputs()[1:]), length
+
+    def grow(self, capacity: int, used: int) -> None:
+        """See DecoderState; there is always room."""
+        self.capacity = capacity
+
+    def _first(self, value: Any, length: int) -> Any:
+        kept = np.ascontiguousarray(value.numpy()[:, :, :length])
+        return self._onnxruntime.OrtValue.ortvalue_from_numpy(kept, self._device, 0)
 
 
 def make_state(onnxruntime: Any, graph: Graph, *, cache_layout: str, capacity: int, device: str) -> DecoderState:
     """The state that a graph's kernels take: "compacted" rows are written in place, "columns" grow."""
     if cache_layout == "compacted":
         return InPlaceState(onnxruntime, graph, capacity=capacity, device=device)
-    return GrowingState(onnxruntime, graph, device=device)
+    return GrowingState(onnxruntime, graph, capacity=capacity, device=device)
 
 
-def _shape(state: State, length: int) -> list[int]:
-    return [dim if isinstance(dim, int) else {"batch_size": 1}.get(dim, length) for dim in state.shape]
+def _shape(state: State, rows: int, length: int) -> list[int]:
+    return [dim if isinstance(dim, int) else {"batch_size": rows}.get(dim, length) for dim in state.shape]

@@ -28,7 +28,7 @@ def run_bench(
 
     Args:
         directory: an exported folder.
-        provider: "cpu", "cuda" or "directml".
+        provider: "cpu", "cuda", "directml" or "auto".
         threads: of onnxruntime; None for the engine's own choice.
         contexts: tokens before the first decoded one. Those that do not fit the folder's context are left out.
         prompt: a further prompt length to time.

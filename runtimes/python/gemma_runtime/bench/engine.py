@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from gemma_runtime.graph_choice import choose_provider
 from gemma_runtime.manifest import Manifest, read_manifest, verify_structure
-from gemma_runtime.session import DecoderSession
+from gemma_runtime.sequence import TokenSequence
+from gemma_runtime.session import OpenedGraph
 
 __all__ = ["Engine"]
 
-# as the generation loop does it
-_PREFILL_TOKENS = 512
-
 
 class Engine:
-    """A loaded folder that runs one sequence at a time.
+    """A loaded folder that runs one sequence at a time, without tokenizer and sampling.
 
     Args:
         directory: an exported folder.
-        provider: "cpu", "cuda" or "directml".
-        threads: of onnxruntime; None for the engine's own choice.
-        profile: start of the name of a file for onnxruntime's profile.
+        provider: "cpu", "cuda", "directml" or "auto".
+        threads: of the CPU's kernels; None for the engine's own choice.
+        profile: beginning of the name of a file for onnxruntime's profile.
 
     Raises:
         GemmaRuntimeError: any subclass.
@@ -30,21 +29,25 @@ class Engine:
     def __init__(self, directory: Path, *, provider: str, threads: int | None, profile: Path | None = None) -> None:
         self.manifest: Manifest = read_manifest(directory)
         verify_structure(directory, self.manifest)
-        self._session = DecoderSession(directory, self.manifest, provider=provider, threads=threads, profile=profile)
-        self.graph = self._session.graph
+        self.provider, _ = choose_provider(self.manifest, provider)
+        self._opened = OpenedGraph(directory, self.manifest, provider=self.provider, threads=threads, profile=profile)
+        self.graph = self._opened.graph
+        self._sequence: TokenSequence | None = None
 
     def start(self, ids: Sequence[int], capacity: int) -> int:
-        """Starts a new sequence of at most `capacity` tokens and reads its prompt; the most likely next token."""
-        self._session.reset(capacity)
-        size = _PREFILL_TOKENS if self._session.chunked else len(ids)
-        for begin in range(0, len(ids), size):
-            logits = self._session.step(ids[begin : begin + size])
-        return int(logits.argmax())
+        """Reads the prompt of a new sequence of at most `capacity` tokens; the most likely next token."""
+        # the old cache goes before the new one comes: there is only ever one
+        self._sequence = None
+        self._sequence = TokenSequence(self._opened, capacity)
+        logits = self._sequence.extend(ids)
+        assert logits is not None
+        return int(logits[-1].argmax())
 
     def step(self, token: int) -> int:
         """Appends one token; the most likely next one."""
-        return int(self._session.step([token]).argmax())
+        assert self._sequence is not None
+        return int(self._sequence.step([token])[-1].argmax())
 
     def end_profile(self) -> Path:
         """Ends the profile that was asked for and says where it is."""
-        return self._session.end_profiling()
+        return self._opened.end_profile()

@@ -158,7 +158,7 @@ def _folder(directory: Path, plan: Plan, engine: Engine) -> Folder:
         graph=engine.graph.file,
         target=engine.manifest.target,
         precision=engine.manifest.precision.name,
-        provider=plan.provider,
+        provider=engine.provider,
         threads=plan.threads,
         file_bytes=sum(entry.size for entry in engine.manifest.files if entry.path in files),
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 from gemma_runtime.doctor.cgroup import cpu_limit, memory_limit, memory_used
 
-__all__ = ["Cores", "Machine", "Memory", "look_at_machine"]
+__all__ = ["Cores", "Machine", "Memory", "count_cores", "look_at_machine"]
 
 # What decides the speed of onnxruntime's CPU kernels, as Linux names it in /proc/cpuinfo (arch/x86, arch/arm64).
 _X86 = {
@@ -96,7 +96,7 @@ def look_at_machine() -> Machine:
         architecture=architecture,
         processor=_processor(words),
         features=_features(architecture, words),
-        cores=_cores(),
+        cores=count_cores(),
         memory=_memory(),
     )
 
@@ -131,7 +131,8 @@ def _asked(name: str) -> bool | None:
     return None
 
 
-def _cores() -> Cores:
+def count_cores() -> Cores:
+    """Processors that there are and that may be used."""
     logical = os.cpu_count() or 1
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
     limit = cpu_limit()

@@ -1,0 +1,217 @@
+"""The loop over tokens: the prompt, then runs of the model for one token or for several guessed ones.
+
+Guesses do not change what comes out. A token is chosen from the logits after the true text only: the run checks a guess
+by choosing, at its place, as if there had been none; the first guess that is not what was chosen ends the run's use.
+
+Greedy decoding: kernels add up in another order for several rows than for one, so logits differ by rounding (and where
+activations are rounded to 8 bits by more). Where the best two tokens are closer than four times the largest difference
+seen, the run of several could have turned them around; then the position is run again alone and that decides.
+
+Sampling: a guess x drawn from q is kept with probability min(1, p(x) / q(x)), otherwise a token is drawn from what p
+has in excess of q: the result is distributed as p (https://arxiv.org/abs/2211.17192, theorem in appendix A.1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from gemma_runtime.errors import ModelOutputError
+from gemma_runtime.results import SpeculationStats, TokenLogprob
+from gemma_runtime.sequence import TokenSequence
+from gemma_runtime.speculation.drafter import NO_DRAFT, Draft, Drafter
+
+if TYPE_CHECKING:
+    from gemma_runtime.sampling import TokenChooser
+
+__all__ = ["Chosen", "Decoding"]
+
+# Two logits may each be off by the largest difference seen, and another position's may be twice as large.
+_MARGIN = 4.0
+
+_Row = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """One token of the answer."""
+
+    token: int
+    logprob: TokenLogprob | None
+
+
+class Decoding:
+    """One answer in the making. Iterate over `run`; when it ends, the attributes say why and how fast.
+
+    Args:
+        sequence: may hold a beginning of the prompt already.
+        chooser: of this answer.
+        stop_ids: tokens that end it and are left out.
+        room: tokens at most.
+        drafter: guesses ahead; None runs one token at a time.
+        cancel: ends the answer as soon as it is set.
+        logprobs: whether each token comes with its log probability.
+    """
+
+    def __init__(
+        self,
+        sequence: TokenSequence,
+        chooser: TokenChooser,
+        *,
+        stop_ids: frozenset[int],
+        room: int,
+        drafter: Drafter | None = None,
+        cancel: threading.Event | None = None,
+        logprobs: bool = False,
+    ) -> None:
+        self._sequence, self._chooser, self._drafter = sequence, chooser, drafter
+        self._stop_ids, self._room, self._logprobs = stop_ids, room, logprobs
+        self._cancelled = (lambda: False) if cancel is None else cancel.is_set
+        # tokens chosen, the stop token not among them
+        self.tokens: list[int] = []
+        # "stop", "length" or "cancelled"; None while it runs
+        self.finish_reason: str | None = None
+        self.cached_tokens = 0
+        # from the start until the first token was chosen
+        self.prefill_seconds = 0.0
+        # runs after the prompt
+        self.steps = 0
+        self._drafted = self._accepted = self._rechecked = self._changed = 0
+        # of the last run: the guesses that were looked at, how many came true, and what running rows alone took
+        self._checked, self._true, self._recheck_seconds = NO_DRAFT, 0, 0.0
+
+    def run(self, prompt: Sequence[int]) -> Iterator[Chosen]:
+        """Chooses tokens one by one; leaving early is fine: the sequence then holds the prompt and what was given out.
+
+        Args:
+            prompt: all of its tokens.
+
+        Raises:
+            ModelOutputError: logits that are NaN or infinite.
+        """
+        began = time.perf_counter()
+        self.cached_tokens = self._sequence.keep_prefix_of(prompt)
+        text = list(prompt)
+        logits = self._sequence.extend(prompt[self.cached_tokens :], self._cancelled)
+        if logits is None:
+            self.finish_reason = "cancelled"
+            return
+        rows, draft, seconds = logits[-1:], NO_DRAFT, 0.0
+        try:
+            while self.finish_reason is None:
+                for chosen in self._choose(rows, draft, text):
+                    if len(self.tokens) == 1:
+                        self.prefill_seconds = time.perf_counter() - began
+                    yield chosen
+                if self._drafter is not None and self.steps:
+                    self._drafter.judge(self._checked, self._true, seconds + self._recheck_seconds)
+                if self.finish_reason is None:
+                    # the last token's keys and values are not in the cache yet
+                    self._sequence.truncate(len(text) - 1)
+                    draft = self._propose(text)
+                    started = time.perf_counter()
+                    rows = self._sequence.step([text[-1], *draft.tokens])
+                    seconds = time.perf_counter() - started
+                    self.steps += 1
+        finally:
+            if not self.prefill_seconds:
+                self.prefill_seconds = time.perf_counter() - began
+            self._sequence.truncate(min(len(self._sequence), max(len(prompt), len(text) - 1)))
+
+    def statistics(self) -> SpeculationStats | None:
+        """What guessing did; None where nothing was guessed."""
+        if self._drafter is None:
+            return None
+        return SpeculationStats(
+            drafted=self._drafted,
+            accepted=self._accepted,
+            steps=self.steps,
+            rechecked=self._rechecked,
+            changed=self._changed,
+            kernel_difference=self._sequence.opened.kernel_difference or 0.0,
+        )
+
+    def _choose(self, rows: _Row, draft: Draft, text: list[int]) -> Iterator[Chosen]:
+        """Chooses after each row for as long as the guesses come true, and after the last of them."""
+        self._drafted += len(draft.tokens)
+        self._checked, self._true, self._recheck_seconds = draft, 0, 0.0
+        for index in range(len(rows)):
+            if self._cancelled():
+                self.finish_reason = "cancelled"
+                return
+            row = rows[index]
+            _check_finite(row, len(self.tokens))
+            alone = False
+            if draft.tokens and self._chooser.greedy:
+                row, alone = self._settled(row, text)
+            token, accepted = self._next(row, draft, index)
+            if token in self._stop_ids:
+                self.finish_reason = "stop"
+                return
+            logprob = self._chooser.logprob(row, token) if self._logprobs else None
+            self._chooser.accept(token)
+            text.append(token)
+            self.tokens.append(token)
+            self._accepted += accepted
+            self._true += accepted
+            if alone and accepted:
+                # the guesses behind it stay unchecked
+                self._checked = dataclasses.replace(draft, tokens=draft.tokens[: self._true])
+            if len(self.tokens) == self._room:
+                self.finish_reason = "length"
+            yield Chosen(token=token, logprob=logprob)
+            if self.finish_reason is not None or alone or not accepted:
+                return
+
+    def _next(self, row: _Row, draft: Draft, index: int) -> tuple[int, bool]:
+        """The token after a row, and whether it is the guessed one."""
+        if index == len(draft.tokens):
+            return self._chooser.choose(row), False
+        guess = draft.tokens[index]
+        if self._chooser.greedy:
+            token = self._chooser.choose(row)
+            return token, token == guess
+        drawn_from = None if draft.distributions is None else draft.distributions[index]
+        return self._chooser.verify(row, guess, drawn_from)
+
+    def _settled(self, row: _Row, text: list[int]) -> tuple[_Row, bool]:
+        """The row to decide by, and whether it was run alone because several rows could not tell.
+
+        The cache then ends with the tokens of `text`: rows behind this one are of no more use.
+        """
+        opened = self._sequence.opened
+        if opened.kernel_difference is not None and self._chooser.margin(row) > _MARGIN * opened.kernel_difference:
+            return row, False
+        several, began = row.copy(), time.perf_counter()
+        self._sequence.truncate(len(text) - 1)
+        row = self._sequence.step(text[-1:])[-1]
+        _check_finite(row, len(self.tokens))
+        opened.note_difference(float(np.abs(several - row).max()))
+        self._rechecked += 1
+        self._recheck_seconds += time.perf_counter() - began
+        self._changed += self._chooser.choose(several) != self._chooser.choose(row)
+        return row, True
+
+    def _propose(self, text: list[int]) -> Draft:
+        if self._drafter is None or not self._sequence.opened.chunked:
+            return NO_DRAFT
+        # one run holds the last token and its guesses, each position with logits; the last guess may be the last token
+        positions = self._sequence.opened.positions or 8
+        room = min(positions - 1, self._room - len(self.tokens) - 1)
+        room = min(room, self._sequence.opened.context_length - len(text))
+        return self._drafter.propose(text, room) if room > 0 else NO_DRAFT
+
+
+def _check_finite(row: _Row, position: int) -> None:
+    # argmax of NaN is silently token 0
+    if not np.isfinite(row).all():
+        raise ModelOutputError(
+            f"{int((~np.isfinite(row)).sum())} logits are NaN or infinite at new token {position}",
+            hint="float16 overflowed: export with --residual-scale measure or with --fp32, and report the prompt.",
+        )

@@ -1,0 +1,204 @@
+"""A folder, loaded: prompts in, text out."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemma_runtime.answer import Answer, AnswerOptions
+from gemma_runtime.chat import END_OF_TURN
+from gemma_runtime.errors import ManifestError, PromptError
+from gemma_runtime.graph_choice import choose_provider
+from gemma_runtime.manifest import Manifest, read_manifest, verify_hashes, verify_structure
+from gemma_runtime.prompts import Prompt, prompt_ids
+from gemma_runtime.results import Completion, Piece
+from gemma_runtime.sequence import TokenSequence
+from gemma_runtime.session import OpenedGraph
+from gemma_runtime.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from gemma_runtime.speculation import Drafter
+
+__all__ = ["Conversation", "Gemma"]
+
+_SPECULATION = ("auto", "lookup", "off")
+
+
+class Gemma:
+    """A folder that gemma-export wrote, loaded; one object serves any number of conversations and threads.
+
+    Args:
+        directory: the folder.
+        provider: "cpu", "cuda", "directml", or "auto": CUDA where this folder and this onnxruntime can, else the CPU.
+        threads: of the CPU's kernels; as many as this process may have if not given.
+        verify: also read and hash the weight data before loading it.
+        draft: a folder with a smaller model of the same tokenizer that guesses tokens ahead.
+        speculation: "auto": the draft model's guesses where there is one, else what followed the same tokens earlier in
+            the text; "lookup": the latter; "off". Greedy text stays the same, sampled text's distribution too.
+
+    Raises:
+        GemmaRuntimeError: any subclass.
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        provider: str = "cpu",
+        threads: int | None = None,
+        verify: bool = False,
+        draft: Path | str | None = None,
+        speculation: str = "auto",
+    ) -> None:
+        if speculation not in _SPECULATION:
+            raise PromptError(
+                f"speculation must be one of {', '.join(_SPECULATION)}, found {speculation!r}",
+                hint="Leave it out for the default.",
+            )
+        if threads is not None and not 1 <= threads <= 1024:
+            raise PromptError(f"threads must be from 1 to 1024, found {threads}", hint="Leave it out for the default.")
+        directory = Path(directory)
+        self.manifest: Manifest = read_manifest(directory)
+        verify_structure(directory, self.manifest)
+        if verify:
+            verify_hashes(directory, self.manifest)
+        # what runs it, and why that
+        self.provider, self.provider_reason = choose_provider(self.manifest, provider)
+        # only what the manifest lists: a file that was put there later is covered by no hash
+        listed = frozenset(entry.path for entry in self.manifest.files)
+        self.tokenizer = load_tokenizer(directory, listed=listed)
+        self.stop_ids = _stop_ids(directory, listed, self.manifest.vocab_size, self.tokenizer.find(END_OF_TURN))
+        self._opened = OpenedGraph(directory, self.manifest, provider=self.provider, threads=threads)
+        self._speculation = speculation
+        self._draft = None if draft is None else Gemma(draft, provider=provider, threads=threads, verify=verify)
+        if self._draft is not None:
+            _check_draft(self, self._draft)
+
+    @property
+    def graph(self) -> Any:
+        """The graph that runs, as the manifest describes it."""
+        return self._opened.graph
+
+    def generate(self, prompt: Prompt, **options: Any) -> Completion:
+        """Generates until a stop token or string, `max_new_tokens` or the end of the context.
+
+        Args:
+            prompt: a text to continue, messages (`Message` or mappings with role and content), or token ids.
+            options: see AnswerOptions: max_new_tokens, min_new_tokens, sampling, stop, logprobs, constraint, cancel.
+
+        Raises:
+            PromptError: a prompt or an option that cannot be generated from.
+            ModelOutputError: logits that are NaN or infinite.
+        """
+        return self.answer(prompt, **options).finish()
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
+        """The same, piece by piece as the text comes; leaving early ends it."""
+        return self.answer(prompt, **options).pieces()
+
+    def answer(self, prompt: Prompt, **options: Any) -> Answer:
+        """One answer in the making: iterate over its `pieces()`, then ask for its `completion`."""
+        return self.conversation().answer(prompt, **options)
+
+    def conversation(self) -> Conversation:
+        """A sequence of prompts, each usually beginning with the last one and its answer, which is not read again."""
+        return Conversation(self)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt.
+
+        Raises:
+            PromptError: see generate.
+        """
+        return prompt_ids(prompt, self.tokenizer, self.manifest)
+
+    def sequence(self, capacity: int = 0) -> TokenSequence:
+        """An empty sequence of the graph, for callers with a loop of their own."""
+        return TokenSequence(self._opened, capacity)
+
+    def _drafter(self, options: AnswerOptions) -> Drafter | None:
+        """What guesses ahead for one conversation."""
+        if self._speculation == "off" or not self._opened.chunked or self._opened.positions == 1:
+            return None
+        from gemma_runtime.speculation import DraftLength, DraftModel, PromptLookup
+
+        most = (self._opened.positions or 8) - 1
+        if self._draft is None or self._speculation == "lookup":
+            return PromptLookup(DraftLength(most=most))
+        chooser = options.chooser(self._draft.manifest.vocab_size, (), frozenset())
+        return DraftModel(self._draft.sequence(), chooser, DraftLength(most=most))
+
+
+class Conversation:
+    """Prompts that share a cache: only what differs from the text so far is read. One thread at a time.
+
+    Made by `Gemma.conversation`.
+    """
+
+    def __init__(self, model: Gemma) -> None:
+        self.model = model
+        self._sequence: TokenSequence | None = None
+        self._busy = threading.Lock()
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Those whose keys and values are in the cache."""
+        return () if self._sequence is None else tuple(self._sequence.tokens)
+
+    def generate(self, prompt: Prompt, **options: Any) -> Completion:
+        """See Gemma.generate; the prompt is the whole text, what the cache has of it is found."""
+        return self.answer(prompt, **options).finish()
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
+        """See Gemma.stream."""
+        return self.answer(prompt, **options).pieces()
+
+    def answer(self, prompt: Prompt, **options: Any) -> Answer:
+        """See Gemma.answer."""
+        chosen = AnswerOptions(**options)
+        ids = self.model.encode(prompt)
+        # the last token of a full context needs no slot: nothing attends to it
+        room = min(chosen.max_new_tokens, self.model.manifest.context_length - len(ids) + 1)
+        if self._sequence is None:
+            self._sequence = self.model.sequence(len(ids) + min(room, 256))
+        return Answer(
+            self._sequence,
+            ids,
+            chosen,
+            tokenizer=self.model.tokenizer,
+            stop_ids=self.model.stop_ids,
+            room=room,
+            drafter=self.model._drafter(chosen),
+            busy=self._busy,
+        )
+
+
+def _check_draft(model: Gemma, draft: Gemma) -> None:
+    probe = "def f(x):\n    return 'é', \"日本\"  # <start_of_turn>\n"
+    if draft.tokenizer.encode(probe) != model.tokenizer.encode(probe) or draft.tokenizer.size != model.tokenizer.size:
+        raise PromptError(
+            "the draft model's tokenizer differs from the model's: its guesses would be of other tokens",
+            hint="Take a smaller model of the same family as --draft.",
+        )
+
+
+def _stop_ids(directory: Path, listed: frozenset[str], vocab_size: int, end_of_turn: int | None) -> frozenset[int]:
+    """eos_token_id of generation_config.json (one or a list), and the end of a turn."""
+    path = directory / "generation_config.json"
+    if path.name not in listed:
+        raise ManifestError(f"the manifest lists no {path.name}", hint="Export the folder again.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ManifestError(f"{path.name} cannot be read: {error}", hint="Export the folder again.") from error
+    ids: Sequence[Any] = found if isinstance(found, list) and found else [found]
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+            raise ManifestError(
+                f"{path.name}: eos_token_id must be token ids from 0 to {vocab_size - 1}, found {found!r}",
+                hint="Correct the checkpoint's generation_config.json and export again.",
+            )
+    return frozenset(ids) | (frozenset() if end_of_turn is None else {end_of_turn})
