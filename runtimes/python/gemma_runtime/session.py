@@ -36,20 +36,28 @@ class OpenedGraph:
         manifest: its manifest.
         provider: "cpu", "cuda" or "directml".
         threads: that kernels on the CPU use; None takes as many as this process may have.
+        profile: beginning of the name of a file that onnxruntime writes its profile to (end_profile).
 
     Raises:
         ProviderError: the provider or the onnxruntime release cannot run this folder; never a silent fallback.
         MissingPackageError: no onnxruntime.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, *, provider: str, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        *,
+        provider: str,
+        threads: int | None = None,
+        profile: Path | None = None,
+    ) -> None:
         self.device = _DEVICES[provider]
         self.onnxruntime = _import_onnxruntime(provider)
         _check_provider(self.onnxruntime, manifest, provider)
         self.graph = graph_for(manifest, release(self.onnxruntime.__version__))
-        self._session = _open(
-            self.onnxruntime, directory, self.graph, provider, default_threads() if threads is None else threads
-        )
+        options = _options(self.onnxruntime, default_threads() if threads is None else threads, profile)
+        self._session = _open(self.onnxruntime, directory, self.graph, provider, options)
         _check_interface(self._session, self.graph, manifest)
         self.element = ELEMENT_TYPES[manifest.precision.activation_dtype]
         self.cache_layout = manifest.cache_layout
@@ -99,6 +107,10 @@ class OpenedGraph:
                 hint="`gemma-export verify` checks the folder; with too little memory, shorten prompt and answer.",
             ) from error
 
+    def end_profile(self) -> Path:
+        """The profile of all that ran, where one was asked for; nothing later is part of it."""
+        return Path(self._session.end_profiling())
+
 
 def default_threads() -> int:
     """Threads for a session: 0, onnxruntime's own choice of a thread per physical core, unless less may be used.
@@ -144,11 +156,17 @@ def _check_provider(onnxruntime: Any, manifest: Manifest, provider: str) -> None
         )
 
 
-def _open(onnxruntime: Any, directory: Path, graph: Graph, provider: str, threads: int) -> Any:
+def _options(onnxruntime: Any, threads: int, profile: Path | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # warnings of the graph optimiser are not for users; errors become exceptions
     options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    return options
+
+
+def _open(onnxruntime: Any, directory: Path, graph: Graph, provider: str, options: Any) -> Any:
     if provider == "cuda":
         # finds the CUDA and cuDNN libraries that pip installed
         getattr(onnxruntime, "preload_dlls", lambda: None)()
