@@ -147,8 +147,8 @@ class TokenChooser:
             PromptError, ModelOutputError: see `choose`.
         """
         if self.greedy or drawn_from is None:
-            # Of a guess that was not drawn, q is 1: a plain draw equals it with probability p, just as often. One draw a
-            # token makes the seed's text the same whether something was guessed or not, which depends on the clock.
+            # Of a guess that was not drawn, q is 1: a plain draw equals it with probability p, just as often. With one
+            # draw a token a seed's text is the same whether something was guessed, which the clock decides, or not.
             token = self.choose(logits)
             return token, token == guess
         target = self.distribution(logits)
