@@ -166,7 +166,10 @@ class Decoding:
             if alone and accepted:
                 # the guesses behind it stay unchecked
                 self._checked = dataclasses.replace(draft, tokens=draft.tokens[: self._true])
-            if len(self.tokens) == self._room:
+            if self._chooser.finished:
+                # the constraint leaves nothing but the end: no run is needed to learn that
+                self.finish_reason = "stop"
+            elif len(self.tokens) == self._room:
                 self.finish_reason = "length"
             yield Chosen(token=token, logprob=logprob)
             if self.finish_reason is not None or alone or not accepted:
