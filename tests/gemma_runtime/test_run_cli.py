@@ -33,11 +33,16 @@ def test_text_on_stdout_and_figures_on_stderr(tiny_fp32: Path) -> None:
     content = json.loads(gemma_run(tiny_fp32, PROMPT, "--max-new-tokens", 12, "--json").stdout)
     assert result.stdout == content["text"] + "\n"
     assert sorted(content) == [
+        "cached_tokens",
         "decode_tokens_per_second",
         "finish_reason",
+        "first_token_seconds",
+        "logprobs",
         "prefill_tokens_per_second",
         "prompt_tokens",
         "schema_version",
+        "speculation",
+        "stop",
         "text",
         "token_ids",
     ]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gemma_runtime.answer import Answer, AnswerOptions
     from gemma_runtime.chat import Message
+    from gemma_runtime.chat_session import Chat
+    from gemma_runtime.constraints import Constraint
     from gemma_runtime.manifest import Manifest, read_manifest
     from gemma_runtime.model import Conversation, Gemma
     from gemma_runtime.results import Completion, Piece, SpeculationStats, TokenLogprob
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "AnswerOptions",
+    "Chat",
     "Completion",
+    "Constraint",
     "Conversation",
     "Gemma",
     "Manifest",
@@ -31,7 +35,9 @@ __all__ = [
 _HOME = {
     "Answer": "answer",
     "AnswerOptions": "answer",
+    "Chat": "chat_session",
     "Completion": "results",
+    "Constraint": "constraints",
     "Conversation": "model",
     "Gemma": "model",
     "Manifest": "manifest",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_runtime.answer import Answer, AnswerOptions
 from gemma_runtime.chat import END_OF_TURN
+from gemma_runtime.chat_template import folds_system
 from gemma_runtime.errors import ManifestError, PromptError
 from gemma_runtime.graph_choice import choose_provider
 from gemma_runtime.manifest import Manifest, read_manifest, verify_hashes, verify_structure
@@ -20,6 +21,7 @@ from gemma_runtime.session import OpenedGraph
 from gemma_runtime.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
+    from gemma_runtime.chat_session import Chat
     from gemma_runtime.speculation import Drafter
 
 __all__ = ["Conversation", "Gemma"]
@@ -70,6 +72,8 @@ class Gemma:
         # only what the manifest lists: a file that was put there later is covered by no hash
         listed = frozenset(entry.path for entry in self.manifest.files)
         self.tokenizer = load_tokenizer(directory, listed=listed)
+        # whether its chat template has room for a system message
+        self.folds_system = folds_system(directory, listed=listed)
         self.stop_ids = _stop_ids(directory, listed, self.manifest.vocab_size, self.tokenizer.find(END_OF_TURN))
         self._opened = OpenedGraph(directory, self.manifest, provider=self.provider, threads=threads)
         self._speculation = speculation
@@ -107,13 +111,43 @@ class Gemma:
         """A sequence of prompts, each usually beginning with the last one and its answer, which is not read again."""
         return Conversation(self)
 
+    def generate_many(
+        self, prompts: Sequence[Prompt], *, samples: int = 1, batch_size: int = 8, **options: Any
+    ) -> list[Completion]:
+        """Answers several prompts of any length, several rows in each run of the model.
+
+        Eight rows cost the CPU's kernels about twice what one does. Nothing is guessed ahead.
+
+        Args:
+            prompts: see generate.
+            samples: answers to each prompt, with seeds counting up from the sampling's; the prompt is read once.
+            batch_size: rows of a run at most; a row that ends makes room for the next prompt.
+            options: see AnswerOptions.
+
+        Returns:
+            The answers in the order of the prompts, those to one prompt side by side.
+        """
+        from gemma_runtime.batch import generate_many
+
+        return generate_many(self, prompts, samples=samples, batch_size=batch_size, options=AnswerOptions(**options))
+
+    def chat(self, *, system: str = "", escape: bool = False) -> Chat:
+        """A conversation turn by turn: see Chat.
+
+        Raises:
+            PromptError: no chat model, or no system role for `system`.
+        """
+        from gemma_runtime.chat_session import Chat
+
+        return Chat(self, system=system, escape=escape)
+
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt.
 
         Raises:
             PromptError: see generate.
         """
-        return prompt_ids(prompt, self.tokenizer, self.manifest)
+        return prompt_ids(prompt, self.tokenizer, self.manifest, folds_system=self.folds_system)
 
     def sequence(self, capacity: int = 0) -> TokenSequence:
         """An empty sequence of the graph, for callers with a loop of their own."""
@@ -123,12 +157,17 @@ class Gemma:
         """What guesses ahead for one conversation."""
         if self._speculation == "off" or not self._opened.chunked or self._opened.positions == 1:
             return None
+        from gemma_runtime.sampling import Sampling, TokenChooser
         from gemma_runtime.speculation import DraftLength, DraftModel, PromptLookup
 
         most = (self._opened.positions or 8) - 1
         if self._draft is None or self._speculation == "lookup":
             return PromptLookup(DraftLength(most=most))
-        chooser = options.chooser(self._draft.manifest.vocab_size, (), frozenset())
+        # penalties and constraints would need the text; the larger model applies them to what is guessed
+        plain = Sampling() if options.sampling is None else options.sampling.without_history()
+        chooser = TokenChooser(
+            plain, vocab_size=self._draft.manifest.vocab_size, prompt_ids=(), allowed_size=self.tokenizer.size
+        )
         return DraftModel(self._draft.sequence(), chooser, DraftLength(most=most))
 
 
@@ -160,17 +199,14 @@ class Conversation:
         """See Gemma.answer."""
         chosen = AnswerOptions(**options)
         ids = self.model.encode(prompt)
-        # the last token of a full context needs no slot: nothing attends to it
-        room = min(chosen.max_new_tokens, self.model.manifest.context_length - len(ids) + 1)
         if self._sequence is None:
-            self._sequence = self.model.sequence(len(ids) + min(room, 256))
+            self._sequence = self.model.sequence(len(ids) + min(chosen.max_new_tokens, 256))
         return Answer(
             self._sequence,
             ids,
             chosen,
             tokenizer=self.model.tokenizer,
             stop_ids=self.model.stop_ids,
-            room=room,
             drafter=self.model._drafter(chosen),
             busy=self._busy,
         )

@@ -18,13 +18,14 @@ __all__ = ["Prompt", "check_ids", "prompt_ids"]
 Prompt: TypeAlias = "str | Sequence[int] | Sequence[Message | Mapping[str, str]]"
 
 
-def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, manifest: Manifest) -> list[int]:
+def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, manifest: Manifest, *, folds_system: bool = False) -> list[int]:
     """Token ids of a prompt, at least one, at most as many as the context holds.
 
     Args:
         prompt: text (special tokens written in it count as such; one BOS is put in front), messages, or ids.
         tokenizer: of the folder.
         manifest: of the folder.
+        folds_system: whether its chat template has room for a system message.
 
     Raises:
         PromptError: empty, not encodable, ids out of range, or longer than the context.
@@ -42,7 +43,7 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, manifest: Manifest) -> list
             hint="Give a text to continue.",
         )
     elif all(isinstance(item, (Message, Mapping)) for item in prompt):
-        ids = chat_ids(prompt, tokenizer=tokenizer)  # type: ignore[arg-type]
+        ids = chat_ids(prompt, tokenizer=tokenizer, folds_system=folds_system)  # type: ignore[arg-type]
     else:
         return check_ids(prompt, manifest)  # type: ignore[arg-type]
     wrong = next((token for token in ids if not 0 <= token < manifest.vocab_size), None)

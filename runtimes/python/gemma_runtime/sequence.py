@@ -37,7 +37,8 @@ class TokenSequence:
         self.opened = opened
         self.tokens: list[int] = []
         self._binding = opened.binding()
-        self._state = opened.state(self._rounded(capacity))
+        # the cache
+        self.state = opened.state(self._rounded(capacity))
         self._mask = np.ones((1, opened.context_length), np.int64)
         self._logits: Buffer | None = None
 
@@ -66,17 +67,18 @@ class TokenSequence:
                 "as new",
                 hint="Give all tokens of a prompt in one step, or use a folder of --target ort.",
             )
-        if total > self._state.capacity:
-            self._state.grow(self._rounded(max(total, 2 * self._state.capacity)), len(self.tokens))
+        if total > self.state.capacity:
+            self.state.grow(self._rounded(max(total, 2 * self.state.capacity)), len(self.tokens))
         self._binding.bind_cpu_input("input_ids", np.asarray([ids], np.int64))
         self._binding.bind_cpu_input("attention_mask", self._mask[:, :total])
         # the logits first, so that they are the binding's output 0
         logits, positions = self._bind_logits(len(ids))
-        self._state.bind(self._binding, len(self.tokens))
+        self.state.bind(self._binding, len(self.tokens))
         self.opened.run(self._binding)
-        self._state.advance(self._binding, total)
+        self.state.advance(self._binding, total)
         self.tokens.extend(ids)
-        return logits.float32()[0].reshape(-1, self.opened.vocab_size)[:positions]
+        rows: Logits = logits.float32().reshape(-1, self.opened.vocab_size)[:positions]
+        return rows
 
     def extend(self, ids: Sequence[int], stopped: Callable[[], bool] = lambda: False) -> Logits | None:
         """Appends any number of tokens, in parts where the kernels can.
