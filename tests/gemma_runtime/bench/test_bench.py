@@ -31,7 +31,7 @@ def test_json(tiny_fp32: Path) -> None:
 
 
 def test_profile_names_the_operators_of_a_step(tiny_fp32: Path) -> None:
-    profile = validated(run_bench(tiny_fp32, **SMALL, as_json=True), "gemma_runtime/bench")["profile"]
+    profile, longest = validated(run_bench(tiny_fp32, **SMALL, as_json=True), "gemma_runtime/bench")["profiles"]
     calls = {row["operator"]: row["calls"] for row in profile["operators"]}
     # four layers of five products each, queries, keys and values in one; and the head
     assert calls["GroupQueryAttention"] == 4
@@ -42,6 +42,8 @@ def test_profile_names_the_operators_of_a_step(tiny_fp32: Path) -> None:
     assert matmul["weight_bytes"] == profile["matmul_weight_bytes"]
     assert 0 < profile["matmul_share"] < 1
     assert (profile["steps"], profile["context"]) == (4, 12)
+    assert longest["context"] == 24
+    assert longest["matmul_weight_bytes"] == profile["matmul_weight_bytes"]
 
 
 def test_text(tiny_fp32: Path) -> None:

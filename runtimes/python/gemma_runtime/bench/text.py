@@ -27,7 +27,9 @@ def benchmark_json(found: Benchmark) -> str:
 def benchmark_text(found: Benchmark) -> str:
     """Machine, tables of speed, memory, and the operators of a decode step."""
     lines = [*_head(found), "", *_load(found), "", *_speed(found), "", *_memory(found.memory, found.folder.file_bytes)]
-    return "\n".join([*lines, "", *_profile(found.profile)])
+    for profile in found.profiles:
+        lines += ["", *_profile(profile)]
+    return "\n".join(lines)
 
 
 def _row(key: str, value: str) -> str:
