@@ -95,7 +95,8 @@ def _outside_share(runs: Sequence[_Event], nodes: Sequence[_Event]) -> float:
         step = bisect.bisect_right(starts, node["ts"]) - 1
         if step >= 0:
             left[step] -= node["dur"]
-    return max(0.0, statistics.median(rest / run["dur"] for rest, run in zip(left, runs, strict=True)))
+    share: float = statistics.median(rest / run["dur"] for rest, run in zip(left, runs, strict=True))
+    return max(0.0, share)
 
 
 def _operators(
