@@ -40,6 +40,8 @@ class Gemma:
         draft: a folder with a smaller model of the same tokenizer that guesses tokens ahead.
         speculation: "auto": the draft model's guesses where there is one, else what followed the same tokens earlier in
             the text; "lookup": the latter; "off". Greedy text stays the same, sampled text's distribution too.
+        cuda_graphs: run single tokens by the folder's static twin, which CUDA captures once and replays; it holds a
+            second copy of the weights on the device.
 
     Raises:
         GemmaRuntimeError: any subclass.
@@ -54,6 +56,7 @@ class Gemma:
         verify: bool = False,
         draft: Path | str | None = None,
         speculation: str = "auto",
+        cuda_graphs: bool = False,
     ) -> None:
         if speculation not in _SPECULATION:
             raise PromptError(
@@ -75,7 +78,9 @@ class Gemma:
         # whether its chat template has room for a system message
         self.folds_system = folds_system(directory, listed=listed)
         self.stop_ids = _stop_ids(directory, listed, self.manifest.vocab_size, self.tokenizer.find(END_OF_TURN))
-        self._opened = OpenedGraph(directory, self.manifest, provider=self.provider, threads=threads)
+        self._opened = OpenedGraph(
+            directory, self.manifest, provider=self.provider, threads=threads, static=cuda_graphs
+        )
         self._speculation = speculation
         self._draft = None if draft is None else Gemma(draft, provider=provider, threads=threads, verify=verify)
         if self._draft is not None:

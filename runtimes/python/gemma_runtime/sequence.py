@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from gemma_runtime.errors import ProviderError
 from gemma_runtime.session import OpenedGraph
-from gemma_runtime.state import Buffer
+from gemma_runtime.state import Buffer, InPlaceState
+from gemma_runtime.static_decode import StateBuffer, StaticDecoder, StaticGraph
 
 __all__ = ["Logits", "TokenSequence"]
 
@@ -41,6 +42,7 @@ class TokenSequence:
         self.state = opened.state(self._rounded(capacity))
         self._mask = np.ones((1, opened.context_length), np.int64)
         self._logits: Buffer | None = None
+        self._static: StaticDecoder | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -69,6 +71,8 @@ class TokenSequence:
             )
         if total > self.state.capacity:
             self.state.grow(self._rounded(max(total, 2 * self.state.capacity)), len(self.tokens))
+        if len(ids) == 1 and self.tokens and self.opened.static is not None:
+            return self._static_step(ids[0], self.opened.static)
         self._binding.bind_cpu_input("input_ids", np.asarray([ids], np.int64))
         self._binding.bind_cpu_input("attention_mask", self._mask[:, :total])
         # the logits first, so that they are the binding's output 0
@@ -79,6 +83,24 @@ class TokenSequence:
         self.tokens.extend(ids)
         rows: Logits = logits.float32().reshape(-1, self.opened.vocab_size)[:positions]
         return rows
+
+    def _static_step(self, token: int, static: StaticGraph) -> Logits:
+        assert isinstance(self.state, InPlaceState)
+        with self.opened.lock:
+            if self._static is None or self._static.capacity != self.state.capacity:
+                # other addresses need a capture of their own
+                if self._static is not None:
+                    self._static.release()
+                buffers = [
+                    StateBuffer(past=past, present=present, value=buffer.value)
+                    for past, present, buffer in self.state.named()
+                ]
+                self._static = static.decoder(buffers, capacity=self.state.capacity, length=len(self.tokens))
+            elif self._static.length != len(self.tokens):
+                self._static.set_length(len(self.tokens))
+            logits = self._static.step(token)
+        self.tokens.append(token)
+        return logits[None]
 
     def extend(self, ids: Sequence[int], stopped: Callable[[], bool] = lambda: False) -> Logits | None:
         """Appends any number of tokens, in parts where the kernels can.

@@ -12,6 +12,7 @@ from gemma_runtime.errors import ManifestError, MissingPackageError, ModelOutput
 from gemma_runtime.graph_choice import PROVIDERS, graph_for, release
 from gemma_runtime.manifest import Graph, Manifest
 from gemma_runtime.state import DecoderState, make_state
+from gemma_runtime.static_decode import StaticGraph
 
 __all__ = ["PROVIDERS", "OpenedGraph", "default_threads"]
 
@@ -37,6 +38,7 @@ class OpenedGraph:
         provider: "cpu", "cuda" or "directml".
         threads: that kernels on the CPU use; None takes as many as this process may have.
         profile: beginning of the name of a file that onnxruntime writes its profile to (end_profile).
+        static: also open the folder's static twin, whose steps of one token CUDA captures as a graph.
 
     Raises:
         ProviderError: the provider or the onnxruntime release cannot run this folder; never a silent fallback.
@@ -51,6 +53,7 @@ class OpenedGraph:
         provider: str,
         threads: int | None = None,
         profile: Path | None = None,
+        static: bool = False,
     ) -> None:
         self.device = _DEVICES[provider]
         self.onnxruntime = _import_onnxruntime(provider)
@@ -62,14 +65,18 @@ class OpenedGraph:
         self.element = ELEMENT_TYPES[manifest.precision.activation_dtype]
         self.cache_layout = manifest.cache_layout
         self.vocab_size, self.context_length = manifest.vocab_size, manifest.context_length
-        self._lock = threading.Lock()
-        # largest difference seen between logits of a run of one token and of several; None before any comparison
-        self.kernel_difference: float | None = None
+        self.static = _open_static(self.onnxruntime, directory, manifest, provider) if static else None
+        # held while a step runs
+        self.lock = threading.Lock()
+        # largest difference seen between logits of a run of one token and of several, and how often they were compared
+        self.kernel_difference = 0.0
+        self.comparisons = 0
 
     def note_difference(self, difference: float) -> None:
         """Takes in a comparison of a run of one token with a run of several."""
-        with self._lock:
-            self.kernel_difference = max(difference, self.kernel_difference or 0.0)
+        with self.lock:
+            self.kernel_difference = max(difference, self.kernel_difference)
+            self.comparisons += 1
 
     @property
     def chunked(self) -> bool:
@@ -98,7 +105,7 @@ class OpenedGraph:
             ModelOutputError: onnxruntime refuses.
         """
         try:
-            with self._lock:
+            with self.lock:
                 self._session.run_with_iobinding(binding)
         except Exception as error:
             # onnxruntime's exceptions share no base class of their own
@@ -186,6 +193,23 @@ def _open(onnxruntime: Any, directory: Path, graph: Graph, provider: str, option
             hint="Check the driver and the CUDA and cuDNN libraries, or choose --provider cpu.",
         )
     return session
+
+
+def _open_static(onnxruntime: Any, directory: Path, manifest: Manifest, provider: str) -> StaticGraph:
+    graph = next((graph for graph in manifest.graphs if graph.role == "static"), None)
+    if graph is None:
+        raise ProviderError(
+            f"this folder ({manifest.target}, {manifest.precision.name}) has no static graph for CUDA to capture",
+            hint="Export with --fp16 or --bf16 for CUDA, or run without CUDA graphs.",
+        )
+    return StaticGraph(
+        onnxruntime,
+        directory,
+        graph,
+        provider=provider,
+        vocab_size=manifest.vocab_size,
+        activation_dtype=manifest.precision.activation_dtype,
+    )
 
 
 def _check_interface(session: Any, graph: Graph, manifest: Manifest) -> None:

@@ -35,6 +35,13 @@ class Buffer:
         """The values as they are stored; on a device a copy of them."""
         return self._array if self._array is not None else self._value.numpy()
 
+    @property
+    def value(self) -> Any:
+        """onnxruntime's tensor over the same memory; bfloat16 as uint16."""
+        if self._array is not None:
+            return self._onnxruntime.OrtValue.ortvalue_from_numpy(self._array, self.device, 0)
+        return self._value
+
     def float32(self) -> npt.NDArray[np.float32]:
         """The values; for float32 on the CPU the buffer itself."""
         return self.element.to_float32(self.memory)
@@ -138,6 +145,10 @@ class InPlaceState:
         for index, buffer in enumerate(self.buffers):
             self.buffers[index] = buffer.longer(capacity, used)
         self.capacity, self._bound = capacity, None
+
+    def named(self) -> list[tuple[str, str, Buffer]]:
+        """Names of past and present, and the buffer that is both."""
+        return [(*names, buffer) for names, buffer in zip(self._names, self.buffers, strict=True)]
 
     def copy_row(self, source: InPlaceState, source_row: int, row: int, length: int) -> None:
         """Takes over the first `length` tokens of another state's row; only for buffers on the CPU."""
