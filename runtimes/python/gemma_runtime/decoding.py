@@ -4,8 +4,9 @@ Guesses do not change what comes out. A token is chosen from the logits after th
 by choosing, at its place, as if there had been none; the first guess that is not what was chosen ends the run's use.
 
 Greedy decoding: kernels add up in another order for several rows than for one, so logits differ by rounding (and where
-activations are rounded to 8 bits by more). Where the best two tokens are closer than four times the largest difference
-seen, the run of several could have turned them around; then the position is run again alone and that decides.
+activations are rounded to 8 bits by more). Where the best two tokens are closer than twice the largest difference seen,
+the run of several could have turned them around; then the position is run again alone and that decides. What earlier
+runs of several left in the cache stays, so where the best two are that close plain steps may still choose the other.
 
 Sampling: a guess from the text is kept where a plain draw gives it, one draw for each token, so that a seed's text is
 that of decoding without guesses. A guess x drawn from q is kept with probability min(1, p(x) / q(x)), otherwise a token
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Chosen", "Decoding", "check_finite"]
 
-# Two logits may each be off by the largest difference seen, and another position's may be twice as large.
-_MARGIN = 4.0
+# two logits may each be off by the largest difference seen
+_MARGIN = 2.0
+# Comparisons before the largest difference is believed: until then every first guess is checked by a run of its own.
+_COMPARISONS = 8
 
 _Row = npt.NDArray[np.float32]
 
@@ -136,7 +139,7 @@ class Decoding:
             steps=self.steps,
             rechecked=self._rechecked,
             changed=self._changed,
-            kernel_difference=self._sequence.opened.kernel_difference or 0.0,
+            kernel_difference=self._sequence.opened.kernel_difference,
         )
 
     def _choose(self, rows: _Row, draft: Draft, text: list[int]) -> Iterator[Chosen]:
@@ -165,7 +168,10 @@ class Decoding:
             if alone and accepted:
                 # the guesses behind it stay unchecked
                 self._checked = dataclasses.replace(draft, tokens=draft.tokens[: self._true])
-            if len(self.tokens) == self._room:
+            if self._chooser.finished:
+                # the constraint leaves nothing but the end: no run is needed to learn that
+                self.finish_reason = "stop"
+            elif len(self.tokens) == self._room:
                 self.finish_reason = "length"
             yield Chosen(token=token, logprob=logprob)
             if self.finish_reason is not None or alone or not accepted:
@@ -184,7 +190,7 @@ class Decoding:
         The cache then ends with the tokens of `text`: rows behind this one are of no more use.
         """
         opened = self._sequence.opened
-        if opened.kernel_difference is not None and self._chooser.margin(row) > _MARGIN * opened.kernel_difference:
+        if opened.comparisons >= _COMPARISONS and self._chooser.margin(row) > _MARGIN * opened.kernel_difference:
             return row, False
         several, began = row.copy(), time.perf_counter()
         self._sequence.truncate(len(text) - 1)
