@@ -10,7 +10,7 @@ PEERS := .peers
 PINS := validation/benchmarks/peers
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-consumers consumer-matrix lint format wheel clean bench-export peers peer-genai peer-openvino peer-llama peer-llama-quantiser
+.PHONY: demo test test-consumers consumer-matrix lint format wheel clean bench bench-export peers peer-genai peer-openvino peer-llama peer-llama-quantiser
 
 # readers of exported folders, each in an environment of its own
 CONSUMERS := .consumers
@@ -44,6 +44,10 @@ format: $(STAMP)
 
 wheel: $(STAMP)
 	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+# make bench BENCH="--shape tiny --rounds 1"; llama.cpp's quantiser is compiled once, minutes
+bench: $(STAMP) peers peer-llama-quantiser
+	$(BIN)/python validation/benchmarks speed $(BENCH)
 
 # make bench-export BENCH="--shape tiny --rounds 1"; see validation/benchmarks/README.md
 bench-export: $(STAMP) peers

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from gemma_export.pipeline import ExportRequest, export
-from gemma_runtime import Sampling, Gemma
+from gemma_runtime import Gemma, Sampling
 
 
 def main() -> None:

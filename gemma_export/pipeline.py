@@ -204,6 +204,9 @@ def lower_graphs(plan: ExportPlan, model: ir.Model, progress: Progress | None = 
     graphs = []
     for planned in plan.graphs:
         twin = model.clone()
+        if planned.static:
+            assert plan.target.static is not None
+            plan.target.static(twin)
         plan.target.finish(twin, planned.keep)
         if plan.target.compat is not None and not planned.batched:
             plan.target.compat(twin)
@@ -253,6 +256,7 @@ def _manifest(
         opset=plan.target.opset,
         cache_layout=plan.target.cache_layout,
         providers=plan.facts.providers,
+        rows={graph.role: 1 if graph.static else "batch_size" for graph in plan.graphs},
         chunks={graph.role: _chunks(plan.target, graph) for graph in plan.graphs},
         min_onnxruntime={graph.role: first_release(graph.model) for graph in graphs},
         precision=plan.precision.name,
@@ -264,7 +268,9 @@ def _manifest(
 
 
 def _chunks(target: Target, graph: PlannedGraph) -> str:
-    """What a graph takes of several tokens with a cache: without its newest input, a single row."""
+    """What a graph takes of several tokens with a cache: without its newest input, a single row; a static one, none."""
+    if graph.static:
+        return "none"
     return "single" if target.compat is not None and not graph.batched else target.chunks
 
 

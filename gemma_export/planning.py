@@ -49,12 +49,14 @@ class PlannedGraph:
 
     # path inside the folder
     file: str
-    # "main", "all", "last8", "batched": what tells twins apart
+    # "main", "all", "last8", "batched", "static": what tells twins apart
     role: str
     # positions with logits; 0 means all
     keep: int
     # with what only the newest onnxruntime releases know: chunks of several rows
     batched: bool = False
+    # a decode step over a cache of full capacity: what a CUDA graph is captured from
+    static: bool = False
 
     @property
     def logits(self) -> Literal["last", "all"] | int:
@@ -143,7 +145,7 @@ def plan_export(request: ExportRequest, progress: Progress | None = None) -> Exp
     resolved = resolve(request, progress)
     family, spec, target, precision = resolved.family, resolved.spec, resolved.target, resolved.precision
     tensors = family.tensor_shapes(spec)
-    graphs = _graphs(precision.suffix, resolved.keep, target)
+    graphs = _graphs(precision, resolved.keep, target)
     stored = target.stored_tensors(tensors, spec)
     if precision.scheme is not None:
         check_rules(precision.scheme, stored)
@@ -227,14 +229,17 @@ def _choice_files(precision: Precision, stored: Sequence[tuple[str, tuple[int, .
     return (json_file, plot_file) if can_plot() else (json_file,)
 
 
-def _graphs(suffix: str, keep: int, target: Target) -> tuple[PlannedGraph, ...]:
-    last_few = f"last{_LAST_FEW}"
+def _graphs(precision: Precision, keep: int, target: Target) -> tuple[PlannedGraph, ...]:
+    suffix, last_few = precision.suffix, f"last{_LAST_FEW}"
+    captured = target.static is not None and "cuda" in target.providers[precision.activation_dtype]
+    static = PlannedGraph(file=graph_file(suffix, "static"), role="static", keep=1, static=True)
     batched = PlannedGraph(file=graph_file(suffix, "batched"), role="batched", keep=keep, batched=True)
     return (
         PlannedGraph(file=graph_file(suffix), role="main", keep=keep),
         PlannedGraph(file=graph_file(suffix, "all"), role="all", keep=0),
         PlannedGraph(file=graph_file(suffix, last_few), role=last_few, keep=_LAST_FEW),
         *((batched,) if target.compat is not None else ()),
+        *((static,) if captured else ()),
     )
 
 

@@ -66,3 +66,9 @@ GPTQ_SHARE_OF_RTN = 0.75
 # by token) with 8-bit activations: the integer products are exact, but a float32 attention that sums in another order
 # turns a rounding tie here and there, a 254th of one activation; measured 0 to 0.02 on random weights.
 INT8_DYNAMIC_REORDERED = 0.05
+# |logit difference| / standard deviation between two bfloat16 graphs of the tiny model over one cache: 8 bits of
+# mantissa where float16 has 11. By that ratio, not measured: only CUDA runs it.
+BF16_LOGITS = 8 * FP16_LOGITS
+# |probability difference| of sampling against transformers in float64, times the temperature where that is below 1: a
+# penalised logit of 30 is rounded to float32, half a unit of 2e-6, and the temperature divides it.
+SAMPLING_PROBABILITY = 1e-6

@@ -40,6 +40,7 @@ def build_manifest(
     opset: int,
     cache_layout: str,
     providers: tuple[str, ...],
+    rows: Mapping[str, int | str],
     chunks: Mapping[str, str],
     min_onnxruntime: Mapping[str, str],
     precision: str,
@@ -59,11 +60,11 @@ def build_manifest(
         variant: name of the released checkpoint, if it is one.
         source: where the weights came from.
         target, opset, cache_layout, providers: of the deployment target.
+        rows: for each role, how many rows its graph takes: a number, or the contract's symbol batch_size.
         chunks: for each role, which steps of several tokens with a cache its graph takes: batched, single or none.
         min_onnxruntime: for each role, the first release that loads its graph.
         precision, activation_dtype, weight_dtype, state_dtype, options: of the number format.
     """
-    state = tuple(_state(entry, state_dtype) for entry in states)
     return Manifest(
         variant=variant,
         family=spec.family,
@@ -87,7 +88,7 @@ def build_manifest(
                 min_onnxruntime=min_onnxruntime[graph.role],
                 inputs=("input_ids", "attention_mask"),
                 data_files=(data_file,),
-                state=state,
+                state=tuple(_state(entry, state_dtype, rows[graph.role]) for entry in states),
             )
             for graph in graphs
         ),
@@ -138,13 +139,13 @@ def _source_files(files: Sequence[tuple[str, int, str]]) -> tuple[SourceFile, ..
     return tuple(SourceFile(name=file, size=size, sha256=sha256) for file, size, sha256 in sorted(files))
 
 
-def _state(state: CacheState, dtype: str) -> State:
+def _state(state: CacheState, dtype: str, rows: int | str) -> State:
     return State(
         layer=state.layer,
         kind=state.kind,
         past=state.past_names,
         present=state.present_names,
-        shape=("batch_size", state.num_heads, "past_sequence_length", state.head_dim),
+        shape=(rows, state.num_heads, "past_sequence_length", state.head_dim),
         dtype=dtype,
     )
 

@@ -23,6 +23,7 @@ from gemma_export.passes.quantise_qdq import QuantiseQdq, TransposedBlocks
 from gemma_export.passes.rescale_residual import RescaleResidual
 from gemma_export.passes.select_columns import SelectColumns
 from gemma_export.passes.select_logits import SelectLogits
+from gemma_export.passes.static_step import StaticStep
 
 __all__ = [
     "AlignRows",
@@ -47,6 +48,7 @@ __all__ = [
     "RowQuantised",
     "SelectColumns",
     "SelectLogits",
+    "StaticStep",
     "TransposedBlocks",
     "declare_logits",
     "logits_positions",

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from gemma_export.errors import PassError
 from gemma_export.passes.semantic_nodes import insert_before, int64_constant, nodes_of, refuse, value_named
 
-__all__ = ["FIRST", "QUERY_LENGTHS", "SEQLENS_K", "SEQUENCE", "TOTAL", "AlignRows"]
+__all__ = ["ALIGNED_IDS", "FIRST", "QUERY_LENGTHS", "SEQLENS_K", "SEQUENCE", "TOTAL", "AlignRows"]
 
 # values that later passes look up by name
 # int32 [batch_size]: real tokens of a row after this step, minus one
@@ -20,6 +20,8 @@ QUERY_LENGTHS = "rows.query_lengths"
 FIRST = "rows.first"
 # int64 [1]: sequence_length
 SEQUENCE = "rows.sequence_length"
+# int64 [batch_size, sequence_length]: token ids, each row's real ones first
+ALIGNED_IDS = "rows.input_ids"
 
 _INT32, _INT64 = int(ir.DataType.INT32), int(ir.DataType.INT64)
 _FAR = 2**63 - 1
@@ -90,6 +92,6 @@ def _prelude(graph: ir.Graph, anchor: ir.Node, ids: ir.Value, mask: ir.Value) ->
     positions = tape.op("Range", [zero, tape.op("Squeeze", [sequence, axis_0]), one])
     index = tape.op("Mod", [tape.op("Add", [positions, first]), sequence])
     rolled = tape.op("GatherElements", [ids, index], {"axis": 1})
-    named(rolled, "rows.input_ids", ir.DataType.INT64, ["batch_size", "sequence_length"])
+    named(rolled, ALIGNED_IDS, ir.DataType.INT64, ["batch_size", "sequence_length"])
     insert_before(graph, anchor, tape, "rows")
     return rolled

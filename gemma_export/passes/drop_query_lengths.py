@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from gemma_export.passes.fuse_attention import QUERY_SEQLENS
-from gemma_export.passes.semantic_nodes import nodes_of
+from gemma_export.passes.semantic_nodes import nodes_of, remove_unused
 
 __all__ = ["DropQueryLengths"]
 
@@ -32,22 +32,10 @@ class DropQueryLengths(ir.passes.InPlacePass):
             if len(node.inputs) > QUERY_SEQLENS:
                 lengths = node.inputs[QUERY_SEQLENS]
                 node.resize_inputs(_last_used(node.inputs[:QUERY_SEQLENS]) + 1)
-                _remove_unused(model.graph, lengths)
+                remove_unused(model.graph, lengths)
                 modified = True
         return ir.passes.PassResult(model, modified)
 
 
 def _last_used(inputs: Sequence[ir.Value | None]) -> int:
     return max(index for index, value in enumerate(inputs) if value is not None)
-
-
-def _remove_unused(graph: ir.Graph, value: ir.Value | None) -> None:
-    """Removes a value's producer, and its producers in turn, once nobody reads them."""
-    if value is None or value.uses() or value.is_graph_output():
-        return
-    producer = value.producer()
-    if producer is not None:
-        inputs = list(producer.inputs)
-        graph.remove(producer, safe=True)
-        for other in inputs:
-            _remove_unused(graph, other)

@@ -22,6 +22,7 @@ __all__ = [
     "nodes_of",
     "output_like",
     "refuse",
+    "remove_unused",
     "replace",
     "replace_weights",
     "require_none",
@@ -219,6 +220,18 @@ def drop_unused_initializers(graph: ir.Graph) -> None:
     outputs = {id(value) for value in graph.outputs}
     for name in [n for n, value in graph.initializers.items() if not value.uses() and id(value) not in outputs]:
         del graph.initializers[name]
+
+
+def remove_unused(graph: ir.Graph, value: ir.Value | None) -> None:
+    """Removes a value's producer, and its producers in turn, once nobody reads them."""
+    if value is None or value.uses() or value.is_graph_output():
+        return
+    producer = value.producer()
+    if producer is not None:
+        inputs = list(producer.inputs)
+        graph.remove(producer, safe=True)
+        for other in inputs:
+            remove_unused(graph, other)
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:

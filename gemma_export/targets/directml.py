@@ -95,6 +95,7 @@ DIRECTML = Target(
     lower=_lower,
     finish=_finish,
     compat=None,
+    static=None,
     check=_check,
     stored_tensors=_stored_tensors,
     with_functions=None,

@@ -98,6 +98,13 @@ def _compat(model: ir.Model) -> None:
     passes.DropQueryLengths()(model)
 
 
+def _static(model: ir.Model) -> None:
+    """A decode step whose shapes and host-side numbers never change."""
+    from gemma_export import passes
+
+    passes.StaticStep()(model)
+
+
 def _check(model: ir.Model, spec: DecoderSpec, activation_dtype: str) -> None:
     _check_fusions(model, spec)
     _check_kernels(model, _PROVIDERS[activation_dtype])
@@ -162,6 +169,7 @@ _NBITS = Target(
     lower=_lower,
     finish=_finish,
     compat=_compat,
+    static=_static,
     check=_check,
     stored_tensors=_stored_tensors,
     with_functions=None,

@@ -151,6 +151,7 @@ _WITH_FUNCTIONS = Target(
     lower=_keep_functions,
     finish=_finish_functions,
     compat=None,
+    static=None,
     check=_check_functions,
     stored_tensors=_stored_tensors,
     with_functions=None,

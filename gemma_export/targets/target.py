@@ -37,6 +37,9 @@ class Target:
     # takes from a finished twin, in place, what onnxruntime releases before the target's newest input lack; None
     # where there is no such input. What is left does single-row chunks
     compat: Callable[[ir.Model], None] | None
+    # makes of a lowered twin, in place and before it is finished, one row and one position over a cache of full
+    # capacity: what a CUDA graph is captured from. None where no provider of the target captures one
+    static: Callable[[ir.Model], None] | None
     # raises unless the finished graph holds the fusions that the specification demands and only operators
     # that the given providers run in the given activation dtype
     check: Callable[[ir.Model, DecoderSpec, str], None]

@@ -13,7 +13,10 @@ import psutil
 import pytest
 from fake_programs import benchmark, program, settings
 
-from benchmarks.harness import SCHEMA_FILE, Need, run_benchmark
+from benchmarks.harness import SCHEMA_FILE, Metric, Need, rounds, run_benchmark
+from benchmarks.harness.chart import draw
+from benchmarks.harness.machine import describe_machine
+from benchmarks.harness.results import ProgramResult, Results, Run
 from gemma_export.errors import MissingResourceError, ResourceExhaustedError, UsageError
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the harness needs wait4 and process groups")
@@ -201,3 +204,32 @@ def test_environment_of_ours_does_not_reach_peers(tmp_path: Path, monkeypatch: p
         benchmark(program("ours", code, figure=True, environment={"ASKED": "40"})), settings(tmp_path, rounds=1)
     )
     assert read(tmp_path)["summary"]["ours"]["figure"]["median"] == 40
+
+
+def test_only_what_a_program_reads_is_brought_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warmed: list[str] = []
+    monkeypatch.setattr(rounds, "warm_page_cache", lambda directory, _: warmed.append(directory.name))
+    programs = (program("ours", WRITE, reads=("a", "b")), program("peer", WRITE))
+    assert run_benchmark(benchmark(*programs), settings(tmp_path, rounds=1)) == 0
+    assert warmed == ["a", "b", "input"]
+
+
+@pytest.mark.parametrize(("panels", "size"), [(4, (2670, 375)), (5, (2070, 540))])
+def test_many_panels_go_into_several_rows(tmp_path: Path, panels: int, size: tuple[int, int]) -> None:
+    metric = Metric(label="figure", unit="s", better="lower", description="of a fake")
+    values = {f"figure_{index}": float(index + 1) for index in range(panels)}
+    run = Run(round=1, program="ours", status="ok", reason="", values=values, steps=(), other_cpu_share=0, log_tail="")
+    results = Results(
+        benchmark="fake",
+        title="Fakes",
+        subject="ours",
+        settings={"rounds": 1},
+        machine=describe_machine(tmp_path),
+        metrics=dict.fromkeys(values, metric),
+        programs=[ProgramResult(name="ours", note="", versions={}, commands=(), missing="")],
+        started="now",
+        runs=[run],
+    )
+    assert draw(results, tmp_path / "chart.png")
+    header = (tmp_path / "chart.png").read_bytes()[16:24]
+    assert (int.from_bytes(header[:4]), int.from_bytes(header[4:])) == size

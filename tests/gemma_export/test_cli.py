@@ -253,7 +253,8 @@ def test_export_of_a_checkpoint(tmp_path: Path) -> None:
     again = gemma_export("--checkpoint", "my-model", "--fp16", "--force", "--json", cwd=tmp_path)
     content = json.loads(again.stdout)
     assert content["output"] == "my-model-fp16"
-    assert content["graphs"] == [f"onnx/model_fp16{twin}.onnx" for twin in ("", "_all", "_last8", "_batched")]
+    twins = ("", "_all", "_last8", "_batched", "_static")
+    assert content["graphs"] == [f"onnx/model_fp16{twin}.onnx" for twin in twins]
     assert gemma_export("verify", "my-model-fp16", cwd=tmp_path).returncode == 0
 
 

@@ -47,6 +47,8 @@ def test_dry_run(target: str, functions: bool, precision: str, variant: str, tmp
     roles = {graph.role for graph in plan.graphs}
     assert {"main", "all", "last8"} <= roles
     assert ("batched" in roles) == (TARGETS[target].compat is not None)
+    # onnxruntime captures graphs on CUDA, whose attention has no float32
+    assert ("static" in roles) == (target == "ort" and precision != "fp32")
     # every parameter once, and the rotary tables
     parameters = sum(math.prod(shape) for shape in plan.tensors.values())
     tables = plan.spec.max_position_embeddings * plan.spec.head_dim
@@ -118,7 +120,8 @@ def test_dry_run_of_integer_caches(
         return
     plan, plain = plan_export(request), plan_export(dataclasses.replace(request, kv_cache=None))
     assert plan.precision.name == plain.precision.name
-    assert [graph.file for graph in plan.graphs] == [graph.file for graph in plain.graphs]
+    # CUDA does not run such a cache, so there is nothing to capture
+    assert plan.graphs == tuple(graph for graph in plain.graphs if not graph.static)
     assert plan.facts.providers == ("cpu",)
     # a float32 scale for each number of a token's keys and values; those below a kilobyte stay in the graphs
     spec = plan.spec

@@ -152,7 +152,7 @@ def test_bytes_of_the_cache(exported: tuple[Path, tuple[str | None, str]]) -> No
     config = json.loads((folder / "config.json").read_text())
     numbers = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"]
     assert report["folder"]["state_bytes_per_token"] == numbers
-    state = Gemma(folder).sequence(100)._state
+    state = Gemma(folder).sequence(100).state
     assert sum(buffer.memory.nbytes for buffer in state.buffers) == state.capacity * numbers
 
 

@@ -18,7 +18,11 @@ _USAGE, _INTERRUPTED = 2, 130
 _BENCHMARKS = {
     "export": ("benchmarks.export", "export time, memory and size beside onnxruntime-genai, OpenVINO and llama.cpp"),
     "quality": ("benchmarks.quality", "what 4 and 8 bits lose, beside onnxruntime-genai and llama.cpp"),
-    "speed": ("benchmarks.speed", "decode, prefill and memory of 4- and 8-bit exports beside the same"),
+    "speed": (
+        "benchmarks.speed",
+        "decode, prefill, first token and memory beside the same, OpenVINO GenAI and PyTorch",
+    ),
+    "roofline": ("benchmarks.roofline", "decoding of a folder beside its matrix products alone"),
     "quantisation": ("benchmarks.quantisation_drift", "every int4 and int8 layout of the built-in model, the same way"),
     "precision": ("benchmarks.precision_drift", "each precision of the built-in model against PyTorch float32"),
 }

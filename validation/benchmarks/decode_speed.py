@@ -1,37 +1,33 @@
-"""Prefill and decode speed of a folder of ours, by the runtime's own loop; prints JSON.
-
-decode_speed.py FOLDER PROMPT_TOKENS NEW_TOKENS: the prompt is of random token ids, each new token the greedy one.
-"""
+"""Speed of a folder of ours, by the runtime's own loop: decode_speed.py FOLDER PROMPTS CONTEXTS NEW."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
+# run as a file: the package's parent is not on the path
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gemma_runtime import Gemma
+from benchmarks.speed_protocol import Generate, measure
 
 
-def main() -> None:
-    """One short run to warm up, then one that is timed."""
-    folder, prompt_tokens, new_tokens = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    model = Gemma(folder)
-    random = np.random.default_rng(0)
-    for tokens in (4, new_tokens):
-        prompt = random.integers(256, 3000, prompt_tokens).tolist()
-        sequence = model.sequence(prompt_tokens + new_tokens)
+def load(folder: str, longest: int) -> Generate:
+    """The folder on the CPU provider."""
+    from gemma_runtime.bench.engine import Engine
+
+    engine = Engine(Path(folder), provider="cpu", threads=None)
+
+    def generate(ids: list[int], new: int) -> tuple[float, float]:
         start = time.perf_counter()
-        token = int(sequence.step(prompt)[-1].argmax())
+        token = engine.start(ids, len(ids) + new)
         prefilled = time.perf_counter()
-        for _ in range(tokens):
-            token = int(sequence.step([token])[-1].argmax())
-        end = time.perf_counter()
-    figures = {"prefill": prompt_tokens / (prefilled - start), "decode": new_tokens / (end - prefilled)}
-    print(json.dumps(figures))
+        for _ in range(new):
+            token = engine.step(token)
+        return prefilled - start, time.perf_counter() - prefilled
+
+    return generate
 
 
 if __name__ == "__main__":
-    main()
+    measure(load)

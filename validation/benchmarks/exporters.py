@@ -19,6 +19,7 @@ __all__ = [
     "importable",
     "json_figures",
     "llama_program",
+    "openvino_program",
 ]
 
 PRECISIONS = ("fp16", "int4")
@@ -36,7 +37,12 @@ def exporters(precision: str, peers: Path) -> tuple[Program, ...]:
         precision: one of PRECISIONS.
         peers: folder of the environments that `make peers` installs.
     """
-    return (_gemma_export(precision), _genai(precision, peers), _openvino(precision, peers), _llama(precision, peers))
+    return (
+        _gemma_export(precision),
+        _genai(precision, peers),
+        openvino_program("OpenVINO", precision, peers),
+        _llama(precision, peers),
+    )
 
 
 def importable() -> dict[str, str]:
@@ -108,7 +114,15 @@ def genai_program(
     )
 
 
-def _openvino(precision: str, peers: Path) -> Program:
+def openvino_program(name: str, precision: str, peers: Path, *, more_packages: tuple[str, ...] = ()) -> Program:
+    """optimum-intel's export for OpenVINO, from a checkpoint to OUTPUT.
+
+    Args:
+        name: of the program.
+        precision: one of PRECISIONS.
+        peers: folder of the environments that `make peers` installs.
+        more_packages: further ones whose versions count.
+    """
     format_options = {
         "fp16": ("--weight-format", "fp16"),
         "int4": ("--weight-format", "int4", "--sym", "--group-size", "128", "--ratio", "1.0"),
@@ -116,13 +130,13 @@ def _openvino(precision: str, peers: Path) -> Program:
     environment = peers / "openvino/bin"
     command = (str(environment / "optimum-cli"), "export", "openvino", "--model", INPUT)
     return Program(
-        name="OpenVINO",
+        name=name,
         note=f"optimum-cli export openvino {' '.join(format_options)}, tokenizer converted too",
         steps=(
             Step(name="export", command=(*command, "--task", "text-generation-with-past", *format_options, OUTPUT)),
         ),
         python=environment / "python",
-        packages=("optimum-intel", "openvino", "nncf", "torch", "transformers"),
+        packages=("optimum-intel", "openvino", "nncf", "torch", "transformers", *more_packages),
         install="make peer-openvino installs it",
         environment=QUIET,
         disk_factor=3.0,

@@ -1,22 +1,19 @@
-"""Decode and prefill speed and memory of 4- and 8-bit exports beside onnxruntime-genai and llama.cpp, in one run.
+"""Speed and memory of generation beside onnxruntime-genai, OpenVINO GenAI, llama.cpp and PyTorch, in one run.
 
 Every program makes its export of one synthetic checkpoint once, before the first round; the rounds only run them, whole
-processes in turn. Each loads, prefills a prompt of random ids and decodes greedily, twice; the second time counts.
+processes in turn. Each loads, reads prompts of random ids (a new one each time) and decodes greedily behind some.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.exporters import QUIET, genai_program, importable, json_figures, llama_program
 from benchmarks.harness import (
     INPUT,
     METRICS,
@@ -26,154 +23,128 @@ from benchmarks.harness import (
     Input,
     Metric,
     Program,
-    Step,
     add_arguments,
     choose,
     read_settings,
     run_benchmark,
 )
+from benchmarks.harness.probe import run_environment
+from benchmarks.speed_programs import CHECKPOINT, SUBJECT, Contestant, Lengths, contestants
+from benchmarks.speed_protocol import FIRST_PROMPT
 from benchmarks.synthetic_checkpoint import SHAPES, checkpoint_bytes, write_checkpoint
+from gemma_export.errors import UsageError
 
 __all__ = ["main"]
 
-_HERE = Path(__file__).resolve().parent
-_PEERS = _HERE.parents[1] / ".peers"
-_METRICS = {
-    "decode": Metric(label="decode", unit="tok/s", better="higher", description="one token at a time, greedy"),
-    "prefill": Metric(label="prefill", unit="tok/s", better="higher", description="the whole prompt in one step"),
-    "peak_bytes": METRICS["peak_bytes"],
-    "seconds": METRICS["seconds"],
-}
-# (name, options of gemma-export)
-_OURS = (
-    ("int4 (default)", "--int4"),
-    ("int4 block 32", "--int4 --block-size 32"),
-    ("int8", "--int8"),
-    ("int8-dynamic", "--int8-dynamic --no-smoothing"),
-    ("fp32", "--fp32"),
-)
-_SUBJECT = _OURS[0][0]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Contestant:
-    """An exporter whose output is made once, and the program that runs it in the rounds."""
-
-    folder: str
-    exporter: Program
-    runner: Program
+_PEERS = Path(__file__).resolve().parents[2] / ".peers"
+# the checkpoint, and the largest intermediate file of an exporter, both in 16 bits
+_WITHOUT_EXPORTS = 2.2
 
 
 def main(arguments: list[str]) -> int:
     """Runs the benchmark and returns its exit code."""
-    parser = argparse.ArgumentParser(prog="benchmarks speed", description=__doc__)
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="2b", help="of the checkpoint (default: 2b)")
-    parser.add_argument("--prompt", type=int, default=128, metavar="N", help="tokens of the prompt (default: 128)")
-    parser.add_argument("--new", type=int, default=64, metavar="N", help="tokens to decode (default: 64)")
-    parser.add_argument(
-        "--peers", type=Path, metavar="DIR", default=_PEERS, help="environments of `make peers` (default: .peers)"
-    )
-    add_arguments(parser)
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     settings = read_settings(options)
-    lengths = (str(options.prompt), str(options.new))
-    peers = options.peers.resolve()
-    contestants = [*_ours(lengths), *_genai(peers, lengths), *_llama(peers, lengths)]
-    programs = tuple(contestant.runner for contestant in contestants)
+    lengths = Lengths(prompts=options.prompts, contexts=options.contexts, new=options.new)
+    known = contestants(options.peers.resolve(), lengths)
+    programs = tuple(contestant.runner for contestant in known)
+    if options.subject not in {program.name for program in programs}:
+        raise UsageError(
+            f"no program {options.subject!r}", hint=f"There are: {', '.join(program.name for program in programs)}."
+        )
     kept = choose(programs, settings)
-    chosen = [contestant for contestant in contestants if contestant.runner in kept]
+    chosen = [contestant for contestant in known if contestant.runner in kept]
     shape = SHAPES[options.shape]
+    factor = _WITHOUT_EXPORTS + sum(contestant.size for contestant in chosen)
     benchmark = Benchmark(
         name=f"speed-{options.shape}",
-        title=f"Generation on the CPU, {options.shape} shape: a prompt of {options.prompt} tokens, {options.new} new",
-        subject=_SUBJECT,
+        title=f"Generation on the CPU, {options.shape} shape, {lengths.new} new tokens behind each context",
+        subject=options.subject,
         programs=programs,
         input=Input(
             name=f"speed-{options.shape}",
-            # int4 exports are a third of the checkpoint, int8 half, float32 twice
-            nbytes=3 * checkpoint_bytes(shape),
-            make=functools.partial(_make_exports, shape=options.shape, contestants=chosen),
+            nbytes=int(factor * checkpoint_bytes(shape)),
+            make=functools.partial(_make_exports, shape=options.shape, chosen=chosen),
         ),
-        options={"shape": options.shape, "prompt": options.prompt, "new": options.new},
-        metrics=_METRICS,
+        options={"shape": options.shape, "prompts": lengths.prompts, "contexts": lengths.contexts, "new": lengths.new},
+        metrics=_metrics(lengths),
     )
     return run_benchmark(benchmark, settings)
 
 
-def _make_exports(directory: Path, *, shape: str, contestants: list[_Contestant]) -> None:
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="benchmarks speed", description=__doc__)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="2b", help="of the checkpoint (default: 2b)")
+    parser.add_argument(
+        "--prompts", type=_lengths, default=(128, 512), metavar="N,...", help="prompt lengths (default: 128,512)"
+    )
+    parser.add_argument(
+        "--contexts", type=_lengths, default=(128, 4096), metavar="N,...", help="to decode behind (default: 128,4096)"
+    )
+    parser.add_argument("--new", type=int, default=64, metavar="N", help="tokens to decode there (default: 64)")
+    parser.add_argument(
+        "--subject", default=SUBJECT, metavar="NAME", help=f"whom the others are compared with (default: {SUBJECT})"
+    )
+    parser.add_argument(
+        "--peers", type=Path, metavar="DIR", default=_PEERS, help="environments of `make peers` (default: .peers)"
+    )
+    add_arguments(parser)
+    return parser
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    lengths = tuple(sorted({int(part) for part in text.split(",")}))
+    if lengths[0] < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return lengths
+
+
+def _metrics(lengths: Lengths) -> dict[str, Metric]:
+    rate = functools.partial(Metric, unit="tok/s", better="higher")
+    time = functools.partial(Metric, unit="s", better="lower")
+    found = {
+        f"decode_{context}": rate(
+            label=f"decode at {context}", description=f"one token at a time, greedy, behind {context} tokens"
+        )
+        for context in lengths.contexts
+    }
+    for length in sorted({*lengths.prompts, *lengths.contexts}):
+        found[f"prefill_{length}"] = rate(
+            label=f"prefill {length}",
+            description=f"a prompt of {length} tokens, read from nothing",
+            headline=length in lengths.prompts,
+        )
+    first = f"from nothing, imports included, to the first token behind a prompt of {FIRST_PROMPT}"
+    found["first_token"] = time(label="first token", description=first)
+    found["load"] = time(label="load", description="from nothing, imports included, to a model", headline=False)
+    found["peak_bytes"] = METRICS["peak_bytes"]
+    return found
+
+
+def _make_exports(directory: Path, *, shape: str, chosen: Sequence[Contestant]) -> None:
     """Every export; one that fails is told and its runner will have no figures."""
-    checkpoint, scratch = directory / "checkpoint", directory / "scratch"
+    checkpoint, scratch = directory / CHECKPOINT, directory / "scratch"
     write_checkpoint(checkpoint, shape=SHAPES[shape])
-    for contestant in contestants:
+    for contestant in chosen:
+        if contestant.exporter is None:
+            continue
         output = directory / contestant.folder
         output.mkdir()
-        folders = {INPUT: str(checkpoint), OUTPUT: str(output), SCRATCH: str(scratch)}
-        for step in contestant.exporter.steps:
-            scratch.mkdir(exist_ok=True)
-            command = [
-                functools.reduce(lambda text, item: text.replace(*item), folders.items(), part) for part in step.command
-            ]
-            print(f"making {contestant.runner.name}: {step.name}", file=sys.stderr, flush=True)
-            environment = {**os.environ, **contestant.exporter.environment}
-            try:
-                subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=scratch)
-            except (OSError, subprocess.CalledProcessError) as error:
-                said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
-                print(f"cannot make {contestant.runner.name}: {' '.join(said)}", file=sys.stderr)
-                break
+        _export(contestant.exporter, {INPUT: str(checkpoint), OUTPUT: str(output), SCRATCH: str(scratch)})
         shutil.rmtree(scratch, ignore_errors=True)
-    shutil.rmtree(checkpoint)
+    if all(contestant.folder != CHECKPOINT for contestant in chosen):
+        shutil.rmtree(checkpoint)
 
 
-def _filled(text: str, folders: Mapping[str, str]) -> str:
-    for name, folder in folders.items():
-        text = text.replace(name, folder)
-    return text
-
-
-def _ours(lengths: tuple[str, str]) -> list[_Contestant]:
-    found = []
-    for name, options in _OURS:
-        folder = name.translate(str.maketrans(" ()", "___"))
-        export = (sys.executable, "-m", "gemma_export", "--checkpoint", INPUT, *options.split())
-        exporter = Program(
-            name=name,
-            note=f"gemma-export {options}",
-            steps=(Step(name="export", command=(*export, "--force", "--output", f"{OUTPUT}/folder")),),
-            python=Path(sys.executable),
-            packages=("gemma-export", "onnxruntime", "numpy"),
-            install="make test installs it",
-            environment=importable(),
-        )
-        script = (sys.executable, str(_HERE / "decode_speed.py"), f"{INPUT}/{folder}/folder", *lengths)
-        found.append(_contestant(folder, exporter, script))
-    return found
-
-
-def _genai(peers: Path, lengths: tuple[str, str]) -> list[_Contestant]:
-    exporter = genai_program(
-        "onnxruntime-genai int4", "its builder's int4, block 32", peers, options=("-p", "int4", "-e", "cpu")
-    )
-    script = (str(peers / "genai/bin/python"), str(_HERE / "peers/genai_speed.py"), f"{INPUT}/genai", *lengths)
-    return [_contestant("genai", exporter, script)]
-
-
-def _llama(peers: Path, lengths: tuple[str, str]) -> list[_Contestant]:
-    found = []
-    for name, kind in (("llama.cpp Q4_0", "q4_0"), ("llama.cpp Q4_K_M", "q4_k_m"), ("llama.cpp Q8_0", "q8_0")):
-        exporter = llama_program(name, f"quantised to {kind.upper()}", peers, quantisation=kind)
-        model = f"{INPUT}/{kind}/model-{kind}.gguf"
-        script = (str(peers / "llama/bin/python"), str(_HERE / "peers/gguf_speed.py"), model, *lengths)
-        found.append(_contestant(kind, exporter, script))
-    return found
-
-
-def _contestant(folder: str, exporter: Program, script: tuple[str, ...]) -> _Contestant:
-    runner = dataclasses.replace(
-        exporter,
-        steps=(Step(name="generate", command=script),),
-        environment=QUIET | importable(),
-        disk_factor=0.1,
-        read_values=json_figures,
-    )
-    return _Contestant(folder=folder, exporter=exporter, runner=runner)
+def _export(exporter: Program, folders: dict[str, str]) -> None:
+    for step in exporter.steps:
+        Path(folders[SCRATCH]).mkdir(exist_ok=True)
+        command = [functools.reduce(lambda text, item: text.replace(*item), folders.items(), p) for p in step.command]
+        print(f"making {exporter.name}: {step.name}", file=sys.stderr, flush=True)
+        environment = run_environment(exporter)
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=folders[SCRATCH])
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
+            print(f"cannot make {exporter.name}: {' '.join(said)}", file=sys.stderr)
+            return

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from gemma_runtime.answer import Answer, AnswerOptions
     from gemma_runtime.chat import Message
     from gemma_runtime.chat_session import Chat
+    from gemma_runtime.constraints import Constraint
     from gemma_runtime.manifest import Manifest, read_manifest
     from gemma_runtime.model import Conversation, Gemma
     from gemma_runtime.results import Completion, Piece, SpeculationStats, TokenLogprob
@@ -19,6 +20,7 @@ __all__ = [
     "AnswerOptions",
     "Chat",
     "Completion",
+    "Constraint",
     "Conversation",
     "Gemma",
     "Manifest",
@@ -35,6 +37,7 @@ _HOME = {
     "AnswerOptions": "answer",
     "Chat": "chat_session",
     "Completion": "results",
+    "Constraint": "constraints",
     "Conversation": "model",
     "Gemma": "model",
     "Manifest": "manifest",

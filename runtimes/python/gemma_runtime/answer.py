@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
 
+from gemma_runtime.answer_text import AnswerText
 from gemma_runtime.decoding import Decoding
 from gemma_runtime.errors import PromptError
-from gemma_runtime.results import Completion, Piece, TokenLogprob
+from gemma_runtime.results import Completion, Piece
 from gemma_runtime.sampling import Sampling, TokenChooser
-from gemma_runtime.stop_text import StopText
-from gemma_runtime.tokenizer import StreamDecoder, Tokenizer
+from gemma_runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from gemma_runtime.constraints import Constraint
@@ -41,8 +41,8 @@ class AnswerOptions:
     sampling: Sampling | None = None
     # texts that end the answer and are not part of it
     stop: str | Sequence[str] = ()
-    # tokens that end the answer besides the folder's own, such as fill-in-the-middle's
-    stop_ids: frozenset[int] = frozenset()
+    # tokens that end the answer besides the folder's
+    stop_ids: Collection[int] = ()
     # log probabilities: None for none, otherwise the number of alternatives of each token
     logprobs: int | None = None
     # what the answer must look like
@@ -75,16 +75,37 @@ class AnswerOptions:
         """The stop strings, one or several."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
-    def chooser(self, vocab_size: int, prompt: Sequence[int], stop_ids: frozenset[int], **more: Any) -> TokenChooser:
-        """What chooses the tokens of one answer."""
+    def room(self, prompt_tokens: int, context_length: int) -> tuple[int, str]:
+        """Tokens at most, and the reason for ending there."""
+        # the last token of a full context needs no slot: nothing attends to it
+        left = context_length - prompt_tokens + 1
+        return (self.max_new_tokens, "length") if self.max_new_tokens <= left else (left, "context")
+
+    def all_stop_ids(self, stop_ids: frozenset[int]) -> frozenset[int]:
+        """The folder's and the caller's."""
+        return stop_ids | frozenset(self.stop_ids)
+
+    def chooser(
+        self, prompt: Sequence[int], tokenizer: Tokenizer, stop_ids: frozenset[int], vocab_size: int
+    ) -> TokenChooser:
+        """What chooses the tokens of one answer.
+
+        Args:
+            prompt: its tokens.
+            tokenizer: of the folder: what it has no piece for never comes.
+            stop_ids: of the folder.
+            vocab_size: logits of a row.
+        """
+        ends = self.all_stop_ids(stop_ids)
         return TokenChooser(
             self.sampling or Sampling(),
             vocab_size=vocab_size,
             prompt_ids=prompt,
-            stop_ids=stop_ids,
+            stop_ids=ends,
             min_new_tokens=self.min_new_tokens,
+            allowed_size=tokenizer.size,
+            constraint=None if self.constraint is None else self.constraint.matcher(tokenizer, sorted(ends)),
             logprobs=self.logprobs,
-            **more,
         )
 
 
@@ -106,7 +127,6 @@ class Answer:
         options: how to generate.
         tokenizer: of the folder.
         stop_ids: of the folder.
-        room: tokens at most, the context's end counted in.
         drafter: guesses ahead, or None.
         busy: held while it runs: a conversation gives one answer at a time.
     """
@@ -119,29 +139,21 @@ class Answer:
         *,
         tokenizer: Tokenizer,
         stop_ids: frozenset[int],
-        room: int,
         drafter: Drafter | None,
         busy: threading.Lock,
     ) -> None:
-        self._prompt, self._options, self._busy = prompt, options, busy
-        self._stops, self._decoder = StopText(options.stops), StreamDecoder(tokenizer)
-        constraint = None if options.constraint is None else options.constraint.matcher(tokenizer, sorted(stop_ids))
-        chooser = options.chooser(
-            sequence.opened.vocab_size, prompt, stop_ids, allowed_size=tokenizer.size, constraint=constraint
-        )
+        self._prompt, self._busy = prompt, busy
+        self._text = AnswerText(tokenizer, options.stops, logprobs=options.logprobs is not None)
+        room, self._full = options.room(len(prompt), sequence.opened.context_length)
         self._decoding = Decoding(
             sequence,
-            chooser,
-            stop_ids=stop_ids,
+            options.chooser(prompt, tokenizer, stop_ids, sequence.opened.vocab_size),
+            stop_ids=options.all_stop_ids(stop_ids),
             room=room,
             drafter=drafter,
             cancel=options.cancel,
             logprobs=options.logprobs is not None,
         )
-        self._full = "length" if room == options.max_new_tokens else "context"
-        self._text: list[str] = []
-        self._logprobs: list[TokenLogprob] = []
-        self._seconds = 0.0
         self._completion: Completion | None = None
 
     @property
@@ -173,42 +185,22 @@ class Answer:
         reason = "cancelled"
         try:
             for chosen in steps:
-                if chosen.logprob is not None:
-                    self._logprobs.append(chosen.logprob)
-                shown = self._stops.push(self._decoder.push(chosen.token))
-                yield self._piece(shown, chosen.token, chosen.logprob)
-                if self._stops.found is not None:
+                yield self._text.push(chosen.token, chosen.logprob)
+                if self._text.stopped:
                     break
-            reason = "stop_string" if self._stops.found is not None else self._decoding.finish_reason or "cancelled"
-            rest = self._stops.push(self._decoder.flush()) + self._stops.flush()
-            if rest:
-                yield self._piece(rest, None, None)
+            reason = self._decoding.finish_reason or reason
+            rest = self._text.flush()
+            if rest is not None:
+                yield rest
         finally:
             steps.close()
-            self._seconds = time.perf_counter() - began
-            self._completion = self._complete({"length": self._full}.get(reason, reason))
+            self._completion = self._text.complete(
+                {"length": self._full}.get(reason, reason),
+                tokens=self._decoding.tokens,
+                prompt_tokens=len(self._prompt),
+                cached_tokens=self._decoding.cached_tokens,
+                first_token_seconds=self._decoding.prefill_seconds,
+                seconds=time.perf_counter() - began,
+                speculation=self._decoding.statistics(),
+            )
             self._busy.release()
-
-    def _piece(self, text: str, token: int | None, logprob: TokenLogprob | None) -> Piece:
-        self._text.append(text)
-        return Piece(text=text, token_id=token, logprob=logprob)
-
-    def _complete(self, reason: str) -> Completion:
-        decoding = self._decoding
-        read = len(self._prompt) - decoding.cached_tokens
-        decoded = self._seconds - decoding.prefill_seconds
-        # the last run gives no token where a stop token ends the text
-        made = len(decoding.tokens) - (reason != "stop")
-        return Completion(
-            text="".join(self._text),
-            token_ids=tuple(decoding.tokens),
-            finish_reason=reason,
-            prompt_tokens=len(self._prompt),
-            cached_tokens=decoding.cached_tokens,
-            prefill_tokens_per_second=read / decoding.prefill_seconds if decoding.prefill_seconds else 0.0,
-            decode_tokens_per_second=made / decoded if made > 0 and decoded > 0 else 0.0,
-            first_token_seconds=decoding.prefill_seconds,
-            stop=self._stops.found,
-            logprobs=tuple(self._logprobs) if self._options.logprobs is not None else None,
-            speculation=decoding.statistics(),
-        )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +30,7 @@ from gemma_runtime.speculation.drafter import NO_DRAFT, Draft, Drafter
 if TYPE_CHECKING:
     from gemma_runtime.sampling import TokenChooser
 
-__all__ = ["Chosen", "Decoding"]
+__all__ = ["Chosen", "Decoding", "check_finite"]
 
 # Two logits may each be off by the largest difference seen, and another position's may be twice as large.
 _MARGIN = 4.0
@@ -72,7 +72,7 @@ class Decoding:
     ) -> None:
         self._sequence, self._chooser, self._drafter = sequence, chooser, drafter
         self._stop_ids, self._room, self._logprobs = stop_ids, room, logprobs
-        self._cancelled = (lambda: False) if cancel is None else cancel.is_set
+        self._cancelled: Callable[[], bool] = (lambda: False) if cancel is None else cancel.is_set
         # tokens chosen, the stop token not among them
         self.tokens: list[int] = []
         # "stop", "length" or "cancelled"; None while it runs
@@ -86,7 +86,7 @@ class Decoding:
         # of the last run: the guesses that were looked at, how many came true, and what running rows alone took
         self._checked, self._true, self._recheck_seconds = NO_DRAFT, 0, 0.0
 
-    def run(self, prompt: Sequence[int]) -> Iterator[Chosen]:
+    def run(self, prompt: Sequence[int]) -> Generator[Chosen]:
         """Chooses tokens one by one; leaving early is fine: the sequence then holds the prompt and what was given out.
 
         Args:
@@ -146,7 +146,7 @@ class Decoding:
                 self.finish_reason = "cancelled"
                 return
             row = rows[index]
-            _check_finite(row, len(self.tokens))
+            check_finite(row, len(self.tokens))
             alone = False
             if draft.tokens and self._chooser.greedy:
                 row, alone = self._settled(row, text)
@@ -173,12 +173,8 @@ class Decoding:
         """The token after a row, and whether it is the guessed one."""
         if index == len(draft.tokens):
             return self._chooser.choose(row), False
-        guess = draft.tokens[index]
-        if self._chooser.greedy:
-            token = self._chooser.choose(row)
-            return token, token == guess
         drawn_from = None if draft.distributions is None else draft.distributions[index]
-        return self._chooser.verify(row, guess, drawn_from)
+        return self._chooser.verify(row, draft.tokens[index], drawn_from)
 
     def _settled(self, row: _Row, text: list[int]) -> tuple[_Row, bool]:
         """The row to decide by, and whether it was run alone because several rows could not tell.
@@ -191,7 +187,7 @@ class Decoding:
         several, began = row.copy(), time.perf_counter()
         self._sequence.truncate(len(text) - 1)
         row = self._sequence.step(text[-1:])[-1]
-        _check_finite(row, len(self.tokens))
+        check_finite(row, len(self.tokens))
         opened.note_difference(float(np.abs(several - row).max()))
         self._rechecked += 1
         self._recheck_seconds += time.perf_counter() - began
@@ -208,8 +204,16 @@ class Decoding:
         return self._drafter.propose(text, room) if room > 0 else NO_DRAFT
 
 
-def _check_finite(row: _Row, position: int) -> None:
-    # argmax of NaN is silently token 0
+def check_finite(row: _Row, position: int) -> None:
+    """Refuses NaN and infinity, of which argmax silently makes token 0.
+
+    Args:
+        row: float32 [vocab_size].
+        position: of the token in the answer.
+
+    Raises:
+        ModelOutputError: there are some.
+    """
     if not np.isfinite(row).all():
         raise ModelOutputError(
             f"{int((~np.isfinite(row)).sum())} logits are NaN or infinite at new token {position}",

@@ -1,11 +1,12 @@
 """Every failure a user of gemma-run can meet.
 
     GemmaRuntimeError                exit 1  a bug of ours unless a subclass says otherwise
-    ├── PromptError                  exit 2  empty prompt, prompt longer than the context, impossible sampling options
+    ├── PromptError                  exit 2  empty prompt, prompt longer than the context, impossible sampling options,
+    │                                        a schema, grammar or stop string that cannot be used
     ├── ManifestError                exit 3  a folder that does not match its manifest
     ├── ModelOutputError             exit 3  the model gave NaN or infinity
     ├── MissingTokenizerError        exit 4  no tokenizer in the folder
-    ├── MissingPackageError          exit 4  onnxruntime, or a tokenizer library, is not installed
+    ├── MissingPackageError          exit 4  onnxruntime, a tokenizer library or llguidance is not installed
     └── ProviderError                exit 8  execution provider or onnxruntime release cannot run this folder
 
 Only the command line turns these into exit codes (`exit_code`).

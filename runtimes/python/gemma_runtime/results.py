@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from gemma_runtime.sampling.logprobs import TokenLogprob
+
 __all__ = ["Completion", "Piece", "SpeculationStats", "TokenLogprob"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenLogprob:
-    """A token's natural log probability in the model's own distribution, before any option changed it."""
-
-    token: int
-    logprob: float
-    # the most likely tokens, best first: (id, log probability)
-    alternatives: tuple[tuple[int, float], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

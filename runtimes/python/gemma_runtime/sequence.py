@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from gemma_runtime.errors import ProviderError
 from gemma_runtime.session import OpenedGraph
-from gemma_runtime.state import Buffer
+from gemma_runtime.state import Buffer, InPlaceState
+from gemma_runtime.static_decode import StateBuffer, StaticDecoder, StaticGraph
 
 __all__ = ["Logits", "TokenSequence"]
 
@@ -37,9 +38,11 @@ class TokenSequence:
         self.opened = opened
         self.tokens: list[int] = []
         self._binding = opened.binding()
-        self._state = opened.state(self._rounded(capacity))
+        # the cache
+        self.state = opened.state(self._rounded(capacity))
         self._mask = np.ones((1, opened.context_length), np.int64)
         self._logits: Buffer | None = None
+        self._static: StaticDecoder | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -66,17 +69,38 @@ class TokenSequence:
                 "as new",
                 hint="Give all tokens of a prompt in one step, or use a folder of --target ort.",
             )
-        if total > self._state.capacity:
-            self._state.grow(self._rounded(max(total, 2 * self._state.capacity)), len(self.tokens))
+        if total > self.state.capacity:
+            self.state.grow(self._rounded(max(total, 2 * self.state.capacity)), len(self.tokens))
+        if len(ids) == 1 and self.tokens and self.opened.static is not None:
+            return self._static_step(ids[0], self.opened.static)
         self._binding.bind_cpu_input("input_ids", np.asarray([ids], np.int64))
         self._binding.bind_cpu_input("attention_mask", self._mask[:, :total])
         # the logits first, so that they are the binding's output 0
         logits, positions = self._bind_logits(len(ids))
-        self._state.bind(self._binding, len(self.tokens))
+        self.state.bind(self._binding, len(self.tokens))
         self.opened.run(self._binding)
-        self._state.advance(self._binding, total)
+        self.state.advance(self._binding, total)
         self.tokens.extend(ids)
-        return logits.float32()[0].reshape(-1, self.opened.vocab_size)[:positions]
+        rows: Logits = logits.float32().reshape(-1, self.opened.vocab_size)[:positions]
+        return rows
+
+    def _static_step(self, token: int, static: StaticGraph) -> Logits:
+        assert isinstance(self.state, InPlaceState)
+        with self.opened.lock:
+            if self._static is None or self._static.capacity != self.state.capacity:
+                # other addresses need a capture of their own
+                if self._static is not None:
+                    self._static.release()
+                buffers = [
+                    StateBuffer(past=past, present=present, value=buffer.value)
+                    for past, present, buffer in self.state.named()
+                ]
+                self._static = static.decoder(buffers, capacity=self.state.capacity, length=len(self.tokens))
+            elif self._static.length != len(self.tokens):
+                self._static.set_length(len(self.tokens))
+            logits = self._static.step(token)
+        self.tokens.append(token)
+        return logits[None]
 
     def extend(self, ids: Sequence[int], stopped: Callable[[], bool] = lambda: False) -> Logits | None:
         """Appends any number of tokens, in parts where the kernels can.

@@ -12,6 +12,7 @@ from gemma_runtime.errors import ManifestError, MissingPackageError, ModelOutput
 from gemma_runtime.graph_choice import PROVIDERS, graph_for, release
 from gemma_runtime.manifest import Graph, Manifest
 from gemma_runtime.state import DecoderState, make_state
+from gemma_runtime.static_decode import StaticGraph
 
 __all__ = ["PROVIDERS", "OpenedGraph", "default_threads"]
 
@@ -36,31 +37,43 @@ class OpenedGraph:
         manifest: its manifest.
         provider: "cpu", "cuda" or "directml".
         threads: that kernels on the CPU use; None takes as many as this process may have.
+        profile: beginning of the name of a file that onnxruntime writes its profile to (end_profile).
+        static: also open the folder's static twin, whose steps of one token CUDA captures as a graph.
 
     Raises:
         ProviderError: the provider or the onnxruntime release cannot run this folder; never a silent fallback.
         MissingPackageError: no onnxruntime.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, *, provider: str, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        *,
+        provider: str,
+        threads: int | None = None,
+        profile: Path | None = None,
+        static: bool = False,
+    ) -> None:
         self.device = _DEVICES[provider]
         self.onnxruntime = _import_onnxruntime(provider)
         _check_provider(self.onnxruntime, manifest, provider)
         self.graph = graph_for(manifest, release(self.onnxruntime.__version__))
-        self._session = _open(
-            self.onnxruntime, directory, self.graph, provider, default_threads() if threads is None else threads
-        )
+        options = _options(self.onnxruntime, default_threads() if threads is None else threads, profile)
+        self._session = _open(self.onnxruntime, directory, self.graph, provider, options)
         _check_interface(self._session, self.graph, manifest)
         self.element = ELEMENT_TYPES[manifest.precision.activation_dtype]
         self.cache_layout = manifest.cache_layout
         self.vocab_size, self.context_length = manifest.vocab_size, manifest.context_length
-        self._lock = threading.Lock()
+        self.static = _open_static(self.onnxruntime, directory, manifest, provider) if static else None
+        # held while a step runs
+        self.lock = threading.Lock()
         # largest difference seen between logits of a run of one token and of several; None before any comparison
         self.kernel_difference: float | None = None
 
     def note_difference(self, difference: float) -> None:
         """Takes in a comparison of a run of one token with a run of several."""
-        with self._lock:
+        with self.lock:
             self.kernel_difference = max(difference, self.kernel_difference or 0.0)
 
     @property
@@ -90,7 +103,7 @@ class OpenedGraph:
             ModelOutputError: onnxruntime refuses.
         """
         try:
-            with self._lock:
+            with self.lock:
                 self._session.run_with_iobinding(binding)
         except Exception as error:
             # onnxruntime's exceptions share no base class of their own
@@ -98,6 +111,10 @@ class OpenedGraph:
                 f"onnxruntime could not run {self.graph.file}: {str(error).splitlines()[0]}",
                 hint="`gemma-export verify` checks the folder; with too little memory, shorten prompt and answer.",
             ) from error
+
+    def end_profile(self) -> Path:
+        """The profile of all that ran, where one was asked for; nothing later is part of it."""
+        return Path(self._session.end_profiling())
 
 
 def default_threads() -> int:
@@ -144,11 +161,17 @@ def _check_provider(onnxruntime: Any, manifest: Manifest, provider: str) -> None
         )
 
 
-def _open(onnxruntime: Any, directory: Path, graph: Graph, provider: str, threads: int) -> Any:
+def _options(onnxruntime: Any, threads: int, profile: Path | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # warnings of the graph optimiser are not for users; errors become exceptions
     options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    return options
+
+
+def _open(onnxruntime: Any, directory: Path, graph: Graph, provider: str, options: Any) -> Any:
     if provider == "cuda":
         # finds the CUDA and cuDNN libraries that pip installed
         getattr(onnxruntime, "preload_dlls", lambda: None)()
@@ -168,6 +191,23 @@ def _open(onnxruntime: Any, directory: Path, graph: Graph, provider: str, thread
             hint="Check the driver and the CUDA and cuDNN libraries, or choose --provider cpu.",
         )
     return session
+
+
+def _open_static(onnxruntime: Any, directory: Path, manifest: Manifest, provider: str) -> StaticGraph:
+    graph = next((graph for graph in manifest.graphs if graph.role == "static"), None)
+    if graph is None:
+        raise ProviderError(
+            f"this folder ({manifest.target}, {manifest.precision.name}) has no static graph for CUDA to capture",
+            hint="Export with --fp16 or --bf16 for CUDA, or run without CUDA graphs.",
+        )
+    return StaticGraph(
+        onnxruntime,
+        directory,
+        graph,
+        provider=provider,
+        vocab_size=manifest.vocab_size,
+        activation_dtype=manifest.precision.activation_dtype,
+    )
 
 
 def _check_interface(session: Any, graph: Graph, manifest: Manifest) -> None:

@@ -35,13 +35,21 @@ class Buffer:
         """The values as they are stored; on a device a copy of them."""
         return self._array if self._array is not None else self._value.numpy()
 
+    @property
+    def value(self) -> Any:
+        """onnxruntime's tensor over the same memory; bfloat16 as uint16."""
+        if self._array is not None:
+            return self._onnxruntime.OrtValue.ortvalue_from_numpy(self._array, self.device, 0)
+        return self._value
+
     def float32(self) -> npt.NDArray[np.float32]:
         """The values; for float32 on the CPU the buffer itself."""
         return self.element.to_float32(self.memory)
 
-    def bind_input(self, binding: Any, name: str) -> None:
-        """Binds the buffer as a graph input."""
-        binding.bind_input(name, self.device, 0, self.element.onnx, self.shape, self._address)
+    def bind_input(self, binding: Any, name: str, shape: Sequence[int] | None = None) -> None:
+        """Binds the buffer as a graph input, or the beginning of it under a smaller shape."""
+        shape = self.shape if shape is None else shape
+        binding.bind_input(name, self.device, 0, self.element.onnx, shape, self._address)
 
     def bind_output(self, binding: Any, name: str, shape: Sequence[int] | None = None) -> None:
         """Binds the buffer as a graph output, or the beginning of it under a smaller shape."""
@@ -49,16 +57,14 @@ class Buffer:
             name, self.device, 0, self.element.onnx, self.shape if shape is None else shape, self._address
         )
 
-    def resized(self, shape: Sequence[int], used: int) -> Buffer:
-        """A buffer of another shape that starts with this one's rows and first `used` tokens."""
-        other = Buffer(self._onnxruntime, shape, self.element, self.device)
-        rows = min(self.shape[0], other.shape[0])
-        if other._array is not None:
-            other._array[:rows, :, :used] = self.memory[:rows, :, :used]
-        else:
-            filled = np.zeros(other.shape, self.element.storage)
-            filled[:rows, :, :used] = self.memory[:rows, :, :used]
-            other._hold(filled)
+    def longer(self, capacity: int, used: int) -> Buffer:
+        """A buffer with room for more tokens that starts with this one's first `used`."""
+        shape = (*self.shape[:2], capacity, self.shape[3])
+        values = np.zeros(shape, self.element.storage)
+        values[:, :, :used] = self.memory[:, :, :used]
+        other = Buffer(self._onnxruntime, (0,), self.element, self.device)
+        other.shape = shape
+        other._hold(values)
         return other
 
     def _hold(self, values: npt.NDArray[Any]) -> None:
@@ -109,13 +115,26 @@ class InPlaceState:
         ]
         self._names = [pair for state in graph.state for pair in zip(state.past, state.present, strict=True)]
         self._bound: Any = None
+        self._rows = rows
+
+    @property
+    def rows(self) -> int:
+        """Rows that steps run; there may be room for more."""
+        return self._rows
+
+    @rows.setter
+    def rows(self, rows: int) -> None:
+        assert rows <= self.buffers[0].shape[0]
+        if rows != self._rows:
+            self._rows, self._bound = rows, None
 
     def bind(self, binding: Any, length: int) -> None:
         """See DecoderState; a binding keeps its buffers, so once is enough."""
         if self._bound is not binding:
             for (past, present), buffer in zip(self._names, self.buffers, strict=True):
-                buffer.bind_input(binding, past)
-                buffer.bind_output(binding, present)
+                shape = (self._rows, *buffer.shape[1:])
+                buffer.bind_input(binding, past, shape)
+                buffer.bind_output(binding, present, shape)
             self._bound = binding
 
     def advance(self, binding: Any, length: int) -> None:
@@ -123,15 +142,13 @@ class InPlaceState:
 
     def grow(self, capacity: int, used: int) -> None:
         """See DecoderState; one tensor at a time, so that the old and the new do not lie side by side."""
-        self.resize(self.buffers[0].shape[0], capacity, used)
-
-    def resize(self, rows: int, capacity: int, used: int) -> None:
-        """Another number of rows or tokens; what both have stays, up to `used` tokens."""
         for index, buffer in enumerate(self.buffers):
-            shape = (rows, buffer.shape[1], capacity, buffer.shape[3])
-            if shape != buffer.shape:
-                self.buffers[index] = buffer.resized(shape, used)
+            self.buffers[index] = buffer.longer(capacity, used)
         self.capacity, self._bound = capacity, None
+
+    def named(self) -> list[tuple[str, str, Buffer]]:
+        """Names of past and present, and the buffer that is both."""
+        return [(*names, buffer) for names, buffer in zip(self._names, self.buffers, strict=True)]
 
     def copy_row(self, source: InPlaceState, source_row: int, row: int, length: int) -> None:
         """Takes over the first `length` tokens of another state's row; only for buffers on the CPU."""

@@ -31,6 +31,8 @@ _STEERING = (
     "<|fim_suffix|>",
     "<|file_separator|>",
 )
+# reserved for training and for images: text only when nothing better is left
+_RESERVED = re.compile(r"<unk>|<mask>|<unused\d+>|\[multimodal\]|<start_of_image>|<end_of_image>|<image_soft_token>")
 _HINT = "Put the original model's tokenizer files beside the checkpoint and export it again."
 # special tokens that a text may hold by chance, as the source of a program that handles them does
 _NEVER_TEXT = re.compile("|".join(map(re.escape, (*_STEERING, "<unk>", "<mask>"))) + r"|<unused\d+>|<\w+_of_image>")
@@ -49,6 +51,9 @@ class _Library(Protocol):
 
     def find(self, piece: str) -> int | None:
         """The id of a piece, if it is one token."""
+
+    def special(self) -> set[int]:
+        """The ids that the file itself marks as special."""
 
 
 class Tokenizer:
@@ -88,6 +93,15 @@ class Tokenizer:
     def find(self, piece: str) -> int | None:
         """The id of a special token by its text, or None."""
         return self._library.find(piece)
+
+    def special_tokens(self) -> dict[int, str]:
+        """Ids and pieces of the tokens that are no text: steering, reserved and image tokens."""
+        special = self._library.special()
+        return {
+            token: piece
+            for token in range(self.size)
+            if _RESERVED.fullmatch(piece := self._library.piece(token)) or token in self._silent or token in special
+        }
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; tokens that steer the model (turns, fill-in-the-middle) are left out."""
@@ -176,6 +190,9 @@ class _Tokenizers:
         token: int | None = self._tokenizer.token_to_id(piece)
         return token
 
+    def special(self) -> set[int]:
+        return {token for token, added in self._tokenizer.get_added_tokens_decoder().items() if added.special}
+
 
 class _SentencePiece:
     def __init__(self, path: Path) -> None:
@@ -206,3 +223,10 @@ class _SentencePiece:
     def find(self, piece: str) -> int | None:
         token: int = self._processor.piece_to_id(piece)
         return token if self._processor.id_to_piece(token) == piece else None
+
+    def special(self) -> set[int]:
+        return {
+            token
+            for token in range(self.size)
+            if self._processor.is_control(token) or self._processor.is_unknown(token)
+        }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 
 import onnx_ir as ir
@@ -92,6 +93,7 @@ def build() -> Manifest:
         opset=21,
         cache_layout="compacted",
         providers=("cpu", "cuda"),
+        rows={"main": "batch_size", "last8": 1},
         chunks={"main": "batched", "last8": "single"},
         # by number, not by text
         min_onnxruntime={"main": "1.24", "last8": "1.9"},
@@ -120,8 +122,9 @@ def test_every_field() -> None:
         "opset": 21,
         "inputs": ("input_ids", "attention_mask"),
         "data_files": ("onnx/model_fp16.onnx_data",),
-        "state": states,
     }
+    # a graph of one row says so
+    single = tuple(dataclasses.replace(state, shape=(1, *state.shape[1:])) for state in states)
     found = build()
     assert found == Manifest(
         variant="2b",
@@ -142,6 +145,7 @@ def test_every_field() -> None:
                 logits="last",
                 chunks="batched",
                 min_onnxruntime="1.24",
+                state=states,
                 **common,  # type: ignore[arg-type]
             ),
             Graph(
@@ -150,6 +154,7 @@ def test_every_field() -> None:
                 logits=8,
                 chunks="single",
                 min_onnxruntime="1.9",
+                state=single,
                 **common,  # type: ignore[arg-type]
             ),
         ),

@@ -81,6 +81,24 @@ def test_graphs_without_batched_chunks_pass_the_check_and_need_no_new_release() 
     assert first_release(model) == "1.20.0"
 
 
+@pytest.mark.parametrize("precision", _ALL.values(), ids=list(_ALL))
+def test_static_graphs_pass_the_check_and_need_no_new_release(precision: Precision) -> None:
+    model = semantic_model()
+    _ORT.lower(model)
+    _apply(precision, model)
+    assert _ORT.static is not None
+    _ORT.static(model)
+    _ORT.finish(model, 1)
+    before = serialize(model)
+    _ORT.compat(model)
+    assert serialize(model) == before
+    _ORT.check(model, SPEC, precision.activation_dtype)
+    assert first_release(model) == ("1.20.0" if precision.scheme is None else "1.23.0")
+    assert {node.domain for node in model.graph} == {"", "com.microsoft"}
+    logits = next(output for output in model.graph.outputs if output.name == "logits")
+    assert logits.shape == [1, 1, SPEC.vocab_size]
+
+
 def test_quantised_graphs_need_the_release_that_reads_packed_tables() -> None:
     model = semantic_model()
     _ORT.lower(model)

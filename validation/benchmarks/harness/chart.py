@@ -17,6 +17,8 @@ __all__ = ["draw"]
 
 _SUBJECT_COLOUR, _PEER_COLOUR, _TEXT_COLOUR = "#1a73e8", "#9aa0a6", "#3c4043"
 _BAR_INCHES, _PANEL_INCHES = 0.5, 4.0
+# more panels than this go into several rows
+_PANELS_IN_A_ROW = 4
 
 
 def draw(results: Results, path: Path) -> bool:
@@ -29,12 +31,16 @@ def draw(results: Results, path: Path) -> bool:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    size = (1.8 + _PANEL_INCHES * len(metrics), 2.0 + _BAR_INCHES * len(results.programs))
+    rows = -(-len(metrics) // _PANELS_IN_A_ROW)
+    columns = -(-len(metrics) // rows)
+    size = (1.8 + _PANEL_INCHES * columns, 1.4 + rows * (0.6 + _BAR_INCHES * len(results.programs)))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
-    for panel, (name, metric) in zip(panels, metrics.items(), strict=True):
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    for panel, (name, metric) in zip(panels, metrics.items(), strict=False):
         _panel(panel, results, name, metric)
+    for empty in panels[len(metrics) :]:
+        empty.set_axis_off()
     panels[0].set_yticks(range(len(results.programs)), [program.name for program in results.programs])
     panels[0].invert_yaxis()
     foot = (

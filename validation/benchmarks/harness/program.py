@@ -59,5 +59,7 @@ class Program:
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # most bytes that output and scratch take together, as a multiple of the input's
     disk_factor: float = 1.0
+    # folders of the input that it reads; none stands for all
+    reads: tuple[str, ...] = ()
     # further metrics, read from the stdout of the last step: for example tokens a second
     read_values: Callable[[str], Mapping[str, float]] = _no_values

@@ -41,7 +41,7 @@ def run_rounds(
 
     Args:
         programs: those that can run, in order.
-        input_directory: what {input} stands for; read into the page cache before every run.
+        input_directory: what {input} stands for; what a program reads of it is in the page cache before its run.
         work: an existing folder; outputs and logs are made and removed below it.
         rounds: how often each program counts.
         warm_up: one more round before them, number 0.
@@ -54,7 +54,8 @@ def run_rounds(
             for program in programs:
                 if program.name in failed:
                     continue
-                warm_page_cache(input_directory, interrupts)
+                for part in program.reads or (".",):
+                    warm_page_cache(input_directory / part, interrupts)
                 if interrupts.count:
                     return False
                 folders = {INPUT: input_directory, OUTPUT: work / "output", SCRATCH: work / "scratch"}

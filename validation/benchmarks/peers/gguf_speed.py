@@ -1,53 +1,56 @@
-"""Prefill and decode speed of llama.cpp; runs in the peer's environment; prints JSON.
-
-gguf_speed.py MODEL.gguf PROMPT_TOKENS NEW_TOKENS: the prompt is of random token ids, each new token the greedy one.
-"""
+"""Speed of llama.cpp; runs in the peer's environment: gguf_speed.py MODEL.gguf PROMPTS CONTEXTS NEW."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
+from pathlib import Path
 
-import llama_cpp
 import numpy as np
 
+# run as a file: the package's parent is not on the path
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-def main() -> None:
-    """One short run to warm up, then one that is timed."""
-    model_file, prompt_tokens, new_tokens = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+from benchmarks.speed_protocol import Generate, measure
+
+# tokens that go through at once: its own default of n_ubatch, and what ours does
+_BATCH = 512
+
+
+def load(model_file: str, longest: int) -> Generate:
+    """One context for all sequences, emptied in between."""
+    import llama_cpp
+
     threads = len(os.sched_getaffinity(0))
-    length = prompt_tokens + new_tokens
     model = llama_cpp.Llama(
         model_path=model_file,
-        n_ctx=length,
-        n_batch=prompt_tokens,
+        n_ctx=longest,
+        n_batch=_BATCH,
         n_threads=threads,
         n_threads_batch=threads,
         verbose=False,
     )
     vocabulary = model.n_vocab()
-    random = np.random.default_rng(0)
-    for tokens in (4, new_tokens):
-        prompt = random.integers(256, 3000, prompt_tokens).tolist()
+
+    def greedy() -> int:
+        # of the last position; the binding's own copies of all logits stay out of the figure
+        logits = llama_cpp.llama_get_logits_ith(model.ctx, -1)
+        return int(np.ctypeslib.as_array(logits, shape=(vocabulary,)).argmax())
+
+    def generate(ids: list[int], new: int) -> tuple[float, float]:
         model.reset()
         start = time.perf_counter()
-        model.eval(prompt)
-        token = _greedy(model, vocabulary)
+        model.eval(ids)
+        token = greedy()
         prefilled = time.perf_counter()
-        for _ in range(tokens):
+        for _ in range(new):
             model.eval([token])
-            token = _greedy(model, vocabulary)
-        end = time.perf_counter()
-    print(json.dumps({"prefill": prompt_tokens / (prefilled - start), "decode": new_tokens / (end - prefilled)}))
+            token = greedy()
+        return prefilled - start, time.perf_counter() - prefilled
 
-
-def _greedy(model: llama_cpp.Llama, vocabulary: int) -> int:
-    """Of the last position; the binding's own copies of all logits stay out of the figure."""
-    logits = llama_cpp.llama_get_logits_ith(model.ctx, -1)
-    return int(np.ctypeslib.as_array(logits, shape=(vocabulary,)).argmax())
+    return generate
 
 
 if __name__ == "__main__":
-    main()
+    measure(load)

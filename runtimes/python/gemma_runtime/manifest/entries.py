@@ -114,7 +114,8 @@ class Graph:
     """One graph of the folder."""
 
     file: str
-    # "main", or what a twin offers: "all", "last8", "batched" (chunks of several rows), ...
+    # "main", or what a twin offers: "all", "last8", "batched" (chunks of several rows),
+    # "static" (one row, one token, a cache of full capacity), ...
     role: str
     # positions that get logits
     logits: Literal["last", "all"] | int

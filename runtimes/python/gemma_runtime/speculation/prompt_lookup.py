@@ -57,7 +57,9 @@ class PromptLookup:
         """Where the best match ends, and how many tokens agree."""
         known = self._tokens
         best_end = best = 0
-        for end in reversed(self._ends.get(tuple(known[-2:]), [])[-_OCCURRENCES - 1 :]):  # type: ignore[call-overload]
+        if len(known) < _SHORTEST:
+            return 0, 0
+        for end in reversed(self._ends.get((known[-2], known[-1]), [])[-_OCCURRENCES - 1 :]):
             if end == len(known):
                 # the last tokens themselves
                 continue
