@@ -12,11 +12,13 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 from json_schemas import validated
 from programs import assert_error, gemma_run
 
 from gemma_runtime.cli.command import cli
 from gemma_runtime.cli.options import unescaped
+from gemma_runtime.errors import GemmaRuntimeError
 from gemma_runtime.tokenizer import load_tokenizer
 
 PROMPT = "def read_file(path):\n"
@@ -24,8 +26,9 @@ CODE = "import sys\r\n\r\n\r\ndef add(a, b):\r\n    return \r\n\r\n\r\nprint(add
 
 
 def answered(folder: Path, *arguments: object) -> dict[str, Any]:
-    result = gemma_run(folder, *arguments, "--json")
-    assert result.returncode == 0, result.stderr
+    """What the command prints as JSON; in this process, because a new one takes a second to start."""
+    result = CliRunner().invoke(cli, [str(folder), *map(str, arguments), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
     return validated(result.stdout, "gemma_runtime/generation")
 
 
@@ -138,7 +141,11 @@ def test_log_probabilities(tiny_fp32: Path) -> None:
     ],
 )
 def test_refusals(arguments: list[str], phrase: str, tiny_fp32: Path) -> None:
-    assert_error(gemma_run(tiny_fp32, *arguments), 2, phrase)
+    with pytest.raises((click.ClickException, GemmaRuntimeError)) as caught:
+        cli.main([str(tiny_fp32), *arguments], standalone_mode=False)
+    message = caught.value.format_message() if isinstance(caught.value, click.ClickException) else caught.value.message
+    assert phrase in message
+    assert caught.value.exit_code == 2
 
 
 def test_a_prompt_is_missing(tiny_fp32: Path) -> None:
