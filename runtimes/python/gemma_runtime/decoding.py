@@ -4,8 +4,9 @@ Guesses do not change what comes out. A token is chosen from the logits after th
 by choosing, at its place, as if there had been none; the first guess that is not what was chosen ends the run's use.
 
 Greedy decoding: kernels add up in another order for several rows than for one, so logits differ by rounding (and where
-activations are rounded to 8 bits by more). Where the best two tokens are closer than four times the largest difference
-seen, the run of several could have turned them around; then the position is run again alone and that decides.
+activations are rounded to 8 bits by more). Where the best two tokens are closer than twice the largest difference seen,
+the run of several could have turned them around; then the position is run again alone and that decides. What earlier
+runs of several left in the cache stays, so where the best two are that close plain steps may still have chosen the other.
 
 Sampling: a guess x drawn from q is kept with probability min(1, p(x) / q(x)), otherwise a token is drawn from what p
 has in excess of q: the result is distributed as p (https://arxiv.org/abs/2211.17192, theorem in appendix A.1).
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Chosen", "Decoding", "check_finite"]
 
-# Two logits may each be off by the largest difference seen, and another position's may be twice as large.
-_MARGIN = 4.0
+# two logits may each be off by the largest difference seen
+_MARGIN = 2.0
+# Comparisons before the largest difference is believed: until then every first guess is checked by a run of its own.
+_COMPARISONS = 8
 
 _Row = npt.NDArray[np.float32]
 
@@ -134,7 +137,7 @@ class Decoding:
             steps=self.steps,
             rechecked=self._rechecked,
             changed=self._changed,
-            kernel_difference=self._sequence.opened.kernel_difference or 0.0,
+            kernel_difference=self._sequence.opened.kernel_difference,
         )
 
     def _choose(self, rows: _Row, draft: Draft, text: list[int]) -> Iterator[Chosen]:
@@ -182,7 +185,7 @@ class Decoding:
         The cache then ends with the tokens of `text`: rows behind this one are of no more use.
         """
         opened = self._sequence.opened
-        if opened.kernel_difference is not None and self._chooser.margin(row) > _MARGIN * opened.kernel_difference:
+        if opened.comparisons >= _COMPARISONS and self._chooser.margin(row) > _MARGIN * opened.kernel_difference:
             return row, False
         several, began = row.copy(), time.perf_counter()
         self._sequence.truncate(len(text) - 1)

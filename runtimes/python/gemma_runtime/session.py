@@ -68,13 +68,15 @@ class OpenedGraph:
         self.static = _open_static(self.onnxruntime, directory, manifest, provider) if static else None
         # held while a step runs
         self.lock = threading.Lock()
-        # largest difference seen between logits of a run of one token and of several; None before any comparison
-        self.kernel_difference: float | None = None
+        # largest difference seen between logits of a run of one token and of several, and how often they were compared
+        self.kernel_difference = 0.0
+        self.comparisons = 0
 
     def note_difference(self, difference: float) -> None:
         """Takes in a comparison of a run of one token with a run of several."""
         with self.lock:
-            self.kernel_difference = max(difference, self.kernel_difference or 0.0)
+            self.kernel_difference = max(difference, self.kernel_difference)
+            self.comparisons += 1
 
     @property
     def chunked(self) -> bool:

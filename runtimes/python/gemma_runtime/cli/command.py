@@ -75,6 +75,11 @@ _PROVIDERS = click.Choice(["auto", "cpu", "cuda", "directml"])
 @click.option("--fim-prefix", metavar="FILE", help='Write what belongs behind FILE ("-": standard input) ...')
 @click.option("--fim-suffix", metavar="FILE", help="... and before this one; either may be left out.")
 @click.option("--provider", type=_PROVIDERS, default="cpu", show_default=True, help="Where to run.")
+@click.option(
+    "--cuda-graphs",
+    is_flag=True,
+    help="With CUDA: capture the step of one token; holds the weights twice on the device.",
+)
 @click.option("--threads", type=int, metavar="N", help="Of the CPU's kernels; by default as many as there are cores.")
 @click.option("--draft", metavar="DIR", type=_FOLDER, help="A smaller model of the same tokenizer that guesses ahead.")
 @click.option(

@@ -35,7 +35,7 @@ _SECTIONS = {
         "seed",
     ),
     "Chat and code": ("chat", "system", "no_history", "fim", "at", "fim_prefix", "fim_suffix"),
-    "Machine": ("provider", "threads", "draft", "speculate", "verify"),
+    "Machine": ("provider", "cuda_graphs", "threads", "draft", "speculate", "verify"),
 }
 _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
 
@@ -74,6 +74,7 @@ class Options:
     fim_suffix: str | None
     provider: str
     threads: int | None
+    cuda_graphs: bool
     draft: Path | None
     speculate: str
     verify: bool

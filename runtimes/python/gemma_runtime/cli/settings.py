@@ -29,6 +29,7 @@ def load_model(options: Options) -> Gemma:
         options.directory,
         provider=options.provider,
         threads=options.threads,
+        cuda_graphs=options.cuda_graphs,
         verify=options.verify,
         draft=options.draft,
         speculation=options.speculate,
