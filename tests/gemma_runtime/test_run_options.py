@@ -247,3 +247,14 @@ def test_the_same_answer_however_it_runs(tiny_fp32: Path) -> None:
         assert answered(tiny_fp32, PROMPT, "--max-new-tokens", 40, *options)["token_ids"] == plain["token_ids"]
     chosen = gemma_run(tiny_fp32, PROMPT, "--provider", "auto", "--max-new-tokens", 1).stderr
     assert re.search(r"^provider: cpu \(.+\)$", chosen, flags=re.MULTILINE)
+
+
+def test_bench_measures_that_folder(tiny_fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(directory: Path, **options: Any) -> str:
+        options.pop("on_progress")("round 1")
+        return f"{directory} {options}"
+
+    monkeypatch.setattr("gemma_runtime.bench.run_bench", measured)
+    result = CliRunner().invoke(cli, [str(tiny_fp32), "--bench", "--threads", "2", "--json"], catch_exceptions=False)
+    assert result.stdout == f"{tiny_fp32} {{'provider': 'cpu', 'threads': 2, 'as_json': True}}\n"
+    assert result.stderr == "round 1\n"
