@@ -127,6 +127,6 @@ def _text(found: _Found) -> str:
     return (
         f"{found.kind}: {found.ratio:.2f} of plain steps ({found.low:.2f} to {found.high:.2f} in nine of ten), "
         f"{found.plain_tokens_per_second:.0f} -> {found.guessing_tokens_per_second:.0f} tokens/s; "
-        f"{found.accepted} of {found.drafted} guesses kept, {found.rechecked} decided alone ({found.changed} otherwise), "
-        f"{found.different} of {found.prompts} answers differ"
+        f"{found.accepted} of {found.drafted} guesses kept, {found.rechecked} decided alone, of these {found.changed} "
+        f"otherwise, {found.different} of {found.prompts} answers differ"
     )
