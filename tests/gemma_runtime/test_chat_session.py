@@ -70,6 +70,16 @@ def test_streamed_pieces_join_and_are_kept(model: Gemma) -> None:
     assert chat.messages == (Message(role="user", content="What is it?"), Message(role="model", content=text))
 
 
+def test_a_stop_string_is_not_said(model: Gemma) -> None:
+    chat = model.chat()
+    whole = chat.send("What is it?", max_new_tokens=8).text
+    chat.undo()
+    found = chat.send("What is it?", max_new_tokens=8, stop=whole[3:9])
+    assert found.text == whole[:3] == chat.messages[1].content
+    rendered = chat_ids([*chat.messages, Message(role="user", content="And?")], tokenizer=model.tokenizer)
+    assert chat.send("And?", max_new_tokens=1).prompt_tokens == len(rendered)
+
+
 def test_an_answer_left_early_is_kept_as_far_as_it_came(model: Gemma) -> None:
     chat = model.chat()
     pieces = chat.stream("What is it?", max_new_tokens=50)
