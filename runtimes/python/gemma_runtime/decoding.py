@@ -4,8 +4,9 @@ Guesses do not change what comes out. A token is chosen from the logits after th
 by choosing, at its place, as if there had been none; the first guess that is not what was chosen ends the run's use.
 
 Greedy decoding: kernels add up in another order for several rows than for one, so logits differ by rounding (and where
-activations are rounded to 8 bits by more). Where the best two tokens are closer than four times the largest difference
-seen, the run of several could have turned them around; then the position is run again alone and that decides.
+activations are rounded to 8 bits by more). Where the best two tokens are close enough for that to turn them around, the
+position is run again alone and that decides. Keys and values of guesses that came true stay as the run of several made
+them: where those differ, so may a choice closer than the difference.
 
 Sampling: a guess x drawn from q is kept with probability min(1, p(x) / q(x)), otherwise a token is drawn from what p
 has in excess of q: the result is distributed as p (https://arxiv.org/abs/2211.17192, theorem in appendix A.1).
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from gemma_runtime.sampling import TokenChooser
 
 __all__ = ["Chosen", "Decoding", "check_finite"]
-
-# Two logits may each be off by the largest difference seen, and another position's may be twice as large.
-_MARGIN = 4.0
 
 _Row = npt.NDArray[np.float32]
 
@@ -182,13 +180,13 @@ class Decoding:
         The cache then ends with the tokens of `text`: rows behind this one are of no more use.
         """
         opened = self._sequence.opened
-        if opened.kernel_difference is not None and self._chooser.margin(row) > _MARGIN * opened.kernel_difference:
+        if not opened.could_turn(self._chooser.margin(row)):
             return row, False
         several, began = row.copy(), time.perf_counter()
         self._sequence.truncate(len(text) - 1)
         row = self._sequence.step(text[-1:])[-1]
         check_finite(row, len(self.tokens))
-        opened.note_difference(float(np.abs(several - row).max()))
+        opened.note_difference(row, several)
         self._rechecked += 1
         self._recheck_seconds += time.perf_counter() - began
         self._changed += self._chooser.choose(several) != self._chooser.choose(row)

@@ -142,9 +142,11 @@ class InPlaceState:
 
     def grow(self, capacity: int, used: int) -> None:
         """See DecoderState; one tensor at a time, so that the old and the new do not lie side by side."""
+        # before anything fails in between: the binding must not keep the address of a buffer that is gone
+        self._bound = None
         for index, buffer in enumerate(self.buffers):
             self.buffers[index] = buffer.longer(capacity, used)
-        self.capacity, self._bound = capacity, None
+        self.capacity = capacity
 
     def named(self) -> list[tuple[str, str, Buffer]]:
         """Names of past and present, and the buffer that is both."""
