@@ -90,7 +90,7 @@ class OpenedGraph:
             self._next_difference = max(self._next_difference, difference, expected)
 
     def could_turn(self, margin: float) -> bool:
-        """Whether the best two logits of a run of several tokens are so close that a run of one may order them otherwise.
+        """Whether a run of one token may choose otherwise than one of several, whose best two logits are this close.
 
         Always before the first comparison.
         """

@@ -14,7 +14,7 @@ from speculation.tables import SIZE, TableSequence
 from gemma_runtime import Sampling
 from gemma_runtime.decoding import Decoding
 from gemma_runtime.sampling import TokenChooser
-from gemma_runtime.speculation import Draft, DraftLength, Drafter, DraftModel
+from gemma_runtime.speculation import Draft, Drafter, DraftLength, DraftModel
 
 MODEL, SMALLER = (np.random.default_rng(seed).normal(0, 1.5, (SIZE, SIZE)).astype(np.float32) for seed in (1, 2))
 SAMPLING = Sampling(temperature=0.8, top_k=3)
