@@ -51,7 +51,7 @@ class Decoding:
         sequence: may hold a beginning of the prompt already.
         chooser: of this answer.
         stop_ids: tokens that end it and are left out.
-        room: tokens at most.
+        room: tokens at most; the prompt and all but the last of them fit the context.
         drafter: guesses ahead; None runs one token at a time.
         cancel: ends the answer as soon as it is set.
         logprobs: whether each token comes with its log probability.
@@ -81,8 +81,8 @@ class Decoding:
         # runs after the prompt
         self.steps = 0
         self._drafted = self._accepted = self._rechecked = self._changed = 0
-        # of the last run: the guesses that were looked at, how many came true, and what running rows alone took
-        self._checked, self._true, self._recheck_seconds = NO_DRAFT, 0, 0.0
+        # of the last run: how many guesses were looked at, how many came true, and what running rows alone took
+        self._checked, self._true, self._recheck_seconds = 0, 0, 0.0
 
     def run(self, prompt: Sequence[int]) -> Generator[Chosen]:
         """Chooses tokens one by one; leaving early is fine: the sequence then holds the prompt and what was given out.
@@ -108,7 +108,8 @@ class Decoding:
                         self.prefill_seconds = time.perf_counter() - began
                     yield chosen
                 if self._drafter is not None and self.steps:
-                    self._drafter.judge(self._checked, self._true, seconds + self._recheck_seconds)
+                    took = seconds + self._recheck_seconds
+                    self._drafter.judge(draft, self._true, took, checked=self._checked)
                 if self.finish_reason is None:
                     # the last token's keys and values are not in the cache yet
                     self._sequence.truncate(len(text) - 1)
@@ -138,7 +139,7 @@ class Decoding:
     def _choose(self, rows: _Row, draft: Draft, text: list[int]) -> Iterator[Chosen]:
         """Chooses after each row for as long as the guesses come true, and after the last of them."""
         self._drafted += len(draft.tokens)
-        self._checked, self._true, self._recheck_seconds = draft, 0, 0.0
+        self._checked, self._true, self._recheck_seconds = len(draft.tokens), 0, 0.0
         for index in range(len(rows)):
             if self._cancelled():
                 self.finish_reason = "cancelled"
@@ -160,7 +161,7 @@ class Decoding:
             self._true += accepted
             if alone and accepted:
                 # the guesses behind it stay unchecked
-                self._checked = dataclasses.replace(draft, tokens=draft.tokens[: self._true])
+                self._checked = self._true
             if len(self.tokens) == self._room:
                 self.finish_reason = "length"
             yield Chosen(token=token, logprob=logprob)
@@ -198,7 +199,6 @@ class Decoding:
         # one run holds the last token and its guesses, each position with logits; the last guess may be the last token
         positions = self._sequence.opened.positions or 8
         room = min(positions - 1, self._room - len(self.tokens) - 1)
-        room = min(room, self._sequence.opened.context_length - len(text))
         return self._drafter.propose(text, room) if room > 0 else NO_DRAFT
 
 

@@ -103,3 +103,19 @@ def test_one_slow_run_is_no_reason_to_stop() -> None:
     simulate(length, 0.95, cheap, tokens=500)
     length.judge(KIND, 7, 7, 100 * cheap(7))
     assert length.best(KIND, 7) > 0
+
+
+def test_what_was_not_looked_at_says_nothing_but_what_it_cost() -> None:
+    unchecked, wrong = DraftLength(), DraftLength()
+    for _ in range(10):
+        unchecked.judge(KIND, 7, 1, cheap(7), checked=1)
+        wrong.judge(KIND, 7, 1, cheap(7))
+    assert unchecked.best(KIND, 7) == 7
+    assert wrong.best(KIND, 7) < 5
+    dear = DraftLength()
+    dear.judge(KIND, 0, 0, 1.0)
+    for _ in range(10):
+        # of a run and three more: seven guesses cost that, not the one that was looked at
+        dear.judge(KIND, 7, 1, 4.0, checked=1)
+    assert 1 <= dear.best(KIND, 7) <= 7
+    assert dear._cost(1) < 1.5

@@ -26,15 +26,15 @@ class Scripted:
     def __init__(self, prompt: Sequence[int], guess: Guess) -> None:
         self._prompt, self._guess = len(prompt), guess
         self.most: list[int] = []
-        self.judged: list[tuple[int, int]] = []
+        self.judged: list[tuple[int, int, int]] = []
 
     def propose(self, tokens: Sequence[int], most: int) -> Draft:
         self.most.append(most)
         return Draft(tokens=tuple(self._guess(list(tokens[self._prompt :]), most)))
 
-    def judge(self, draft: Draft, accepted: int, seconds: float) -> None:
+    def judge(self, draft: Draft, accepted: int, seconds: float, *, checked: int) -> None:
         assert seconds > 0
-        self.judged.append((len(draft.tokens), accepted))
+        self.judged.append((len(draft.tokens), checked, accepted))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,20 @@ def test_what_is_judged_is_what_was_looked_at(plain: Gemma) -> None:
     run(plain, prompt, oracle(text))
     found = run(plain, prompt, right_then_wrong(text)).drafter
     assert found is not None
-    assert set(found.judged[:8]) == {(7, 2)}
+    assert set(found.judged[:8]) == {(7, 7, 2)}
     wrongly = run(plain, prompt, wrong(text)).drafter
     assert wrongly is not None
-    assert all(accepted == 0 for _, accepted in wrongly.judged)
+    assert all(accepted == 0 for _, _, accepted in wrongly.judged)
+
+
+def test_guesses_behind_a_choice_made_alone_are_neither_right_nor_wrong(
+    plain: Gemma, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run of them all is still what they cost."""
+    prompt = plain.encode("x = 1\n")
+    text = run(plain, prompt, None).tokens
+    monkeypatch.setattr(type(plain._opened), "could_turn", lambda self, margin: True)
+    found = run(plain, prompt, oracle(text))
+    assert found.tokens == text
+    assert found.drafter is not None
+    assert set(found.drafter.judged[:8]) == {(7, 1, 1)}

@@ -39,8 +39,8 @@ class Fixed:
     def propose(self, tokens: Sequence[int], most: int) -> Draft:
         return Draft(tokens=self._tokens[:most])
 
-    def judge(self, draft: Draft, accepted: int, seconds: float) -> None:
-        assert 0 <= accepted <= len(draft.tokens)
+    def judge(self, draft: Draft, accepted: int, seconds: float, *, checked: int) -> None:
+        assert 0 <= accepted <= checked == len(draft.tokens)
 
 
 def chooser(sampling: Sampling) -> TokenChooser:

@@ -63,6 +63,6 @@ class DraftModel:
             self._length.spent((time.perf_counter() - began) / (len(guesses) - 1))
         return Draft(tokens=tuple(guesses), distributions=tuple(distributions) or None, kind=_KIND)
 
-    def judge(self, draft: Draft, accepted: int, seconds: float) -> None:
+    def judge(self, draft: Draft, accepted: int, seconds: float, *, checked: int) -> None:
         """See Drafter."""
-        self._length.judge(_KIND, len(draft.tokens), accepted, seconds)
+        self._length.judge(_KIND, len(draft.tokens), accepted, seconds, checked=checked)
