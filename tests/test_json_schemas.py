@@ -77,7 +77,7 @@ def test_plan_export_and_verify(tmp_path: Path) -> None:
         assert len(validated(found.stdout, "gemma_runtime/generation")["token_ids"]) <= 4
     doctor = gemma_run("--doctor", NAME, "--json", cwd=tmp_path)
     folder = validated(doctor.stdout, "gemma_runtime/doctor")["folder"]
-    assert (doctor.returncode, folder["path"], folder["graph"]) == (0, NAME, "onnx/model.onnx")
+    assert (doctor.returncode, folder["path"], folder["graph"]) == (0, NAME, "onnx/model_last8.onnx")
 
 
 def test_variants() -> None:

@@ -43,8 +43,8 @@ def test_every_product_is_that_of_its_own_weights(tmp_path: Path) -> None:
     model, names = bare_matmuls(write_model(tmp_path / "model.onnx", ["a", "w"]))
     assert names == ["product"]
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    assert [value.name for value in session.get_inputs()] == ["x3"]
-    (product,) = session.run(None, {"x3": np.array([[[1, 10, 100]]], np.float32)})
+    assert [value.name for value in session.get_inputs()] == ["float3"]
+    (product,) = session.run(None, {"float3": np.array([[[1, 10, 100]]], np.float32)})
     assert product.tolist() == [[[420, 531]]]
 
 

@@ -12,11 +12,13 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 from json_schemas import validated
 from programs import assert_error, gemma_run
 
 from gemma_runtime.cli.command import cli
 from gemma_runtime.cli.options import unescaped
+from gemma_runtime.errors import GemmaRuntimeError
 from gemma_runtime.tokenizer import load_tokenizer
 
 PROMPT = "def read_file(path):\n"
@@ -24,8 +26,9 @@ CODE = "import sys\r\n\r\n\r\ndef add(a, b):\r\n    return \r\n\r\n\r\nprint(add
 
 
 def answered(folder: Path, *arguments: object) -> dict[str, Any]:
-    result = gemma_run(folder, *arguments, "--json")
-    assert result.returncode == 0, result.stderr
+    """What the command prints as JSON; in this process, because a new one takes a second to start."""
+    result = CliRunner().invoke(cli, [str(folder), *map(str, arguments), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
     return validated(result.stdout, "gemma_runtime/generation")
 
 
@@ -133,13 +136,16 @@ def test_log_probabilities(tiny_fp32: Path) -> None:
         (["x", "--logit-bias", "1=nan"], "logit-bias"),
         (["x", "--threads", "0"], "threads"),
         (["x", "--json-schema", "no/such/file"], "no/such/file cannot be read: No such file or directory"),
-        (["x", "--regex", "("], "regular expression"),
         (["--fim-prefix", "no/such/file"], "no/such/file cannot be read: No such file or directory"),
         (["--fim-prefix", "."], ". cannot be read: "),
     ],
 )
 def test_refusals(arguments: list[str], phrase: str, tiny_fp32: Path) -> None:
-    assert_error(gemma_run(tiny_fp32, *arguments), 2, phrase)
+    with pytest.raises((click.ClickException, GemmaRuntimeError)) as caught:
+        cli.main([str(tiny_fp32), *arguments], standalone_mode=False)
+    message = caught.value.format_message() if isinstance(caught.value, click.ClickException) else caught.value.message
+    assert phrase in message
+    assert caught.value.exit_code == 2
 
 
 def test_a_prompt_is_missing(tiny_fp32: Path) -> None:
@@ -214,7 +220,10 @@ class TestMiddle:
     def test_far_lines_are_left_out_and_it_says_so(self, tiny_fp32: Path, tmp_path: Path) -> None:
         lines = "".join(f"value_{number} = {number}\n" for number in range(2000))
         (tmp_path / "a.py").write_text(lines)
-        result = gemma_run(tiny_fp32, "--fim", tmp_path / "a.py", "--at", "1000:1", "--max-new-tokens", 8000, "--json")
+        ends = ("--logit-bias", "70=1000")
+        result = gemma_run(
+            tiny_fp32, "--fim", tmp_path / "a.py", "--at", "1000:1", "--max-new-tokens", 8000, *ends, "--json"
+        )
         assert result.returncode == 0, result.stderr
         assert re.search(r"warning: \d+ lines at the start and \d+ at the end are left out", result.stderr)
         assert json.loads(result.stdout)["prompt_tokens"] <= 192
@@ -222,6 +231,7 @@ class TestMiddle:
 
 def test_constraints(tiny_fp32: Path, tmp_path: Path) -> None:
     pytest.importorskip("llguidance")
+    assert_error(gemma_run(tiny_fp32, "x", "--regex", "("), 2, "regular expression")
     (tmp_path / "schema.json").write_text('{"enum": ["yes", "no"]}')
     (tmp_path / "grammar.lark").write_text('start: "a" "b"+ "c"\n')
     assert json.loads(answered(tiny_fp32, PROMPT, "--json-schema", tmp_path / "schema.json")["text"]) in ("yes", "no")
@@ -237,3 +247,14 @@ def test_the_same_answer_however_it_runs(tiny_fp32: Path) -> None:
         assert answered(tiny_fp32, PROMPT, "--max-new-tokens", 40, *options)["token_ids"] == plain["token_ids"]
     chosen = gemma_run(tiny_fp32, PROMPT, "--provider", "auto", "--max-new-tokens", 1).stderr
     assert re.search(r"^provider: cpu \(.+\)$", chosen, flags=re.MULTILINE)
+
+
+def test_bench_measures_that_folder(tiny_fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(directory: Path, **options: Any) -> str:
+        options.pop("on_progress")("round 1")
+        return f"{directory} {options}"
+
+    monkeypatch.setattr("gemma_runtime.bench.run_bench", measured)
+    result = CliRunner().invoke(cli, [str(tiny_fp32), "--bench", "--threads", "2", "--json"], catch_exceptions=False)
+    assert result.stdout == f"{tiny_fp32} {{'provider': 'cpu', 'threads': 2, 'as_json': True}}\n"
+    assert result.stderr == "round 1\n"

@@ -23,6 +23,7 @@ _BENCHMARKS = {
         "decode, prefill, first token and memory beside the same, OpenVINO GenAI and PyTorch",
     ),
     "roofline": ("benchmarks.roofline", "decoding of a folder beside its matrix products alone"),
+    "speculation": ("benchmarks.speculation", "guessing tokens ahead beside plain steps"),
     "quantisation": ("benchmarks.quantisation_drift", "every int4 and int8 layout of the built-in model, the same way"),
     "precision": ("benchmarks.precision_drift", "each precision of the built-in model against PyTorch float32"),
 }

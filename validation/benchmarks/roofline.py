@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["bare_matmuls", "main"]
 
+# operator -> type of its activations where that is not float32
+_TYPES = {"MatMulIntegerToFloat": "UINT8"}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Found:
@@ -113,11 +116,11 @@ def _seconds(step: Callable[[], None], count: int) -> float:
 def bare_matmuls(path: Path) -> tuple[onnx.ModelProto, list[str]]:
     """A graph of the matrix products with weights of a graph, and the names of these nodes.
 
-    Each node keeps its weights and attributes; its activations are the input `x{width}`, float32 [1, 1, width], that
-    all nodes of that width share, and its product is an output.
+    Each node keeps its weights and attributes; its activations are the input `float{width}` or `uint8{width}`, [1, 1,
+    width], that all nodes of that width and type share, and its product is an output.
 
     Raises:
-        UsageError: there are none, or one whose activations are no float32 tensor.
+        UsageError: there are none, or one with other inputs than activations and weights.
     """
     import onnx
 
@@ -125,7 +128,7 @@ def bare_matmuls(path: Path) -> tuple[onnx.ModelProto, list[str]]:
     graph = model.graph
     weights = {value.name: value for value in graph.initializer}
     nodes = [n for n in graph.node if "MatMul" in n.op_type and sum(name in weights for name in n.input)]
-    widths: set[int] = set()
+    inputs: dict[str, onnx.ValueInfoProto] = {}
     for node in nodes:
         free = [index for index, name in enumerate(node.input) if name and name not in weights]
         if free != [0]:
@@ -133,15 +136,16 @@ def bare_matmuls(path: Path) -> tuple[onnx.ModelProto, list[str]]:
                 f"{node.name} ({node.op_type}) has other inputs than activations and weights",
                 hint="Name a folder whose matrix products are single nodes: fp32, int4, int8 or int8-dynamic.",
             )
-        widths.add(_width(node, weights))
-        node.input[0] = f"x{_width(node, weights)}"
+        width, kind = _width(node, weights), _TYPES.get(node.op_type, "FLOAT")
+        node.input[0] = f"{kind.lower()}{width}"
+        element = getattr(onnx.TensorProto, kind)
+        inputs[node.input[0]] = onnx.helper.make_tensor_value_info(node.input[0], element, [1, 1, width])
     if not nodes:
         raise UsageError(f"{path} has no matrix products with weights", hint="Name a folder of --target ort.")
     used = {name for node in nodes for name in node.input}
     kept = [value for value in graph.initializer if value.name in used]
     outputs = [onnx.helper.make_empty_tensor_value_info(node.output[0]) for node in nodes]
-    inputs = [onnx.helper.make_tensor_value_info(f"x{w}", onnx.TensorProto.FLOAT, [1, 1, w]) for w in sorted(widths)]
-    bare = onnx.helper.make_graph(nodes, "matmuls", inputs, outputs, kept)
+    bare = onnx.helper.make_graph(nodes, "matmuls", list(inputs.values()), outputs, kept)
     imports = list(model.opset_import)
     return onnx.helper.make_model(bare, opset_imports=imports, ir_version=model.ir_version), [n.name for n in nodes]
 
@@ -166,7 +170,8 @@ def _bare_step(model: onnx.ModelProto, folder: Path, threads: int | None) -> Cal
     binding = session.io_binding()
     random = np.random.default_rng(0)
     for value in session.get_inputs():
-        binding.bind_cpu_input(value.name, random.standard_normal(value.shape, np.float32))
+        row = random.integers(0, 256, value.shape, np.uint8)
+        binding.bind_cpu_input(value.name, row if "uint8" in value.type else row.astype(np.float32) / 256)
     for value in session.get_outputs():
         buffer = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(value.shape, np.float32))
         binding.bind_ortvalue_output(value.name, buffer)

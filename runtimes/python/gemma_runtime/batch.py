@@ -99,8 +99,8 @@ class _Row:
         self._chooser.accept(token)
         self.tokens.append(token)
         self._text.push(token, logprob)
-        if self._text.stopped:
-            self.end("stop_string")
+        if self._text.stopped or self._chooser.finished:
+            self.end("stop")
         elif len(self.tokens) == self._room:
             self.end(self._full)
 

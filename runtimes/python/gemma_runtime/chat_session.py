@@ -137,7 +137,11 @@ class Chat:
         self.completion = completion
         # an answer that was cancelled before it began was never given
         if completion.token_ids or completion.finish_reason != "cancelled":
-            ids = (*prompt, *completion.token_ids)
+            # the tokens hold the stop string, which is no part of what was said
+            said = (
+                completion.token_ids if completion.stop is None else self._model.tokenizer.encode_plain(completion.text)
+            )
+            ids = (*prompt, *said)
             self._exchanges.append(_Exchange(user=text, answer=completion.text, ids=ids))
 
     def _rendered(self, messages: Sequence[Message]) -> list[int]:

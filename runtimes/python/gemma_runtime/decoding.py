@@ -5,8 +5,8 @@ by choosing, at its place, as if there had been none; the first guess that is no
 
 Greedy decoding: kernels add up in another order for several rows than for one, so logits differ by rounding (and where
 activations are rounded to 8 bits by more). Where the best two tokens are close enough for that to turn them around, the
-position is run again alone and that decides. Keys and values of guesses that came true stay as the run of several made
-them: where those differ, so may a choice closer than the difference.
+position is run again alone and that decides. What earlier runs of several left in the cache stays, so where the best two
+are that close plain steps may still choose the other.
 
 Sampling: a guess x drawn from q is kept with probability min(1, p(x) / q(x)), otherwise a token is drawn from what p
 has in excess of q: the result is distributed as p (https://arxiv.org/abs/2211.17192, theorem in appendix A.1).
@@ -133,7 +133,7 @@ class Decoding:
             steps=self.steps,
             rechecked=self._rechecked,
             changed=self._changed,
-            kernel_difference=self._sequence.opened.kernel_difference or 0.0,
+            kernel_difference=self._sequence.opened.kernel_difference,
         )
 
     def _choose(self, rows: _Row, draft: Draft, text: list[int]) -> Iterator[Chosen]:
@@ -162,7 +162,10 @@ class Decoding:
             if alone and accepted:
                 # the guesses behind it stay unchecked
                 self._checked = self._true
-            if len(self.tokens) == self._room:
+            if self._chooser.finished:
+                # the constraint leaves nothing but the end: no run is needed to learn that
+                self.finish_reason = "stop"
+            elif len(self.tokens) == self._room:
                 self.finish_reason = "length"
             yield Chosen(token=token, logprob=logprob)
             if self.finish_reason is not None or alone or not accepted:

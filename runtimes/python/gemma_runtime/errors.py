@@ -2,7 +2,8 @@
 
     GemmaRuntimeError                exit 1  a bug of ours unless a subclass says otherwise
     ├── PromptError                  exit 2  empty prompt, prompt longer than the context, impossible sampling options,
-    │                                        a schema, grammar or stop string that cannot be used
+    │                                        a schema, grammar or stop string that cannot be used,
+    │                                        turns out of order, a file that is not UTF-8, a position outside it
     ├── ManifestError                exit 3  a folder that does not match its manifest
     ├── ModelOutputError             exit 3  the model gave NaN or infinity
     ├── MissingTokenizerError        exit 4  no tokenizer in the folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -74,13 +75,16 @@ class Gemma:
         self.provider, self.provider_reason = choose_provider(self.manifest, provider)
         # only what the manifest lists: a file that was put there later is covered by no hash
         listed = frozenset(entry.path for entry in self.manifest.files)
-        self.tokenizer = load_tokenizer(directory, listed=listed)
-        # whether its chat template has room for a system message
-        self.folds_system = folds_system(directory, listed=listed)
-        self.stop_ids = _stop_ids(directory, listed, self.manifest.vocab_size, self.tokenizer.find(END_OF_TURN))
-        self._opened = OpenedGraph(
-            directory, self.manifest, provider=self.provider, threads=threads, static=cuda_graphs
-        )
+        # a session takes a second per gigabyte and a tokenizer of 256,000 pieces one: side by side
+        with concurrent.futures.ThreadPoolExecutor(1, "open") as background:
+            opening = background.submit(
+                OpenedGraph, directory, self.manifest, provider=self.provider, threads=threads, static=cuda_graphs
+            )
+            self.tokenizer = load_tokenizer(directory, listed=listed)
+            # whether its chat template has room for a system message
+            self.folds_system = folds_system(directory, listed=listed)
+            self.stop_ids = _stop_ids(directory, listed, self.manifest.vocab_size, self.tokenizer.find(END_OF_TURN))
+            self._opened = opening.result()
         self._speculation = speculation
         self._draft = None if draft is None else Gemma(draft, provider=provider, threads=threads, verify=verify)
         if self._draft is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from json_schemas import validated
 
 from gemma_runtime.bench import measure, run_bench
 from gemma_runtime.bench.engine import Engine
+from gemma_runtime.bench.found import Plan
+from gemma_runtime.bench.text import benchmark_text
 from gemma_runtime.errors import ManifestError, PromptError
 
 SMALL: dict[str, Any] = {"contexts": (12, 24), "prompt": 16, "new": 4, "rounds": 2}
@@ -31,7 +34,7 @@ def test_json(tiny_fp32: Path) -> None:
 
 
 def test_profile_names_the_operators_of_a_step(tiny_fp32: Path) -> None:
-    profile = validated(run_bench(tiny_fp32, **SMALL, as_json=True), "gemma_runtime/bench")["profile"]
+    profile, longest = validated(run_bench(tiny_fp32, **SMALL, as_json=True), "gemma_runtime/bench")["profiles"]
     calls = {row["operator"]: row["calls"] for row in profile["operators"]}
     # four layers of five products each, queries, keys and values in one; and the head
     assert calls["GroupQueryAttention"] == 4
@@ -42,6 +45,8 @@ def test_profile_names_the_operators_of_a_step(tiny_fp32: Path) -> None:
     assert matmul["weight_bytes"] == profile["matmul_weight_bytes"]
     assert 0 < profile["matmul_share"] < 1
     assert (profile["steps"], profile["context"]) == (4, 12)
+    assert longest["context"] == 24
+    assert longest["matmul_weight_bytes"] == profile["matmul_weight_bytes"]
 
 
 def test_text(tiny_fp32: Path) -> None:
@@ -52,6 +57,15 @@ def test_text(tiny_fp32: Path) -> None:
     assert "to" in next(row for row in rows if row[:1] == ["12"])
     assert any("MatMul" in row[0] and row[1] == "21" for row in rows if row)
     assert "GB/s" in text
+
+
+def test_times_of_a_device_are_told_apart(tiny_fp32: Path) -> None:
+    plan = Plan(provider="cpu", threads=1, contexts=(4,), prompt=4, new=2, rounds=1)
+    found = measure.measure(tiny_fp32, plan, lambda _: None)
+    assert "does not wait for them" not in benchmark_text(found)
+    device = dataclasses.replace(found, folder=dataclasses.replace(found.folder, provider="cuda"))
+    assert "does not wait for them" in benchmark_text(device)
+    assert "cuda, threads: 1" in benchmark_text(device)
 
 
 def test_every_prompt_is_new(tiny_fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:

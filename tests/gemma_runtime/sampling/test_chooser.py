@@ -417,3 +417,12 @@ def test_what_is_no_vocabulary() -> None:
         with pytest.raises(PromptError) as caught:
             act()
         assert caught.value.message == message
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-42])
+def test_a_tiny_temperature_over_a_large_vocabulary(temperature: float) -> None:
+    """Whose exponentials are float32: these temperatures are 0 or nearly 0 in it."""
+    values = np.zeros(20_000, np.float32)
+    values[[7, 15_000]] = 1
+    for options in ({}, {"top_p": 0.99}, {"min_p": 0.5}, {"top_k": 5}):
+        assert chosen(values, temperature=temperature, **options) == {7, 15_000}

@@ -45,11 +45,12 @@ def test_the_quantised_model_guesses_for_the_exact_one(tiny_fp32: Path, tiny_int
 
 def test_a_whole_answer_guessed_by_the_model_itself(tiny_fp32: Path, plain: Gemma) -> None:
     model = Gemma(tiny_fp32, draft=tiny_fp32, threads=1)
+    # the first runs of several are compared with runs of one, which ends their use
+    model.generate(PROMPTS[0], max_new_tokens=30)
     found = model.generate(PROMPTS[0], max_new_tokens=30)
     assert found.token_ids == plain.generate(PROMPTS[0], max_new_tokens=30).token_ids
     assert found.speculation is not None
-    # but for those behind the comparison of the first run
-    assert found.speculation.accepted >= found.speculation.drafted - 7
+    assert found.speculation.accepted == found.speculation.drafted
 
 
 def test_more_padding_rows_than_the_model(tiny_fp32: Path, plain: Gemma, tmp_path: Path) -> None:

@@ -115,4 +115,5 @@ class Benchmark:
     prefill: tuple[Prefill, ...]
     decode: tuple[Decode, ...]
     memory: Memory
-    profile: OperatorProfile
+    # of the shortest and of the longest context
+    profiles: tuple[OperatorProfile, ...]

@@ -45,7 +45,10 @@ def measure(directory: Path, plan: Plan, say: _Say) -> Benchmark:
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     timed = _timed(directory, plan, say)
     contexts = [decode.context for decode in timed.decode]
-    say(f"profiling {_PROFILED_STEPS} steps")
+    profiles = []
+    for context in sorted({contexts[0], contexts[-1]}):
+        say(f"profiling steps behind {context} tokens")
+        profiles.append(_profile(directory, plan, context))
     return Benchmark(
         folder=timed.folder,
         versions=versions() | {owner.name: owner.version for owner in owners_of("onnxruntime")},
@@ -58,7 +61,7 @@ def measure(directory: Path, plan: Plan, say: _Say) -> Benchmark:
         prefill=timed.prefill,
         decode=timed.decode,
         memory=timed.memory,
-        profile=_profile(directory, plan, contexts[0]),
+        profiles=tuple(profiles),
     )
 
 

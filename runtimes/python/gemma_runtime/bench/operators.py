@@ -43,7 +43,7 @@ class OperatorProfile:
     steps: int
     # the whole step inside onnxruntime
     step_seconds: float
-    # of it between the nodes, 0 to 1
+    # of a step between its nodes, 0 to 1; median over the steps, so that the shares need not add up to 1 exactly
     outside_share: float
     matmul_share: float
     matmul_weight_bytes: int
@@ -79,12 +79,24 @@ def read_profile(events: Path, *, steps: int, context: int, weights: Mapping[str
         context=context,
         steps=steps,
         step_seconds=whole,
-        outside_share=max(0.0, 1 - sum(operator.share for operator in operators)),
+        outside_share=_outside_share(runs, nodes),
         matmul_share=sum(operator.share for operator in matmuls),
         matmul_weight_bytes=read,
         matmul_weight_bytes_per_second=read / seconds if seconds else None,
         operators=tuple(operators),
     )
+
+
+def _outside_share(runs: Sequence[_Event], nodes: Sequence[_Event]) -> float:
+    """Median over the steps of what each step's nodes leave of it; not of medians, whose sum is no step."""
+    starts = [run["ts"] for run in runs]
+    left = [run["dur"] for run in runs]
+    for node in nodes:
+        step = bisect.bisect_right(starts, node["ts"]) - 1
+        if step >= 0:
+            left[step] -= node["dur"]
+    share: float = statistics.median(rest / run["dur"] for rest, run in zip(left, runs, strict=True))
+    return max(0.0, share)
 
 
 def _operators(

@@ -27,7 +27,11 @@ def benchmark_json(found: Benchmark) -> str:
 def benchmark_text(found: Benchmark) -> str:
     """Machine, tables of speed, memory, and the operators of a decode step."""
     lines = [*_head(found), "", *_load(found), "", *_speed(found), "", *_memory(found.memory, found.folder.file_bytes)]
-    return "\n".join([*lines, "", *_profile(found.profile)])
+    if found.folder.provider != "cpu":
+        lines += ["", "operators: times of this process, which starts kernels on the device and does not wait for them"]
+    for profile in found.profiles:
+        lines += ["", *_profile(profile)]
+    return "\n".join(lines)
 
 
 def _row(key: str, value: str) -> str:
@@ -40,7 +44,7 @@ def _head(found: Benchmark) -> Iterator[str]:
     features = [name for name, there in machine.features.items() if there]
     yield _row("machine", f"{machine.processor or machine.architecture}, {machine.cores.usable} cores")
     yield _row("", f"{', '.join(features)}; {machine.platform}")
-    threads = f"{folder.threads} threads" if folder.threads is not None else "threads chosen by the engine"
+    threads = "threads chosen by the engine" if folder.threads is None else f"threads: {folder.threads}"
     runtimes = [f"{name} {version}" for name, version in found.versions.items() if name in _RUNTIMES]
     yield _row("runs on", f"{folder.provider}, {threads}; {', '.join(runtimes)}")
     yield _row("rounds", f"{found.rounds}; median (lowest to highest); a new random prompt each")

@@ -32,7 +32,13 @@ _PROVIDERS = click.Choice(["auto", "cpu", "cuda", "directml"])
     metavar="TEXT",
     help=r"Stop before TEXT; may be repeated. \n, \t and \\ in it are a line end, a tab and a backslash.",
 )
-@click.option("--samples", type=int, default=1, metavar="N", help="N answers, with the seeds S, S+1, ...")
+@click.option(
+    "--samples",
+    type=int,
+    default=1,
+    metavar="N",
+    help="N answers, with the seeds S, S+1, ...; several are not streamed.",
+)
 @click.option("--json-schema", metavar="FILE", help="Answer with JSON that this schema allows.")
 @click.option("--regex", metavar="PATTERN", help="Answer with text that this regular expression matches whole.")
 @click.option("--grammar", metavar="FILE", help="Answer with text of this grammar, in Lark's notation.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from gemma_runtime.cli.inputs import read_file, read_prompt
@@ -13,6 +12,7 @@ from gemma_runtime.cli.settings import answer_settings, load_model
 if TYPE_CHECKING:
     from gemma_runtime.model import Gemma
     from gemma_runtime.prompts import Prompt
+    from gemma_runtime.results import Completion
 
 __all__ = ["run_middle", "run_prompt"]
 
@@ -68,18 +68,23 @@ def run_middle(options: Options) -> int:
 
 
 def _answer(model: Gemma, prompt: Prompt, settings: dict[str, Any], options: Options) -> None:
-    # the second sample on finds the prompt in the cache
-    conversation = model.conversation()
-    sampling = settings["sampling"]
-    for number in range(options.samples):
-        settings["sampling"] = dataclasses.replace(sampling, seed=sampling.seed + number)
-        answer = conversation.answer(prompt, **settings)
-        for piece in answer.pieces():
+    if options.samples > 1:
+        # several rows in each run of the model: they come together, not one after another
+        for number, completion in enumerate(model.generate_many([prompt], samples=options.samples, **settings)):
             if not options.as_json:
-                print_text(piece.text, newline=False)
-        if options.as_json:
-            print_json(answer.completion)
-            continue
-        print_text("")
-        label = f"sample {number + 1} of {options.samples}: " if options.samples > 1 else ""
-        notice(label + figures(answer.completion))
+                print_text(completion.text, newline=False)
+            _finish(completion, options, label=f"sample {number + 1} of {options.samples}: ")
+        return
+    answer = model.answer(prompt, **settings)
+    for piece in answer.pieces():
+        if not options.as_json:
+            print_text(piece.text, newline=False)
+    _finish(answer.completion, options)
+
+
+def _finish(completion: Completion, options: Options, label: str = "") -> None:
+    if options.as_json:
+        print_json(completion)
+        return
+    print_text("")
+    notice(label + figures(completion))

@@ -16,10 +16,14 @@ __all__ = ["Candidates", "largest", "nucleus"]
 _Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 _Places = npt.NDArray[np.int64]
 
-# the best of each block bound the k-th best of all from below
+# the best of each block bound the k-th best of all from below; a large k takes smaller ones
 _BLOCK = 128
+_SMALLEST_BLOCK = 8
 # up to here everything is done at once in float64
 _FEW = 4096
+# Numbers at a time where that needs temporary arrays: larger ones get fresh memory from the system at each use, and
+# that costs more than what is computed in them.
+_PART = 16_384
 # of the histogram in which the nucleus' edge is looked for
 _BINS = 4096
 # ends of float32; a temperature below the smallest divides as that
@@ -90,9 +94,9 @@ def largest(values: npt.NDArray[np.floating], k: int) -> _Places:
     if k >= size:
         return np.arange(size)
     candidates, left = None, values
-    blocks = size // _BLOCK
-    if k <= blocks // 2:
-        best = values[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
+    width = min(_BLOCK, size // (2 * k))
+    if width >= _SMALLEST_BLOCK:
+        best = values[: size // width * width].reshape(-1, width).max(axis=1)
         # k blocks have one at least as large as the k-th best of the blocks: no smaller one is among the k largest
         candidates = np.flatnonzero(values >= np.partition(best, -k)[-k])
         left = values[candidates]
@@ -116,18 +120,32 @@ def nucleus(weights: _Floats, p: float) -> _Places:
     head = largest(weights, len(weights) // _BLOCK // 2)
     if weights[head].sum(dtype=np.float64) >= share:
         return np.sort(_first_to_reach(head, weights, share))
-    # A flat distribution. Logarithms of weights, quantised, are monotonic: all of a bin are larger than all of the
-    # next one. A bin is 0.01 wide; what is 40 below the best has no weight and shares the last one.
-    with np.errstate(divide="ignore"):
-        depth = np.log(weights)
-    depth *= weights.dtype.type(-_BINS / 41)
-    bins = np.minimum(depth, weights.dtype.type(_BINS - 1), out=depth).astype(np.int64)
-    sums = np.bincount(bins, weights=weights, minlength=_BINS).cumsum()
+    # a flat distribution
+    bins, sums = _histogram(weights)
     edge = min(int(np.searchsorted(sums, share)), _BINS - 1)
     before = float(sums[edge - 1]) if edge else 0.0
     kept = bins < edge
     kept[_first_to_reach(np.flatnonzero(bins == edge), weights, share - before)] = True
     return np.flatnonzero(kept)
+
+
+def _histogram(weights: _Floats) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]:
+    """(each weight's bin, running sum of the bins' weights); all of a bin are larger than all of the next one.
+
+    Quantised logarithms are monotonic. A bin is 0.01 wide; what is 40 below the best has no weight and shares the last.
+    """
+    bins = np.empty(len(weights), np.int16)
+    sums = np.zeros(_BINS)
+    for start in range(0, len(weights), _PART):
+        part = weights[start : start + _PART]
+        with np.errstate(divide="ignore"):
+            depth = np.log(part)
+        depth *= part.dtype.type(-_BINS / 41)
+        np.minimum(depth, part.dtype.type(_BINS - 1), out=depth)
+        places = bins[start : start + _PART]
+        places[:] = depth
+        sums += np.bincount(places, weights=part, minlength=_BINS)
+    return bins, sums.cumsum()
 
 
 def _first_to_reach(places: _Places, weights: _Floats, share: float) -> _Places:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,9 @@ import numpy.typing as npt
 from gemma_runtime.sampling.candidates import largest
 
 __all__ = ["TokenLogprob", "token_logprob"]
+
+# numbers in float64 at a time: a whole vocabulary's would get fresh memory from the system at each use
+_PART = 16_384
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +35,12 @@ def token_logprob(logits: npt.NDArray[np.float32], token: int, count: int) -> To
         count: 0 or above.
     """
     top = float(logits.max())
-    total = float(np.log(np.exp(logits.astype(np.float64) - top).sum()))
+    total = math.log(
+        math.fsum(
+            float(np.exp(logits[start : start + _PART].astype(np.float64) - top).sum())
+            for start in range(0, len(logits), _PART)
+        )
+    )
     ids = largest(logits, min(count, len(logits))) if count else np.empty(0, np.int64)
     order = ids[np.argsort(-logits[ids], kind="stable")]
     return TokenLogprob(
