@@ -4,9 +4,9 @@ Guesses do not change what comes out. A token is chosen from the logits after th
 by choosing, at its place, as if there had been none; the first guess that is not what was chosen ends the run's use.
 
 Greedy decoding: kernels add up in another order for several rows than for one, so logits differ by rounding (and where
-activations are rounded to 8 bits by more). Where the best two tokens are closer than twice the largest difference seen,
-the run of several could have turned them around; then the position is run again alone and that decides. What earlier
-runs of several left in the cache stays, so where the best two are that close plain steps may still choose the other.
+activations are rounded to 8 bits by more). Where the best two tokens are close enough for that to turn them around, the
+position is run again alone and that decides. What earlier runs of several left in the cache stays, so where the best two
+are that close plain steps may still choose the other.
 
 Sampling: a guess from the text is kept where a plain draw gives it, one draw for each token, so that a seed's text is
 that of decoding without guesses. A guess x drawn from q is kept with probability min(1, p(x) / q(x)), otherwise a token
@@ -35,11 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Chosen", "Decoding", "check_finite"]
 
-# two logits may each be off by the largest difference seen
-_MARGIN = 2.0
-# Comparisons before the largest difference is believed: until then every first guess is checked by a run of its own.
-_COMPARISONS = 8
-
 _Row = npt.NDArray[np.float32]
 
 
@@ -58,7 +53,7 @@ class Decoding:
         sequence: may hold a beginning of the prompt already.
         chooser: of this answer.
         stop_ids: tokens that end it and are left out.
-        room: tokens at most.
+        room: tokens at most; the prompt and all but the last of them fit the context.
         drafter: guesses ahead; None runs one token at a time.
         cancel: ends the answer as soon as it is set.
         logprobs: whether each token comes with its log probability.
@@ -88,8 +83,8 @@ class Decoding:
         # runs after the prompt
         self.steps = 0
         self._drafted = self._accepted = self._rechecked = self._changed = 0
-        # of the last run: the guesses that were looked at, how many came true, and what running rows alone took
-        self._checked, self._true, self._recheck_seconds = NO_DRAFT, 0, 0.0
+        # of the last run: how many guesses were looked at, how many came true, and what running rows alone took
+        self._checked, self._true, self._recheck_seconds = 0, 0, 0.0
 
     def run(self, prompt: Sequence[int]) -> Generator[Chosen]:
         """Chooses tokens one by one; leaving early is fine: the sequence then holds the prompt and what was given out.
@@ -115,7 +110,8 @@ class Decoding:
                         self.prefill_seconds = time.perf_counter() - began
                     yield chosen
                 if self._drafter is not None and self.steps:
-                    self._drafter.judge(self._checked, self._true, seconds + self._recheck_seconds)
+                    took = seconds + self._recheck_seconds
+                    self._drafter.judge(draft, self._true, took, checked=self._checked)
                 if self.finish_reason is None:
                     # the last token's keys and values are not in the cache yet
                     self._sequence.truncate(len(text) - 1)
@@ -145,7 +141,7 @@ class Decoding:
     def _choose(self, rows: _Row, draft: Draft, text: list[int]) -> Iterator[Chosen]:
         """Chooses after each row for as long as the guesses come true, and after the last of them."""
         self._drafted += len(draft.tokens)
-        self._checked, self._true, self._recheck_seconds = draft, 0, 0.0
+        self._checked, self._true, self._recheck_seconds = len(draft.tokens), 0, 0.0
         for index in range(len(rows)):
             if self._cancelled():
                 self.finish_reason = "cancelled"
@@ -167,7 +163,7 @@ class Decoding:
             self._true += accepted
             if alone and accepted:
                 # the guesses behind it stay unchecked
-                self._checked = dataclasses.replace(draft, tokens=draft.tokens[: self._true])
+                self._checked = self._true
             if self._chooser.finished:
                 # the constraint leaves nothing but the end: no run is needed to learn that
                 self.finish_reason = "stop"
@@ -190,13 +186,13 @@ class Decoding:
         The cache then ends with the tokens of `text`: rows behind this one are of no more use.
         """
         opened = self._sequence.opened
-        if opened.comparisons >= _COMPARISONS and self._chooser.margin(row) > _MARGIN * opened.kernel_difference:
+        if not opened.could_turn(self._chooser.margin(row)):
             return row, False
         several, began = row.copy(), time.perf_counter()
         self._sequence.truncate(len(text) - 1)
         row = self._sequence.step(text[-1:])[-1]
         check_finite(row, len(self.tokens))
-        opened.note_difference(float(np.abs(several - row).max()))
+        opened.note_difference(row, several)
         self._rechecked += 1
         self._recheck_seconds += time.perf_counter() - began
         self._changed += self._chooser.choose(several) != self._chooser.choose(row)
@@ -208,7 +204,6 @@ class Decoding:
         # one run holds the last token and its guesses, each position with logits; the last guess may be the last token
         positions = self._sequence.opened.positions or 8
         room = min(positions - 1, self._room - len(self.tokens) - 1)
-        room = min(room, self._sequence.opened.context_length - len(text))
         return self._drafter.propose(text, room) if room > 0 else NO_DRAFT
 
 

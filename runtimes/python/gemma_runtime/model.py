@@ -174,10 +174,9 @@ class Gemma:
         if self._draft is None or self._speculation == "lookup":
             return PromptLookup(DraftLength(most=most))
         # penalties and constraints would need the text; the larger model applies them to what is guessed
-        plain = Sampling() if options.sampling is None else options.sampling.without_history()
-        chooser = TokenChooser(
-            plain, vocab_size=self._draft.manifest.vocab_size, prompt_ids=(), allowed_size=self.tokenizer.size
-        )
+        vocab_size = self._draft.manifest.vocab_size
+        sampling = (options.sampling or Sampling()).for_draft(vocab_size)
+        chooser = TokenChooser(sampling, vocab_size=vocab_size, prompt_ids=(), allowed_size=self.tokenizer.size)
         return DraftModel(self._draft.sequence(), chooser, DraftLength(most=most))
 
 

@@ -131,6 +131,10 @@ class InPlaceState:
     def bind(self, binding: Any, length: int) -> None:
         """See DecoderState; a binding keeps its buffers, so once is enough."""
         if self._bound is not binding:
+            sizes = {buffer.shape[2] for buffer in self.buffers}
+            if len(sizes) > 1:
+                # growing failed in between, for want of memory: kernels want keys and values of one size
+                self.grow(max(sizes), min(sizes))
             for (past, present), buffer in zip(self._names, self.buffers, strict=True):
                 shape = (self._rows, *buffer.shape[1:])
                 buffer.bind_input(binding, past, shape)
@@ -142,9 +146,12 @@ class InPlaceState:
 
     def grow(self, capacity: int, used: int) -> None:
         """See DecoderState; one tensor at a time, so that the old and the new do not lie side by side."""
+        # before anything fails in between: the binding must not keep the address of a buffer that is gone
+        self._bound = None
         for index, buffer in enumerate(self.buffers):
-            self.buffers[index] = buffer.longer(capacity, used)
-        self.capacity, self._bound = capacity, None
+            if buffer.shape[2] < capacity:
+                self.buffers[index] = buffer.longer(capacity, used)
+        self.capacity = capacity
 
     def named(self) -> list[tuple[str, str, Buffer]]:
         """Names of past and present, and the buffer that is both."""

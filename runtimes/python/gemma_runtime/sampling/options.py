@@ -80,9 +80,22 @@ class Sampling:
         # what the caller does with his mapping later changes nothing here
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
 
-    def without_history(self) -> Sampling:
-        """The same, without what depends on the text so far."""
-        return dataclasses.replace(self, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0)
+    def for_draft(self, vocab_size: int) -> Sampling:
+        """How a smaller model guesses: without what depends on the text so far, and with random numbers of its own.
+
+        Numbers that also decide what is kept would make kept guesses others than the model draws.
+
+        Args:
+            vocab_size: logits of the smaller model; biases of other tokens are left out.
+        """
+        return dataclasses.replace(
+            self,
+            repetition_penalty=1.0,
+            presence_penalty=0.0,
+            frequency_penalty=0.0,
+            logit_bias={token: bias for token, bias in self.logit_bias.items() if token < vocab_size},
+            seed=int(np.random.SeedSequence((int(self.seed), 1)).generate_state(1, np.uint64)[0]) >> 1,
+        )
 
     def generator(self) -> np.random.Generator:
         """The random numbers of one generation."""

@@ -53,17 +53,18 @@ class DraftLength:
         self._waiting[kind] = self._pause[kind]
         return 1 if tried else 0
 
-    def judge(self, kind: int, drafted: int, accepted: int, seconds: float) -> None:
-        """Takes in what a run took and how many of its guesses came true."""
+    def judge(self, kind: int, drafted: int, accepted: int, seconds: float, *, checked: int | None = None) -> None:
+        """Takes in what a run took and how many of its guesses came true among those `checked`; None: all."""
         before = self._seconds.get(drafted)
         self._seconds[drafted] = seconds if before is None else before + _RECENT * (min(seconds, 3 * before) - before)
-        if not drafted:
+        checked = drafted if checked is None else checked
+        if not checked:
             return
         # guesses behind the first wrong one say nothing
-        for index in range(min(accepted + 1, drafted)):
+        for index in range(min(accepted + 1, checked)):
             chance = self._chance_of(kind)
             self._chance[kind] = chance + _RECENT * ((1.0 if index < accepted else 0.0) - chance)
-        if accepted == drafted:
+        if accepted == checked:
             self._pause.pop(kind, None)
 
     def spent(self, seconds: float) -> None:

@@ -32,11 +32,15 @@ class DraftModel:
 
     def __init__(self, sequence: TokenSequence, chooser: TokenChooser, length: DraftLength) -> None:
         self._sequence, self._chooser, self._length = sequence, chooser, length
+        # tokens that were looked at, and whether the smaller model has rows for all of them
+        self._seen, self._readable = 0, True
 
     def propose(self, tokens: Sequence[int], most: int) -> Draft:
         """See Drafter."""
         room = self._sequence.opened.context_length - len(tokens)
-        count = self._length.best(_KIND, min(most, room))
+        self._readable &= max(tokens[self._seen :], default=0) < self._sequence.opened.vocab_size
+        self._seen = len(tokens)
+        count = self._length.best(_KIND, min(most, room)) if self._readable else 0
         if not count:
             return NO_DRAFT
         kept = self._sequence.keep_prefix_of(tokens)
@@ -59,6 +63,6 @@ class DraftModel:
             self._length.spent((time.perf_counter() - began) / (len(guesses) - 1))
         return Draft(tokens=tuple(guesses), distributions=tuple(distributions) or None, kind=_KIND)
 
-    def judge(self, draft: Draft, accepted: int, seconds: float) -> None:
+    def judge(self, draft: Draft, accepted: int, seconds: float, *, checked: int) -> None:
         """See Drafter."""
-        self._length.judge(_KIND, len(draft.tokens), accepted, seconds)
+        self._length.judge(_KIND, len(draft.tokens), accepted, seconds, checked=checked)

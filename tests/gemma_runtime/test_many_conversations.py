@@ -1,0 +1,74 @@
+"""Many conversations, one after the other and at once: right answers, and memory that stays."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from code_prompts import prompts
+
+from gemma_runtime import Gemma
+
+PROMPTS = prompts(16, seed=8)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ["plain", "looking_up"])
+def test_eight_threads_at_once(name: str, request: pytest.FixtureRequest) -> None:
+    model: Gemma = request.getfixturevalue(name)
+    expected = [model.generate(prompt, max_new_tokens=16).token_ids for prompt in PROMPTS]
+    found: dict[tuple[int, int], tuple[int, ...]] = {}
+    start = threading.Barrier(8)
+
+    def answers(number: int) -> None:
+        conversation = model.conversation()
+        start.wait()
+        # each in another order, every other one with a conversation for each prompt
+        for index in range(number, number + 8):
+            chosen = conversation if number % 2 else model.conversation()
+            place = index % len(PROMPTS)
+            found[number, place] = chosen.generate(PROMPTS[place], max_new_tokens=16).token_ids
+
+    threads = [threading.Thread(target=answers, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 64
+    assert [key for key, tokens in found.items() if tokens != expected[key[1]]] == []
+
+
+_MEASURE = """
+import gc, json, sys
+from gemma_runtime import Gemma
+
+def resident():
+    gc.collect()
+    status = open("/proc/self/status").read()
+    return int(status.split("VmRSS:")[1].split()[0]) << 10
+
+model = Gemma(sys.argv[1], threads=1)
+sizes, answers = {}, set()
+for number in range(1, 201):
+    conversation = model.conversation()
+    for _ in range(2):
+        answers.add(conversation.generate("x = [1, 1, 1, 1, 1, " * 2, max_new_tokens=8).token_ids)
+    if number in (50, 200):
+        sizes[number] = resident()
+print(json.dumps({"grown": sizes[200] - sizes[50], "answers": len(answers)}))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_two_hundred_conversations_leave_no_memory_behind(tiny_fp32: Path) -> None:
+    """A cache of 256 tokens is 1 MB here: 150 of them would show."""
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, str(tiny_fp32)], capture_output=True, text=True, check=True, timeout=120
+    )
+    found = json.loads(done.stdout)
+    assert found["answers"] == 1
+    assert found["grown"] < 8 << 20
