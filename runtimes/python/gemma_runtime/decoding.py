@@ -5,8 +5,8 @@ by choosing, at its place, as if there had been none; the first guess that is no
 
 Greedy decoding: kernels add up in another order for several rows than for one, so logits differ by rounding (and where
 activations are rounded to 8 bits by more). Where the best two tokens are close enough for that to turn them around, the
-position is run again alone and that decides. What earlier runs of several left in the cache stays, so where the best two
-are that close plain steps may still choose the other.
+position is run again alone and that decides. Keys and values that earlier runs of several left in the cache stay, so
+where the best two are that close plain steps may still choose the other.
 
 Sampling: a guess from the text is kept where a plain draw gives it, one draw for each token, so that a seed's text is
 that of decoding without guesses. A guess x drawn from q is kept with probability min(1, p(x) / q(x)), otherwise a token
@@ -83,8 +83,8 @@ class Decoding:
         # runs after the prompt
         self.steps = 0
         self._drafted = self._accepted = self._rechecked = self._changed = 0
-        # of the last run: how many guesses were looked at, how many came true, and what running rows alone took
-        self._checked, self._true, self._recheck_seconds = 0, 0, 0.0
+        # of the last run: how many guesses were looked at and how many came true
+        self._checked = self._true = 0
 
     def run(self, prompt: Sequence[int]) -> Generator[Chosen]:
         """Chooses tokens one by one; leaving early is fine: the sequence then holds the prompt and what was given out.
@@ -102,23 +102,20 @@ class Decoding:
         if logits is None:
             self.finish_reason = "cancelled"
             return
-        rows, draft, seconds = logits[-1:], NO_DRAFT, 0.0
+        rows, draft = logits[-1:], NO_DRAFT
         try:
             while self.finish_reason is None:
                 for chosen in self._choose(rows, draft, text):
                     if len(self.tokens) == 1:
                         self.prefill_seconds = time.perf_counter() - began
                     yield chosen
-                if self._drafter is not None and self.steps:
-                    took = seconds + self._recheck_seconds
-                    self._drafter.judge(draft, self._true, took, checked=self._checked)
+                if self._drafter is not None and draft.tokens:
+                    self._drafter.judge(draft, self._true, checked=self._checked)
                 if self.finish_reason is None:
                     # the last token's keys and values are not in the cache yet
                     self._sequence.truncate(len(text) - 1)
                     draft = self._propose(text)
-                    started = time.perf_counter()
                     rows = self._sequence.step([text[-1], *draft.tokens])
-                    seconds = time.perf_counter() - started
                     self.steps += 1
         finally:
             if not self.prefill_seconds:
@@ -141,7 +138,7 @@ class Decoding:
     def _choose(self, rows: _Row, draft: Draft, text: list[int]) -> Iterator[Chosen]:
         """Chooses after each row for as long as the guesses come true, and after the last of them."""
         self._drafted += len(draft.tokens)
-        self._checked, self._true, self._recheck_seconds = len(draft.tokens), 0, 0.0
+        self._checked, self._true = len(draft.tokens), 0
         for index in range(len(rows)):
             if self._cancelled():
                 self.finish_reason = "cancelled"
@@ -188,13 +185,12 @@ class Decoding:
         opened = self._sequence.opened
         if not opened.could_turn(self._chooser.margin(row)):
             return row, False
-        several, began = row.copy(), time.perf_counter()
+        several = row.copy()
         self._sequence.truncate(len(text) - 1)
         row = self._sequence.step(text[-1:])[-1]
         check_finite(row, len(self.tokens))
         opened.note_difference(row, several)
         self._rechecked += 1
-        self._recheck_seconds += time.perf_counter() - began
         self._changed += self._chooser.choose(several) != self._chooser.choose(row)
         return row, True
 

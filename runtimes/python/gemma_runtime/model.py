@@ -168,16 +168,18 @@ class Gemma:
         if self._speculation == "off" or not self._opened.chunked or self._opened.positions == 1:
             return None
         from gemma_runtime.sampling import Sampling, TokenChooser
-        from gemma_runtime.speculation import DraftLength, DraftModel, PromptLookup
+        from gemma_runtime.speculation import DraftLength, DraftModel, PromptLookup, row_cost
 
-        most = (self._opened.positions or 8) - 1
+        cost, most = row_cost(self.manifest), (self._opened.positions or 8) - 1
         if self._draft is None or self._speculation == "lookup":
-            return PromptLookup(DraftLength(most=most))
+            return PromptLookup(DraftLength(cost, most=most))
         # penalties and constraints would need the text; the larger model applies them to what is guessed
         vocab_size = self._draft.manifest.vocab_size
         sampling = (options.sampling or Sampling()).for_draft(vocab_size)
         chooser = TokenChooser(sampling, vocab_size=vocab_size, prompt_ids=(), allowed_size=self.tokenizer.size)
-        return DraftModel(self._draft.sequence(), chooser, DraftLength(most=most))
+        # a guess is a step of the smaller model, which reads that much less
+        cost += self._draft.manifest.weight_bytes / self.manifest.weight_bytes
+        return DraftModel(self._draft.sequence(), chooser, DraftLength(cost, most=most))
 
 
 class Conversation:

@@ -40,8 +40,7 @@ class Scripted:
         self.most.append(most)
         return Draft(tokens=tuple(self._guess(list(tokens[self._prompt :]), most)))
 
-    def judge(self, draft: Draft, accepted: int, seconds: float, *, checked: int) -> None:
-        assert seconds > 0
+    def judge(self, draft: Draft, accepted: int, *, checked: int) -> None:
         self.judged.append((len(draft.tokens), checked, accepted))
 
 
@@ -118,7 +117,7 @@ def test_same_text_in_as_many_runs_as_guesses_leave(kind: str, plain: Gemma) -> 
         assert -(-made // tokens_in_a_run) <= found.steps <= -(-made // tokens_in_a_run) + slack
         assert found.drafter is not None
         assert max(found.drafter.most, default=0) <= 7
-        assert len(found.drafter.judged) == found.steps
+        assert (kind != "empty") <= len(found.drafter.judged) <= found.steps * (kind != "empty")
 
 
 def test_guesses_end_where_the_room_ends(plain: Gemma) -> None:

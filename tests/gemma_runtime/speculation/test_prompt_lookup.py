@@ -41,7 +41,7 @@ def searched(tokens: Sequence[int], most: int) -> tuple[int, ...]:
     most=st.integers(1, 7),
 )
 def test_longest_match_then_latest(tokens: list[int], parts: list[int], most: int) -> None:
-    lookup, begin = PromptLookup(Eager()), 0
+    lookup, begin = PromptLookup(Eager(0.1)), 0
     for part in [*parts, 200]:
         begin += part
         assert lookup.propose(tokens[:begin], most).tokens == searched(tokens[:begin], most)
@@ -50,10 +50,10 @@ def test_longest_match_then_latest(tokens: list[int], parts: list[int], most: in
 
 
 def test_the_kind_is_how_many_agree() -> None:
-    found = PromptLookup(Eager()).propose([1, 2, 3, 4, 5, 9, 1, 2, 3, 4, 5], 3)
+    found = PromptLookup(Eager(0.1)).propose([1, 2, 3, 4, 5, 9, 1, 2, 3, 4, 5], 3)
     assert (found.tokens, found.kind) == ((9, 1, 2), 5)
-    assert PromptLookup(Eager()).propose([1, 2, 3], 3).tokens == ()
-    assert PromptLookup(Eager()).propose([], 3).tokens == ()
+    assert PromptLookup(Eager(0.1)).propose([1, 2, 3], 3).tokens == ()
+    assert PromptLookup(Eager(0.1)).propose([], 3).tokens == ()
 
 
 class Counted(int):
@@ -73,7 +73,7 @@ def test_a_guess_costs_the_same_however_long_the_text() -> None:
     # the pair occurs thousands of times, and what is before it never agrees
     pairs = [Counted(token) for number in range(2700) for token in (number + 3, 1, 2)]
     for text in (same, pairs):
-        lookup = PromptLookup(Eager())
+        lookup = PromptLookup(Eager(0.1))
         lookup.propose(text, 7)
         for _ in range(100):
             Counted.compared = 0

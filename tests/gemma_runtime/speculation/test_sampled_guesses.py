@@ -39,7 +39,7 @@ class Fixed:
     def propose(self, tokens: Sequence[int], most: int) -> Draft:
         return Draft(tokens=self._tokens[:most])
 
-    def judge(self, draft: Draft, accepted: int, seconds: float, *, checked: int) -> None:
+    def judge(self, draft: Draft, accepted: int, *, checked: int) -> None:
         assert 0 <= accepted <= checked == len(draft.tokens)
 
 
@@ -49,7 +49,7 @@ def chooser(sampling: Sampling) -> TokenChooser:
 
 def draft_model(table: np.ndarray) -> Callable[[Sampling], Drafter]:
     # a fake sequence has what a draft model asks of it
-    return lambda sampling: DraftModel(TableSequence(table), chooser(sampling.for_draft(SIZE)), Eager())  # type: ignore[arg-type]
+    return lambda sampling: DraftModel(TableSequence(table), chooser(sampling.for_draft(SIZE)), Eager(0.1))  # type: ignore[arg-type]
 
 
 def certain(*tokens: int) -> Callable[[Sampling], Drafter]:

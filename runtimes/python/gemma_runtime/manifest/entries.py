@@ -155,6 +155,11 @@ class Manifest:
     # verdict of gemma-validate once there is one
     validation: Mapping[str, Any] | None = None
 
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the data files."""
+        return sum(entry.size for entry in self.files if entry.kind == "data")
+
     def graph(self, role: str = "main") -> Graph:
         """The graph of a role.
 

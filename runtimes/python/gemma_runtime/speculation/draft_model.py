@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -46,7 +45,6 @@ class DraftModel:
         kept = self._sequence.keep_prefix_of(tokens)
         logits = self._sequence.extend(tokens[kept:])
         guesses, distributions = [], []
-        began = time.perf_counter()
         while logits is not None:
             if not np.isfinite(logits[-1]).all():
                 # the smaller model's trouble is not the larger one's
@@ -59,10 +57,8 @@ class DraftModel:
             if len(guesses) == count:
                 break
             logits = self._sequence.step(guesses[-1:])
-        if len(guesses) > 1:
-            self._length.spent((time.perf_counter() - began) / (len(guesses) - 1))
         return Draft(tokens=tuple(guesses), distributions=tuple(distributions) or None, kind=_KIND)
 
-    def judge(self, draft: Draft, accepted: int, seconds: float, *, checked: int) -> None:
+    def judge(self, draft: Draft, accepted: int, *, checked: int) -> None:
         """See Drafter."""
-        self._length.judge(_KIND, len(draft.tokens), accepted, seconds, checked=checked)
+        self._length.judge(_KIND, checked, accepted)

@@ -32,14 +32,11 @@ class Drafter(Protocol):
     def propose(self, tokens: Sequence[int], most: int) -> Draft:
         """Up to `most` tokens that may follow `tokens`: prompt and answer so far, only ever extended."""
 
-    def judge(self, draft: Draft, accepted: int, seconds: float, *, checked: int) -> None:
-        """Tells how many of a draft's tokens came true, and what the run of them all took.
-
-        Also called for runs without a draft.
+    def judge(self, draft: Draft, accepted: int, *, checked: int) -> None:
+        """Tells how many of a draft's tokens came true.
 
         Args:
             draft: all that ran.
             accepted: its first ones, which came true.
-            seconds: of the run, and of those that decided alone what it could not.
             checked: its first ones, about which something is known; the others may be right or wrong.
         """

@@ -42,9 +42,9 @@ class PromptLookup:
         count = self._length.best(kind, most)
         return Draft(tokens=tuple(self._tokens[end : end + count]), kind=kind) if count else NO_DRAFT
 
-    def judge(self, draft: Draft, accepted: int, seconds: float, *, checked: int) -> None:
+    def judge(self, draft: Draft, accepted: int, *, checked: int) -> None:
         """See Drafter."""
-        self._length.judge(draft.kind, len(draft.tokens), accepted, seconds, checked=checked)
+        self._length.judge(draft.kind, checked, accepted)
 
     def _index(self, tokens: Sequence[int]) -> None:
         for token in tokens[len(self._tokens) :]:
