@@ -131,3 +131,52 @@ def test_a_full_stdout_is_no_bug(tiny_fp32: Path) -> None:
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert result.returncode == 5
     assert "error: stdout: no space left on device\nhint: " in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["--doctor"], ["--completion", "bash"]])
+def test_a_full_stdout_whatever_is_printed(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "gemma_runtime", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (result.returncode, "Traceback" in result.stderr) == (5, False)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_stderr_loses_no_answer(tiny_fp32: Path, tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        for folder, code in ((tiny_fp32, 0), (tmp_path, 3)):
+            command = [sys.executable, "-m", "gemma_runtime", str(folder), PROMPT, "--max-new-tokens", "3"]
+            result = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+            assert (result.returncode, bool(result.stdout)) == (code, code == 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_interrupted_before_it_began(tmp_path: Path) -> None:
+    # a package that is slow to import, as on a cold disk
+    (tmp_path / "click").mkdir()
+    (tmp_path / "click/__init__.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    process = start("gemma_runtime", "--help", PYTHONPATH=path)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in stderr) == (130, False)
+
+
+def test_importing_the_library_loads_no_engine_and_no_tokenizer() -> None:
+    code = (
+        "import sys\nfrom gemma_runtime import Chat, Constraint, Gemma, Sampling\n"
+        "print({'onnxruntime', 'tokenizers', 'sentencepiece', 'llguidance', 'click', 'torch'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
+    code = "import sys, gemma_runtime; print('numpy' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"

@@ -113,7 +113,9 @@ def test_log_probabilities(tiny_fp32: Path) -> None:
         (["--fim", "f", "--at", "1"], "'1' is not LINE:COL"),
         (["--fim", "f", "--at", "1:-1"], "'1:-1' is not LINE:COL"),
         (["--fim", "f", "--at", "1:1", "--fim-suffix", "g"], "--fim excludes"),
-        (["--fim-prefix", "-", "--fim-suffix", "-"], "only one file"),
+        (["--fim-prefix", "-", "--fim-suffix", "-"], "only one text can be read from standard input"),
+        (["-", "--json-schema", "-"], "only one text can be read from standard input"),
+        (["--grammar", "-"], "PROMPT is missing: standard input is another option's"),
         (["x", "--fim-prefix", "f"], "--fim takes no PROMPT"),
         (["--fim-prefix", "f", "--chat"], "--fim and --chat"),
         (["--fim-prefix", "f", "--system", "s"], "--fim and --system"),
@@ -126,8 +128,21 @@ def test_log_probabilities(tiny_fp32: Path) -> None:
         (["x", "--logit-bias", "1=b"], "'1=b' is not ID=VALUE"),
         (["x", "--bench"], "--bench takes no PROMPT"),
         (["--bench", "--doctor"], "exclude one another"),
+        (["--bench", "--temperature", "1"], "--bench does not take --temperature"),
+        (["--bench", "--fim", "f", "--at", "1:1"], "--bench does not take --fim"),
+        (["--doctor", "--provider", "cpu"], "--doctor does not take --provider"),
+        (["x", "--draft", "d", "--speculate", "off"], "--draft and --speculate off exclude one another"),
+        (["x", "--draft", "d", "--speculate", "lookup"], "--draft and --speculate lookup exclude one another"),
+        (["x", "--nonsense"], "No such option '--nonsense'"),
+        (["x", "y"], "unexpected extra argument"),
+        (["x", "--max-new-tokens", "many"], "'many' is not a valid integer"),
         # the options' own values
         (["x", "--stop", ""], "stop"),
+        (["x", "--temperature", "inf"], "temperature must be 0 or above, found inf"),
+        (["x", "--top-k", "-3"], "top-k must be 1 or above, found -3"),
+        (["x", "--seed", str(10**30)], "seed must be 2^63 or below"),
+        (["x", "--logit-bias", "999999=1"], "logit-bias must be of token ids below 3072, found 999999"),
+        (["x", "--logprobs", "500", "--json"], "logprobs must be from 0 to 100, found 500"),
         (["x", "--min-new-tokens", "200"], "min-new-tokens"),
         (["x", "--min-p", "2"], "min-p"),
         (["x", "--repetition-penalty", "0"], "repetition-penalty"),
@@ -146,6 +161,46 @@ def test_refusals(arguments: list[str], phrase: str, tiny_fp32: Path) -> None:
     message = caught.value.format_message() if isinstance(caught.value, click.ClickException) else caught.value.message
     assert phrase in message
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"type": ', "Expecting value"),
+        (b"[1]", "it must be an object, found [1]"),
+        (b'{"unevaluatedProperties": false}', "unevaluatedProperties"),
+        (b'{"a": ' + b"[" * 5000, "maximum recursion depth"),
+        (b'{"title": "\xe9"}', "schema.json is not valid UTF-8 at byte 11"),
+    ],
+)
+def test_a_schema_that_cannot_be_used(content: bytes, reason: str, tiny_fp32: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    (tmp_path / "schema.json").write_bytes(content)
+    assert_error(gemma_run(tiny_fp32, "x", "--json-schema", "schema.json", cwd=tmp_path), 2, reason)
+
+
+def test_arguments_that_are_no_utf8(tiny_fp32: Path) -> None:
+    wrong = os.fsdecode(b"a\xff")
+    if len(wrong) != 2:
+        pytest.skip("this system's arguments are text")
+    assert_error(gemma_run(tiny_fp32, wrong), 2, "the prompt is not valid UTF-8 at character 1")
+    assert_error(gemma_run(tiny_fp32, "x", "--stop", wrong), 2, "a stop string is not valid UTF-8 at character 1")
+    assert_error(gemma_run(tiny_fp32, "x", "--regex", wrong), 2, "the regular expression cannot be used")
+
+
+def test_options_are_refused_before_the_folder_is_opened(tmp_path: Path) -> None:
+    for options in (("--stop", ""), ("--top-k", 0), ("--max-new-tokens", 0), ("--regex", "a", "--grammar", "g")):
+        assert_error(gemma_run(tmp_path / "none", "x", *options), 2)
+
+
+def test_a_draft_that_is_wrong_is_named(tiny_fp32: Path, tmp_path: Path) -> None:
+    assert_error(gemma_run(tiny_fp32, "x", "--draft", tmp_path / "none"), 3, "error: draft model: ", "does not exist")
+
+
+def test_greedy_samples_are_told_to_be_alike(tiny_fp32: Path) -> None:
+    alike = "warning: greedy samples are all alike"
+    assert alike in gemma_run(tiny_fp32, "x", "--samples", 2, "--max-new-tokens", 1).stderr
+    assert alike not in gemma_run(tiny_fp32, "x", "--samples", 2, "--top-k", 5, "--max-new-tokens", 1).stderr
 
 
 def test_a_prompt_is_missing(tiny_fp32: Path) -> None:

@@ -13,6 +13,7 @@ from gemma_runtime.decoding import Decoding
 from gemma_runtime.errors import PromptError
 from gemma_runtime.results import Completion, Piece
 from gemma_runtime.sampling import Sampling, TokenChooser
+from gemma_runtime.stop_text import StopText
 from gemma_runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class AnswerOptions:
     cancel: threading.Event | None = None
 
     def __post_init__(self) -> None:
+        # refuses what could never be found, before a model is opened
+        StopText(self.stops)
         _require(
             _whole(self.max_new_tokens) and self.max_new_tokens >= 1,
             "max-new-tokens",

@@ -8,8 +8,10 @@ activations are rounded to 8 bits by more). Where the best two tokens are close 
 position is run again alone and that decides. What earlier runs of several left in the cache stays, so where the best
 two are that close plain steps may still choose the other.
 
-Sampling: a guess x drawn from q is kept with probability min(1, p(x) / q(x)), otherwise a token is drawn from what p
-has in excess of q: the result is distributed as p (https://arxiv.org/abs/2211.17192, theorem in appendix A.1).
+Sampling: a guess from the text is kept where a plain draw gives it, one draw for each token, so that a seed's text is
+that of decoding without guesses. A guess x drawn from q is kept with probability min(1, p(x) / q(x)), otherwise a token
+is drawn from what p has in excess of q: the result is distributed as p (https://arxiv.org/abs/2211.17192, theorem in
+appendix A.1).
 """
 
 from __future__ import annotations

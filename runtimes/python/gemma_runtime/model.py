@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gemma_runtime.answer import Answer, AnswerOptions
 from gemma_runtime.chat import END_OF_TURN
 from gemma_runtime.chat_template import folds_system
-from gemma_runtime.errors import ManifestError, PromptError
+from gemma_runtime.errors import GemmaRuntimeError, ManifestError, PromptError
 from gemma_runtime.graph_choice import choose_provider
 from gemma_runtime.manifest import Manifest, read_manifest, verify_hashes, verify_structure
 from gemma_runtime.prompts import Prompt, prompt_ids
@@ -86,8 +86,9 @@ class Gemma:
             self.stop_ids = _stop_ids(directory, listed, self.manifest.vocab_size, self.tokenizer.find(END_OF_TURN))
             self._opened = opening.result()
         self._speculation = speculation
-        self._draft = None if draft is None else Gemma(draft, provider=provider, threads=threads, verify=verify)
-        if self._draft is not None:
+        self._draft: Gemma | None = None
+        if draft is not None:
+            self._draft = _open_draft(draft, provider=provider, threads=threads, verify=verify)
             _check_draft(self, self._draft)
 
     @property
@@ -218,6 +219,14 @@ class Conversation:
             drafter=self.model._drafter(chosen),
             busy=self._busy,
         )
+
+
+def _open_draft(draft: Path | str, *, provider: str, threads: int | None, verify: bool) -> Gemma:
+    try:
+        return Gemma(draft, provider=provider, threads=threads, verify=verify)
+    except GemmaRuntimeError as error:
+        # there are two folders: which one is wrong?
+        raise type(error)(f"draft model: {error.message}", hint=error.hint) from error
 
 
 def _check_draft(model: Gemma, draft: Gemma) -> None:

@@ -19,7 +19,7 @@ class StopText:
         stops: strings that end the text; none lets everything through.
 
     Raises:
-        PromptError: an empty stop string, or something that is no string.
+        PromptError: an empty stop string, one that is not valid UTF-8, or something that is no string.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
@@ -32,6 +32,13 @@ class StopText:
                     f"a stop string must be text of at least one character, found {found}",
                     hint="Leave it out, or name the text to stop at.",
                 )
+            try:
+                stop.encode("utf-8")
+            except UnicodeEncodeError as error:
+                # no text of a model's could ever contain it
+                raise PromptError(
+                    f"a stop string is not valid UTF-8 at character {error.start}", hint="Re-encode it."
+                ) from error
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
         self._found: str | None = None

@@ -1,5 +1,17 @@
 """The `gemma-run` command. Everything heavy is imported inside its functions, so that --help is instant."""
 
-from gemma_runtime.cli.command import cli, main
+from __future__ import annotations
 
-__all__ = ["cli", "main"]
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Entry point: runs the command and turns errors into messages and exit codes."""
+    try:
+        from gemma_runtime.cli.command import main as run
+    except KeyboardInterrupt:
+        # pressed before there was anything to interrupt
+        sys.exit(130)
+    run()

@@ -11,7 +11,14 @@ import click
 
 from gemma_runtime.cli.failures import report
 from gemma_runtime.cli.inputs import stdin_is_terminal
-from gemma_runtime.cli.options import Options, SectionedCommand, check_combinations, file_position, token_biases
+from gemma_runtime.cli.options import (
+    Options,
+    SectionedCommand,
+    check_combinations,
+    check_mode,
+    file_position,
+    token_biases,
+)
 from gemma_runtime.cli.output import ReaderGoneError, print_text
 from gemma_runtime.completion import SHELLS, exported_folders, print_script
 
@@ -126,6 +133,7 @@ def cli(context: click.Context, /, **values: Any) -> int:
     """
     options = Options(**values)
     check_combinations(options)
+    check_mode(context, options)
     if options.doctor:
         return _diagnose(options)
     if options.directory is None:

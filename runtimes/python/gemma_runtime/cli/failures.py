@@ -12,7 +12,7 @@ import traceback
 
 import click
 
-from gemma_runtime.cli.output import JSON_VERSION
+from gemma_runtime.cli.output import JSON_VERSION, notice
 from gemma_runtime.errors import GemmaRuntimeError
 
 __all__ = ["report"]
@@ -36,14 +36,14 @@ def report(error: BaseException) -> int:
     failure = _failure(error)
     if isinstance(error, KeyboardInterrupt):
         # the terminal has just shown ^C
-        click.echo(err=True)
+        notice("")
     if _asked("--debug"):
         traceback.print_exception(error)
     if _asked("--json"):
         # stdout may be what failed; stderr and the exit code still tell
         with contextlib.suppress(OSError):
             click.echo(json.dumps({"schema_version": JSON_VERSION, "error": dataclasses.asdict(failure)}, indent=2))
-    click.echo(f"error: {failure.message}\nhint: {failure.hint}", err=True)
+    notice(f"error: {failure.message}\nhint: {failure.hint}")
     return failure.exit_code
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from gemma_runtime.cli.inputs import read_file, read_prompt
 from gemma_runtime.cli.options import Options
 from gemma_runtime.cli.output import figures, notice, print_json, print_text
@@ -22,10 +24,14 @@ def run_prompt(options: Options) -> int:
 
     Raises:
         GemmaRuntimeError: any subclass.
+        click.UsageError: no PROMPT, and nothing that could be one.
     """
     from gemma_runtime.chat import Message
 
     typed = options.prompt
+    if typed is None and "-" in (options.json_schema, options.grammar):
+        # the prompt would have taken it all
+        raise click.UsageError("PROMPT is missing: standard input is another option's")
     text = read_prompt(asked=typed == "-") if typed is None or typed == "-" else typed
     settings = answer_settings(options)
     model = load_model(options)
@@ -68,6 +74,8 @@ def run_middle(options: Options) -> int:
 
 
 def _answer(model: Gemma, prompt: Prompt, settings: dict[str, Any], options: Options) -> None:
+    if options.samples > 1 and settings["sampling"].temperature == 0:
+        notice("warning: greedy samples are all alike; --temperature 0.7 gives others")
     if options.samples > 1:
         # several rows in each run of the model: they come together, not one after another
         for number, completion in enumerate(model.generate_many([prompt], samples=options.samples, **settings)):

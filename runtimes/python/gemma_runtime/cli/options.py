@@ -7,8 +7,17 @@ import re
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
-__all__ = ["Options", "SectionedCommand", "check_combinations", "file_position", "token_biases", "unescaped"]
+__all__ = [
+    "Options",
+    "SectionedCommand",
+    "check_combinations",
+    "check_mode",
+    "file_position",
+    "token_biases",
+    "unescaped",
+]
 
 # section of --help: parameters in their order there; what is named nowhere comes last
 _SECTIONS = {
@@ -37,6 +46,8 @@ _SECTIONS = {
     "Chat and code": ("chat", "system", "no_history", "fim", "at", "fim_prefix", "fim_suffix"),
     "Machine": ("provider", "cuda_graphs", "threads", "draft", "speculate", "verify"),
 }
+# what generates nothing, and the options that mean something there
+_MODES = {"bench": {"provider", "threads", "as_json"}, "doctor": {"as_json"}}
 _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
 
 
@@ -103,7 +114,7 @@ def check_combinations(options: Options) -> None:
             options.fim is not None and (options.fim_prefix is not None or options.fim_suffix is not None),
             "--fim excludes --fim-prefix and --fim-suffix",
         ),
-        (options.fim_prefix == options.fim_suffix == "-", "only one file can be read from standard input"),
+        (_readers_of_stdin(options) > 1, "only one text can be read from standard input"),
         (options.fills_middle and given, "--fim takes no PROMPT"),
         (options.fills_middle and bool(options.chat), "--fim and --chat exclude one another"),
         (options.system is not None and options.fills_middle, "--fim and --system exclude one another"),
@@ -114,10 +125,35 @@ def check_combinations(options: Options) -> None:
         ),
         (options.samples < 1, f"--samples must be 1 or above, found {options.samples}"),
         (options.logprobs is not None and not options.as_json, "--logprobs needs --json"),
+        (
+            options.draft is not None and options.speculate != "auto",
+            f"--draft and --speculate {options.speculate} exclude one another",
+        ),
     )
     for broken, message in rules:
         if broken:
             raise click.UsageError(message)
+
+
+def _readers_of_stdin(options: Options) -> int:
+    files = options.prompt, options.fim_prefix, options.fim_suffix, options.json_schema, options.grammar
+    return files.count("-")
+
+
+def check_mode(context: click.Context, options: Options) -> None:
+    """Refuses options that --bench or --doctor would pass over.
+
+    Raises:
+        click.UsageError: there is one.
+    """
+    for mode, used in _MODES.items():
+        if not getattr(options, mode):
+            continue
+        for parameter in context.command.params:
+            name = parameter.name or ""
+            given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+            if given and isinstance(parameter, click.Option) and name not in {*used, mode, "debug"}:
+                raise click.UsageError(f"--{mode} does not take {parameter.opts[0]}")
 
 
 def unescaped(text: str) -> str:

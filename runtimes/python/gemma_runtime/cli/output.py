@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from typing import TYPE_CHECKING
@@ -34,8 +35,9 @@ def print_text(text: str, *, newline: bool = True) -> None:
 
 
 def notice(text: str) -> None:
-    """What is not part of the answer: on stderr."""
-    click.echo(text, err=True)
+    """What is not part of the answer: on stderr, if that takes it; the answer and the exit code count."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
 
 
 def print_json(completion: Completion) -> None:

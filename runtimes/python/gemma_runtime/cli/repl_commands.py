@@ -14,7 +14,7 @@ from gemma_runtime.errors import PromptError
 if TYPE_CHECKING:
     from gemma_runtime.cli.repl import Session
 
-__all__ = ["LeaveError", "run_command"]
+__all__ = ["LeaveError", "command_names", "run_command"]
 
 _BLOCK_END = "/end"
 
@@ -53,6 +53,11 @@ def run_command(session: Session, line: str) -> None:
         wanted = f"one argument: {command.argument}" if command.argument else "no argument"
         raise PromptError(f"{name} takes {wanted}", hint="/help lists the commands.")
     command.run(session, argument)
+
+
+def command_names() -> tuple[str, ...]:
+    """All of them, in the order of /help."""
+    return tuple(_COMMANDS)
 
 
 def _help(session: Session, argument: str) -> None:

@@ -138,7 +138,7 @@ class TokenChooser:
         Args:
             logits: float32 [vocab_size], not modified.
             guess: kept with probability min(1, p/q), otherwise replaced: see `gemma_runtime.sampling.distribution`.
-            drawn_from: q; the guess with certainty if not given.
+            drawn_from: q; if not given the guess is what it is, and kept where `choose` gives it.
 
         Returns:
             The token, and whether the guess was kept: a replacement may be the same token.
@@ -146,14 +146,15 @@ class TokenChooser:
         Raises:
             PromptError, ModelOutputError: see `choose`.
         """
-        if self.greedy:
+        if self.greedy or drawn_from is None:
+            # Of a guess that was not drawn, q is 1: a plain draw equals it with probability p, just as often. With one
+            # draw a token a seed's text is the same whether something was guessed, which the clock decides, or not.
             token = self.choose(logits)
             return token, token == guess
         target = self.distribution(logits)
-        draft = certain(guess) if drawn_from is None else drawn_from
-        if self.generator.random() * draft.probability(guess) < target.probability(guess):
+        if self.generator.random() * drawn_from.probability(guess) < target.probability(guess):
             return guess, True
-        return self.draw(residual(target, draft)), False
+        return self.draw(residual(target, drawn_from)), False
 
     def margin(self, logits: npt.NDArray[np.float32]) -> float:
         """By how much the most likely token's logit exceeds the next one's, everything but the temperature applied.
