@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from code_prompts import prompts
@@ -40,6 +41,38 @@ def test_eight_threads_at_once(name: str, request: pytest.FixtureRequest) -> Non
         thread.join()
     assert len(found) == 64
     assert [key for key, tokens in found.items() if tokens != expected[key[1]]] == []
+
+
+class Watched:
+    """A session that knows how many runs it has had at once."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._running, self.runs, self.most = 0, 0, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self._running += 1
+        self.runs, self.most = self.runs + 1, max(self.most, self._running)
+        self._session.run_with_iobinding(binding)
+        self._running -= 1
+
+
+@pytest.mark.timeout(120)
+def test_memory_of_one_run_whatever_the_number_of_threads(plain: Gemma, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(plain._opened._session)
+    monkeypatch.setattr(plain._opened, "_session", watched)
+    threads = [
+        threading.Thread(target=plain.generate, args=("x = 1\n" * 50,), kwargs={"max_new_tokens": 20}) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert watched.runs >= 8 * 5
+    assert watched.most == 1
 
 
 _MEASURE = """

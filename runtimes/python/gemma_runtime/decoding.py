@@ -5,8 +5,8 @@ by choosing, at its place, as if there had been none; the first guess that is no
 
 Greedy decoding: kernels add up in another order for several rows than for one, so logits differ by rounding (and where
 activations are rounded to 8 bits by more). Where the best two tokens are close enough for that to turn them around, the
-position is run again alone and that decides. Keys and values that earlier runs of several left in the cache stay, so
-where the best two are that close plain steps may still choose the other.
+position is run again alone and that decides. What earlier runs of several left in the cache stays, so where the best
+two are that close plain steps may still choose the other.
 
 Sampling: a guess from the text is kept where a plain draw gives it, one draw for each token, so that a seed's text is
 that of decoding without guesses. A guess x drawn from q is kept with probability min(1, p(x) / q(x)), otherwise a token

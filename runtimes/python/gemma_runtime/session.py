@@ -97,9 +97,9 @@ class OpenedGraph:
 
         Always true before there are enough comparisons.
         """
-        # two logits may each be off by the difference
-        largest = max(self.kernel_difference, self._expected_difference)
-        return self.comparisons < _COMPARISONS or margin <= 2 * largest
+        # two logits may each be off by the largest difference seen
+        largest = max(2 * self.kernel_difference, self._expected_difference)
+        return self.comparisons < _COMPARISONS or margin <= largest
 
     @property
     def chunked(self) -> bool:

@@ -99,8 +99,8 @@ def test_kernels_that_round_activations(plain_int4: Gemma, looking_up_int4: Gemm
     assert max(margins, default=0.0) < largest
     assert len(margins) <= 10
     assert compared.total("accepted") > 1000
-    # far more than a bound from the first comparison would find, far fewer than all
-    assert 100 < compared.total("rechecked") < 1000
+    # far more than a bound from the first comparisons would find, far fewer than all
+    assert 50 < compared.total("rechecked") < 500
 
 
 def test_a_run_of_one_decides_what_a_run_of_several_cannot(
