@@ -207,7 +207,7 @@ class _Batch:
 
     def _make_room(self, tokens: int) -> None:
         if tokens > self._state.capacity:
-            capacity = min(self._opened.context_length, max(tokens, 2 * self._state.capacity))
+            capacity = min(self._opened.context_length, max(tokens, self._state.capacity * 3 // 2))
             self._state.grow(capacity, self._state.capacity)
 
 

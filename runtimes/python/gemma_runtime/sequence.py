@@ -18,11 +18,11 @@ __all__ = ["Logits", "TokenSequence"]
 # float32 [positions, vocab_size]
 Logits: TypeAlias = "npt.NDArray[np.float32]"
 
-# A prompt goes through in parts: kernels are as fast as they get from about 128 rows on, and a part's activations
-# (the feed-forward width of a 7B is 24,576) stay near 100 MB whatever the prompt's length.
-PREFILL_TOKENS = 512
-# A cache starts with room for this many tokens beyond what is known to come, and doubles: copying it costs less than
-# one step, and a full context of a 2B (302 MB in float32) is only there where it is used.
+# A prompt goes through in parts, which bounds the memory of activations and attention scores. A 2B in 4 bits on two
+# cores read 4,096 tokens at 79, 81 and 78 tokens/s in parts of 512, 256 and 128, with peaks of 1.96, 1.84, 1.79 GiB.
+PREFILL_TOKENS = 256
+# A cache is a multiple of this many tokens, and grows by half: copying it costs less than one step, and a full context
+# of a 2B (302 MB in float32) is only there where it is used.
 _ROOM = 256
 
 
@@ -70,7 +70,7 @@ class TokenSequence:
                 hint="Give all tokens of a prompt in one step, or use a folder of --target ort.",
             )
         if total > self.state.capacity:
-            self.state.grow(self._rounded(max(total, 2 * self.state.capacity)), len(self.tokens))
+            self.state.grow(self._rounded(max(total, self.state.capacity * 3 // 2)), len(self.tokens))
         if len(ids) == 1 and self.tokens and self.opened.static is not None:
             return self._static_step(ids[0], self.opened.static)
         self._binding.bind_cpu_input("input_ids", np.asarray([ids], np.int64))

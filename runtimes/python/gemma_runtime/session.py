@@ -189,6 +189,8 @@ def _check_provider(onnxruntime: Any, manifest: Manifest, provider: str) -> None
 def _options(onnxruntime: Any, threads: int, profile: Path | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # The arena keeps what a long prompt once took: 140 MB more behind 2,048 tokens of a 2B in 4 bits, and no faster.
+    options.enable_cpu_mem_arena = False
     # warnings of the graph optimiser are not for users; errors become exceptions
     options.log_severity_level = 3
     if profile is not None:
