@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from gemma_runtime.answer_text import AnswerText
@@ -25,6 +26,8 @@ __all__ = ["Answer", "AnswerOptions"]
 
 # more alternatives than any reader wants, and few enough to sort each step
 _MOST_LOGPROBS = 100
+# what tells a right object from a wrong one
+_METHODS = {"sampling": "generator", "constraint": "matcher", "cancel": "is_set"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,8 +55,15 @@ class AnswerOptions:
     cancel: threading.Event | None = None
 
     def __post_init__(self) -> None:
+        # kept as they are now: an iterator could be gone through only once
+        _require(isinstance(self.stop, Iterable), "stop", "strings", self.stop)
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        object.__setattr__(self, "stop_ids", frozenset(self.stop_ids))
         # refuses what could never be found, before a model is opened
         StopText(self.stops)
+        for name in ("sampling", "constraint", "cancel"):
+            value, method = getattr(self, name), _METHODS[name]
+            _require(value is None or hasattr(value, method), name, f"an object with {method}()", value)
         _require(
             _whole(self.max_new_tokens) and self.max_new_tokens >= 1,
             "max-new-tokens",
@@ -76,7 +86,7 @@ class AnswerOptions:
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings, one or several."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return tuple(self.stop)
 
     def room(self, prompt_tokens: int, context_length: int) -> tuple[int, str]:
         """Tokens at most, and the reason for ending there."""
@@ -100,6 +110,8 @@ class AnswerOptions:
             vocab_size: logits of a row.
         """
         ends = self.all_stop_ids(stop_ids)
+        for token in ends:
+            _require(_whole(token) and 0 <= token < vocab_size, "stop-ids", f"ids from 0 to {vocab_size - 1}", token)
         return TokenChooser(
             self.sampling or Sampling(),
             vocab_size=vocab_size,
@@ -113,7 +125,7 @@ class AnswerOptions:
 
 
 def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _require(holds: bool, name: str, expected: str, found: object) -> None:
@@ -162,7 +174,8 @@ class Answer:
     @property
     def completion(self) -> Completion:
         """The whole, once `pieces` has been gone through or left."""
-        assert self._completion is not None, "ask for it after pieces()"
+        if self._completion is None:
+            raise PromptError("the answer has not been given yet", hint="Go through pieces(), or call finish().")
         return self._completion
 
     def finish(self) -> Completion:
@@ -178,6 +191,8 @@ class Answer:
             PromptError: the conversation is giving another answer, or no token is left to choose from.
             ModelOutputError: logits that are NaN or infinite.
         """
+        if self._completion is not None:
+            raise PromptError("this answer has been given", hint="Ask for another: model.answer(...).")
         if not self._busy.acquire(blocking=False):
             raise PromptError(
                 "this conversation is giving another answer",
@@ -197,8 +212,11 @@ class Answer:
                 yield rest
         finally:
             steps.close()
+            # what was held back when the answer is left early
+            self._text.flush()
             self._completion = self._text.complete(
                 {"length": self._full}.get(reason, reason),
+                stop_token=self._decoding.stop_token,
                 tokens=self._decoding.tokens,
                 prompt_tokens=len(self._prompt),
                 cached_tokens=self._decoding.cached_tokens,

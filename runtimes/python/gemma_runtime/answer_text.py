@@ -48,6 +48,7 @@ class AnswerText:
         self,
         reason: str,
         *,
+        stop_token: bool,
         tokens: Sequence[int],
         prompt_tokens: int,
         cached_tokens: int,
@@ -59,6 +60,7 @@ class AnswerText:
 
         Args:
             reason: see Completion; a stop string that was found is a reason of its own.
+            stop_token: whether a run chose one, which is not among the tokens.
             tokens: of the answer.
             prompt_tokens, cached_tokens: see Completion.
             first_token_seconds: until the first token was chosen.
@@ -66,8 +68,7 @@ class AnswerText:
             speculation: what guessing did.
         """
         decoded = seconds - first_token_seconds
-        # the last run gives no token where a stop token ends the text
-        made = len(tokens) - (reason != "stop")
+        made = len(tokens) - (not stop_token)
         read = prompt_tokens - cached_tokens
         return Completion(
             text="".join(self._parts),

@@ -38,6 +38,8 @@ def generate_many(
     for name, value in (("samples", samples), ("batch-size", batch_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise PromptError(f"{name} must be 1 or above, found {value}", hint="See gemma-run --help.")
+    if isinstance(prompts, str):
+        raise PromptError("prompts are several, found one text", hint="Put it into a list.")
     sampling = options.sampling or Sampling()
     jobs = [
         _Job(ids=ids, options=dataclasses.replace(options, sampling=_seeded(sampling, number)))
@@ -93,7 +95,7 @@ class _Row:
         token = self._chooser.choose(logits)
         self._first = self._first or time.perf_counter() - self._began
         if token in self._stop_ids:
-            self.end("stop")
+            self.end("stop", stop_token=True)
             return
         logprob = self._chooser.logprob(logits, token) if self._job.options.logprobs is not None else None
         self._chooser.accept(token)
@@ -104,11 +106,12 @@ class _Row:
         elif len(self.tokens) == self._room:
             self.end(self._full)
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, *, stop_token: bool = False) -> None:
         """Makes the completion."""
         self._text.flush()
         self.completion = self._text.complete(
             reason,
+            stop_token=stop_token,
             tokens=self.tokens,
             prompt_tokens=len(self._job.ids),
             cached_tokens=self.cached_tokens,
@@ -163,9 +166,13 @@ class _Batch:
 
     def _read(self, row: _Row, job: _Job) -> None:
         row.cached_tokens = self._reader.keep_prefix_of(job.ids)
-        logits = self._reader.extend(job.ids[row.cached_tokens :])
-        assert logits is not None
-        row.take(logits[-1])
+        cancel = job.options.cancel
+        stopped = (lambda: False) if cancel is None else cancel.is_set
+        logits = self._reader.extend(job.ids[row.cached_tokens :], stopped)
+        if logits is None:
+            row.end("cancelled")
+        else:
+            row.take(logits[-1])
 
     def _add(self, row: _Row) -> None:
         self._make_room(row.length + 1)

@@ -10,7 +10,6 @@ from gemma_runtime.chat import Message, chat_ids, read_messages, turn_ids
 from gemma_runtime.errors import PromptError
 
 if TYPE_CHECKING:
-    from gemma_runtime.answer import Answer
     from gemma_runtime.model import Gemma
     from gemma_runtime.results import Completion, Piece
 
@@ -46,6 +45,7 @@ class Chat:
         self._conversation = model.conversation()
         self._exchanges: list[_Exchange] = []
         self._system = ""
+        self._answering = False
         # of the last answer that came to an end
         self.completion: Completion | None = None
         self.set_system(system)
@@ -79,15 +79,18 @@ class Chat:
 
         An answer that is left early, or cancelled, is kept as far as it came, if it began.
         """
-        prompt = self._prompt(text)
-        return self._pieces(text, prompt, self._conversation.answer(prompt, **options))
+        # refused at once; the prompt itself is made when the answer begins, of what was said until then
+        self._conversation.answer(self._prompt(text), **options)
+        return self._pieces(text, options)
 
     def undo(self) -> str | None:
         """Takes the last exchange away and returns what the user said; None where there is none."""
+        self._require_rest()
         return self._exchanges.pop().user if self._exchanges else None
 
     def reset(self) -> None:
         """Forgets every exchange; the system's message stays."""
+        self._require_rest()
         self._exchanges.clear()
 
     def set_system(self, text: str) -> None:
@@ -96,6 +99,7 @@ class Chat:
         Raises:
             PromptError: this model has no chat, or no system role.
         """
+        self._require_rest()
         system = [Message(role="system", content=text)] if text else []
         self._rendered([*system, Message(role="user", content="x")])
         self._system = text
@@ -107,6 +111,7 @@ class Chat:
         Raises:
             PromptError: messages that this model's turns cannot hold, or no answer at the end.
         """
+        self._require_rest()
         read = read_messages(messages)
         self._rendered(read)
         system = read[0].content if read[0].role == "system" else ""
@@ -125,12 +130,22 @@ class Chat:
             return [*held, *turn_ids(self._model.tokenizer, text, first=False, escape=self._escape)]
         return self._rendered([*self.messages, Message(role="user", content=text)])
 
-    def _pieces(self, text: str, prompt: list[int], answer: Answer) -> Iterator[Piece]:
+    def _require_rest(self) -> None:
+        if self._answering:
+            raise PromptError("this chat is giving an answer", hint="Go through the answer, or close it, first.")
+
+    def _pieces(self, text: str, options: dict[str, Any]) -> Iterator[Piece]:
+        self._require_rest()
+        prompt = self._prompt(text)
+        answer = self._conversation.answer(prompt, **options)
+        self._answering = True
         try:
             yield from answer.pieces()
         except GeneratorExit:
             self._keep(text, prompt, answer.completion)
             raise
+        finally:
+            self._answering = False
         self._keep(text, prompt, answer.completion)
 
     def _keep(self, text: str, prompt: list[int], completion: Completion) -> None:

@@ -28,6 +28,8 @@ __all__ = ["Constraint", "ConstraintState"]
 _JSON_WHITESPACE = " |\\n[ ]{0,40}"
 # compiled grammars that a tokenizer keeps; one takes up to some megabytes
 _KEPT = 32
+# vocabularies, one for each set of stop tokens: some ten megabytes for 256,000 pieces
+_KEPT_VOCABULARIES = 4
 _REASON_LENGTH = 300
 
 
@@ -217,6 +219,9 @@ class _Compiled:
         if eos_ids not in self._vocabularies:
             wrapper = llguidance.TokenizerWrapper(_Vocabulary(tokenizer, eos_ids))
             self._vocabularies[eos_ids] = llguidance.LLTokenizer(wrapper, eos_token=list(eos_ids))
+            while len(self._vocabularies) > _KEPT_VOCABULARIES:
+                # the oldest; grammars made with it keep it
+                del self._vocabularies[next(iter(self._vocabularies))]
         limits = llguidance.LLParserLimits(verbose_errors=False)
         try:
             grammar = constraint.grammar(llguidance.LLMatcher)

@@ -77,6 +77,8 @@ class Decoding:
         self.tokens: list[int] = []
         # "stop", "length" or "cancelled"; None while it runs
         self.finish_reason: str | None = None
+        # whether a stop token ended it
+        self.stop_token = False
         self.cached_tokens = 0
         # from the start until the first token was chosen
         self.prefill_seconds = 0.0
@@ -150,7 +152,7 @@ class Decoding:
                 row, alone = self._settled(row, text)
             token, accepted = self._next(row, draft, index)
             if token in self._stop_ids:
-                self.finish_reason = "stop"
+                self.finish_reason, self.stop_token = "stop", True
                 return
             logprob = self._chooser.logprob(row, token) if self._logprobs else None
             self._chooser.accept(token)

@@ -48,6 +48,10 @@ def graph_for(manifest: Manifest, installed: tuple[int, ...]) -> Graph:
 def choose_provider(manifest: Manifest, wanted: str) -> tuple[str, str]:
     """The provider that "auto" means here, and why it is that one; any other word is itself."""
     if wanted != "auto":
+        if wanted not in PROVIDERS:
+            raise ProviderError(
+                f"no provider {wanted!r}, there are auto, {', '.join(PROVIDERS)}", hint="Leave it out for the CPU."
+            )
         return wanted, "asked for"
     runs_on = f"this folder ({manifest.target}, {manifest.precision.name}) runs on {' and '.join(manifest.providers)}"
     others = [name for name in manifest.providers if name not in ("cuda", "directml")]

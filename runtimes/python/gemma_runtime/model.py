@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,7 @@ class Gemma:
                 f"speculation must be one of {', '.join(_SPECULATION)}, found {speculation!r}",
                 hint="Leave it out for the default.",
             )
-        if threads is not None and not 1 <= threads <= 1024:
+        if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
             raise PromptError(f"threads must be from 1 to 1024, found {threads}", hint="Leave it out for the default.")
         directory = Path(directory)
         self.manifest: Manifest = read_manifest(directory)
@@ -163,8 +163,8 @@ class Gemma:
         """An empty sequence of the graph, for callers with a loop of their own."""
         return TokenSequence(self._opened, capacity)
 
-    def _drafter(self, options: AnswerOptions) -> Drafter | None:
-        """What guesses ahead for one conversation."""
+    def _drafter(self, options: AnswerOptions, draft_sequence: Callable[[Gemma], TokenSequence]) -> Drafter | None:
+        """What guesses ahead for one answer; the smaller model's sequence is the conversation's."""
         if self._speculation == "off" or not self._opened.chunked or self._opened.positions == 1:
             return None
         from gemma_runtime.sampling import Sampling, TokenChooser
@@ -179,7 +179,8 @@ class Gemma:
         chooser = TokenChooser(sampling, vocab_size=vocab_size, prompt_ids=(), allowed_size=self.tokenizer.size)
         # a guess is a step of the smaller model, which reads that much less
         cost += self._draft.manifest.weight_bytes / self.manifest.weight_bytes
-        return DraftModel(self._draft.sequence(), chooser, DraftLength(cost, most=most))
+        stopped = (lambda: False) if options.cancel is None else options.cancel.is_set
+        return DraftModel(draft_sequence(self._draft), chooser, DraftLength(cost, most=most), stopped)
 
 
 class Conversation:
@@ -191,6 +192,7 @@ class Conversation:
     def __init__(self, model: Gemma) -> None:
         self.model = model
         self._sequence: TokenSequence | None = None
+        self._guessing: TokenSequence | None = None
         self._busy = threading.Lock()
 
     @property
@@ -218,9 +220,14 @@ class Conversation:
             chosen,
             tokenizer=self.model.tokenizer,
             stop_ids=self.model.stop_ids,
-            drafter=self.model._drafter(chosen),
+            drafter=self.model._drafter(chosen, self._draft_sequence),
             busy=self._busy,
         )
+
+    def _draft_sequence(self, draft: Gemma) -> TokenSequence:
+        if self._guessing is None:
+            self._guessing = draft.sequence()
+        return self._guessing
 
 
 def _open_draft(draft: Path | str, *, provider: str, threads: int | None, verify: bool) -> Gemma:

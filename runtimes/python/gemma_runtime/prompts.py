@@ -35,6 +35,8 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, manifest: Manifest, *, fold
         if not prompt:
             raise PromptError("the prompt is empty", hint="Give a text to continue.")
         ids = tokenizer.encode(_encodable(prompt))
+    elif isinstance(prompt, (bytes, bytearray, memoryview)):
+        raise PromptError("a prompt is text, found bytes", hint="Decode them: prompt.decode().")
     elif not isinstance(prompt, Sequence) or len(prompt) == 0:
         raise PromptError(
             f"a prompt is a text, messages or token ids, found {type(prompt).__name__}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -43,6 +44,8 @@ class TokenSequence:
         self._mask = np.ones((1, opened.context_length), np.int64)
         self._logits: Buffer | None = None
         self._static: StaticDecoder | None = None
+        # gives a captured graph back, at the latest when the sequence is forgotten
+        self._released: weakref.finalize[..., TokenSequence] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -81,21 +84,23 @@ class TokenSequence:
         self.opened.run(self._binding)
         self.state.advance(self._binding, total)
         self.tokens.extend(ids)
-        rows: Logits = logits.float32().reshape(-1, self.opened.vocab_size)[:positions]
-        return rows
+        # only what this step has written: of fewer positions than the buffer holds no others are widened
+        written = logits.memory.reshape(-1)[: positions * self.opened.vocab_size]
+        return self.opened.element.to_float32(written).reshape(positions, -1)
 
     def _static_step(self, token: int, static: StaticGraph) -> Logits:
         assert isinstance(self.state, InPlaceState)
         with self.opened.lock:
             if self._static is None or self._static.capacity != self.state.capacity:
                 # other addresses need a capture of their own
-                if self._static is not None:
-                    self._static.release()
+                if self._released is not None:
+                    self._released()
                 buffers = [
                     StateBuffer(past=past, present=present, value=buffer.value)
                     for past, present, buffer in self.state.named()
                 ]
                 self._static = static.decoder(buffers, capacity=self.state.capacity, length=len(self.tokens))
+                self._released = weakref.finalize(self, self._static.release)
             elif self._static.length != len(self.tokens):
                 self._static.set_length(len(self.tokens))
             logits = self._static.step(token)

@@ -86,6 +86,7 @@ def _undo(session: Session, argument: str) -> None:
 
 def _regenerate(session: Session, argument: str) -> None:
     text = session.last_text
+    before = () if session.chat is None else session.chat.messages
     if session.chat is not None:
         said = [each.content for each in session.chat.messages if each.role == "user"]
         # a text whose answer was cancelled before it began is not among what was said
@@ -97,7 +98,12 @@ def _regenerate(session: Session, argument: str) -> None:
     if sampling.temperature == 0:
         notice("(greedy: the same again; /temperature 0.7 gives others)")
     session.settings["sampling"] = dataclasses.replace(sampling, seed=sampling.seed + 1)
-    session.say(text)
+    try:
+        session.say(text)
+    finally:
+        if session.chat is not None and len(session.chat.messages) < len(before):
+            # no other answer came: the old one stays
+            session.chat.load(before)
 
 
 def _temperature(session: Session, argument: str) -> None:

@@ -213,6 +213,11 @@ class TokenChooser:
         self._penalties.apply(self._buffer, ban_stops=ban_stops)
         if self._constraint is not None:
             self._constraint.mask(self._buffer)
+            if ban_stops and self._buffer.max() == -np.inf:
+                # nothing but the end fits
+                np.copyto(self._buffer, allowed)
+                self._penalties.apply(self._buffer, ban_stops=False)
+                self._constraint.mask(self._buffer)
         return self._buffer
 
     def _most_likely(self, processed: npt.NDArray[np.float32]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,10 +27,17 @@ class DraftModel:
         sequence: of the smaller model's graph.
         chooser: how its guesses are drawn: greedily for greedy decoding, otherwise from its own distribution.
         length: how many guesses pay.
+        stopped: asked while a prompt is read: when true there are no guesses.
     """
 
-    def __init__(self, sequence: TokenSequence, chooser: TokenChooser, length: DraftLength) -> None:
-        self._sequence, self._chooser, self._length = sequence, chooser, length
+    def __init__(
+        self,
+        sequence: TokenSequence,
+        chooser: TokenChooser,
+        length: DraftLength,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._sequence, self._chooser, self._length, self._stopped = sequence, chooser, length, stopped
         # tokens that were looked at, and whether the smaller model has rows for all of them
         self._seen, self._readable = 0, True
 
@@ -43,7 +50,7 @@ class DraftModel:
         if not count:
             return NO_DRAFT
         kept = self._sequence.keep_prefix_of(tokens)
-        logits = self._sequence.extend(tokens[kept:])
+        logits = self._sequence.extend(tokens[kept:], self._stopped)
         guesses, distributions = [], []
         while logits is not None:
             if not np.isfinite(logits[-1]).all():
