@@ -13,16 +13,22 @@ from gemma_runtime.bench.memory import Resident, resident_memory
 
 
 def test_memory_that_is_touched_shows() -> None:
-    before = resident_memory()
-    held = bytearray(os.urandom(1)) * (64 << 20)
-    after = resident_memory()
-    assert after.peak is not None
-    assert after.peak >= len(held)
-    if sys.platform in ("linux", "win32"):
+    grown = []
+    # a system that is short of memory may take other pages of this process back in the same moment
+    for _ in range(3):
+        before = resident_memory()
+        held = os.urandom(64 << 20)
+        after = resident_memory()
+        assert after.peak is not None
+        assert after.peak >= len(held)
+        if sys.platform not in ("linux", "win32"):
+            return
         assert before.now is not None
         assert after.now is not None
-        assert after.now - before.now > 60 << 20
         assert after.peak >= after.now
+        grown.append(after.now - before.now)
+        del held
+    assert max(grown) > 60 << 20
 
 
 def test_linux(tmp_path: Path) -> None:
