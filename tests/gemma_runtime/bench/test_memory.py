@@ -11,7 +11,6 @@ import pytest
 from gemma_runtime.bench import memory
 from gemma_runtime.bench.memory import Resident, resident_memory
 
-
 # in a process of its own: one that has run for a while gives out memory that it holds already
 _TOUCH = """
 import os
