@@ -19,8 +19,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems h
 MIB = 1 << 20
 
 
-# The harness in a process as small as a benchmark's: what it starts inherits its peak (benchmarks/harness/memory.py),
-# and that of a test process that has run models would hide the peaks here.
+# The harness in a process as small as a benchmark's: whatever is started inherits its starter's peak
+# (benchmarks/harness/memory.py), and that of a test process that has run models would hide the peaks here. A shell
+# between the two inherits it instead.
 _SMALL = """
 import dataclasses, json, os, sys
 from pathlib import Path
@@ -35,7 +36,7 @@ print(json.dumps(dataclasses.asdict(result)))
 
 def measure(code: str, root: Path) -> ProcessResult:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", _SMALL, code, str(root)]
+    command = ["sh", "-c", '"$0" "$@"; exit $?', sys.executable, "-c", _SMALL, code, str(root)]
     told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     return ProcessResult(**json.loads(told))
 

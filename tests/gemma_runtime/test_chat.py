@@ -11,7 +11,7 @@ import pytest
 import transformers
 
 from gemma_export.consumers.chat_template import GEMMA_CHAT_TEMPLATE
-from gemma_runtime.chat import Message, chat_ids, chat_prompt, chat_text, read_messages, turn_ids
+from gemma_runtime.chat import Message, chat_ids, chat_text, read_messages, turn_ids
 from gemma_runtime.chat_template import folds_system
 from gemma_runtime.errors import ManifestError, PromptError
 from gemma_runtime.tokenizer import Tokenizer, load_tokenizer
@@ -164,7 +164,8 @@ def test_an_answer_of_nothing_keeps_the_conversation(tokenizer: Tokenizer, refer
 
 
 def test_one_prompt(tokenizer: Tokenizer) -> None:
-    assert chat_prompt(tokenizer, " Hi\n") == "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n"
+    text = chat_text([Message(role="user", content=" Hi\n")], tokenizer=tokenizer)
+    assert text == "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n"
 
 
 USER, MODEL = {"role": "user", "content": "Hi"}, {"role": "model", "content": "Hello"}

@@ -221,5 +221,5 @@ def test_no_silent_fallback(pair: Pair) -> None:
 
 
 def test_a_graph_that_does_not_load(pair: Pair, tmp_path: Path) -> None:
-    with pytest.raises(ProviderError, match=r"cannot load model_fp16_static\.onnx on cpu"):
+    with pytest.raises(ProviderError, match=r"cannot load onnx/model_fp16_static\.onnx on cpu"):
         static_graph(tmp_path, pair.manifest)

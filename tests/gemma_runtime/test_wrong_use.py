@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 
 from gemma_runtime import Constraint, Gemma, Sampling
+from gemma_runtime.cli.line_input import LineInput
+from gemma_runtime.cli.repl import Session
+from gemma_runtime.cli.repl_commands import run_command
 from gemma_runtime.constraints import _KEPT_VOCABULARIES, _VOCABULARIES
+from gemma_runtime.element_types import ElementType
 from gemma_runtime.errors import PromptError, ProviderError
 from gemma_runtime.speculation.draft_model import DraftModel
 from gemma_runtime.static_decode import StaticDecoder
@@ -76,11 +80,16 @@ def test_an_answer_is_given_once(model: Gemma) -> None:
 
 
 def test_an_answer_left_early_has_the_text_of_its_tokens(model: Gemma) -> None:
-    answer = model.answer(PROMPT, max_new_tokens=30, stop=["\n    \n"])
+    # its beginning is held back: it could be the stop string's
+    answer = model.answer(PROMPT, max_new_tokens=30, stop=["\n\nnever"])
     pieces = answer.pieces()
-    for _ in range(4):
-        next(pieces)
+    shown = ""
+    for piece in pieces:
+        shown += piece.text
+        if piece.token_id is not None and model.tokenizer.decode([piece.token_id]) == "\n\n":
+            break
     pieces.close()
+    assert answer.completion.text == shown + "\n\n"
     assert answer.completion.finish_reason == "cancelled"
     assert answer.completion.text == model.tokenizer.decode(answer.completion.token_ids)
 
@@ -176,3 +185,34 @@ def test_sampling_leaves_no_token(model: Gemma) -> None:
     banned = Sampling(logit_bias=dict.fromkeys(range(3072), -np.inf))
     with pytest.raises(PromptError, match="leave no token"):
         model.generate(PROMPT, sampling=banned)
+
+
+def test_regenerating_in_vain_keeps_the_old_answer(model: Gemma, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"min_new_tokens": 4, "max_new_tokens": 6, "sampling": Sampling()}
+    session = Session(model, settings, chat=model.chat(), lines=LineInput(None))
+    session.say("Hi")
+    assert session.chat is not None
+    before = session.chat.messages
+    settings["max_new_tokens"] = 0
+    with pytest.raises(PromptError, match="max-new-tokens"):
+        run_command(session, "/regenerate")
+    assert session.chat.messages == before
+    settings["max_new_tokens"] = 8
+    run_command(session, "/regenerate")
+    assert len(session.chat.messages) == 2
+    assert session.chat.messages != before
+
+
+def test_only_the_logits_of_a_step_are_widened(tiny_fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    widen = ElementType.to_float32
+
+    def counted(self: ElementType, array: Any) -> Any:
+        sizes.append(array.size)
+        return widen(self, array)
+
+    monkeypatch.setattr(ElementType, "to_float32", counted)
+    sequence = Gemma(tiny_fp16).sequence()
+    assert sequence.step([2, 5, 6]).shape == (3, 3072)
+    assert sequence.step([7]).shape == (1, 3072)
+    assert sizes == [3 * 3072, 3072]

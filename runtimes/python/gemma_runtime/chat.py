@@ -21,7 +21,6 @@ __all__ = [
     "START_OF_TURN",
     "Message",
     "chat_ids",
-    "chat_prompt",
     "chat_text",
     "read_messages",
     "require_turns",
@@ -144,16 +143,6 @@ def turn_ids(
         return ids
     _, end = require_turns(tokenizer)
     return [end, *tokenizer.encode_plain("\n"), *ids[tokenizer.bos_id is not None :]]
-
-
-def chat_prompt(tokenizer: Tokenizer, message: str) -> str:
-    """One user turn and the start of the model's, without the BOS.
-
-    Raises:
-        PromptError: the tokenizer has no turn tokens, or the message is empty.
-    """
-    text = chat_text([Message(role="user", content=message)], tokenizer=tokenizer)
-    return text[text.index(START_OF_TURN) :]
 
 
 def require_turns(tokenizer: Tokenizer) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from gemma_runtime.element_types import ELEMENT_TYPES
 from gemma_runtime.errors import ManifestError, MissingPackageError, ModelOutputError, ProviderError
 from gemma_runtime.graph_choice import PROVIDERS, graph_for, release
 from gemma_runtime.manifest import Graph, Manifest
+from gemma_runtime.opening import open_session, session_options
 from gemma_runtime.state import DecoderState, make_state
 from gemma_runtime.static_decode import StaticGraph
 
@@ -68,13 +69,13 @@ class OpenedGraph:
         self.onnxruntime = _import_onnxruntime(provider)
         _check_provider(self.onnxruntime, manifest, provider)
         self.graph = graph_for(manifest, release(self.onnxruntime.__version__))
-        options = _options(self.onnxruntime, default_threads() if threads is None else threads, profile)
-        self._session = _open(self.onnxruntime, directory, self.graph, provider, options)
+        options = session_options(self.onnxruntime, default_threads() if threads is None else threads, profile)
+        self._session = open_session(self.onnxruntime, directory / self.graph.file, provider, options)
         _check_interface(self._session, self.graph, manifest)
         self.element = ELEMENT_TYPES[manifest.precision.activation_dtype]
         self.cache_layout = manifest.cache_layout
         self.vocab_size, self.context_length = manifest.vocab_size, manifest.context_length
-        self.static = _open_static(self.onnxruntime, directory, manifest, provider) if static else None
+        self.static = _open_static(self.onnxruntime, directory, manifest, provider, options) if static else None
         # held while a step runs
         self.lock = threading.Lock()
         # largest difference seen between logits of a run of one token and of several, and how often they were compared
@@ -186,41 +187,7 @@ def _check_provider(onnxruntime: Any, manifest: Manifest, provider: str) -> None
         )
 
 
-def _options(onnxruntime: Any, threads: int, profile: Path | None) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    # The arena keeps what a long prompt once took: 140 MB more behind 2,048 tokens of a 2B in 4 bits, and no faster.
-    options.enable_cpu_mem_arena = False
-    # warnings of the graph optimiser are not for users; errors become exceptions
-    options.log_severity_level = 3
-    if profile is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    return options
-
-
-def _open(onnxruntime: Any, directory: Path, graph: Graph, provider: str, options: Any) -> Any:
-    if provider == "cuda":
-        # finds the CUDA and cuDNN libraries that pip installed
-        getattr(onnxruntime, "preload_dlls", lambda: None)()
-    wanted = PROVIDERS[provider]
-    try:
-        session = onnxruntime.InferenceSession(str(directory / graph.file), options, providers=[wanted])
-    except Exception as error:
-        # onnxruntime's exceptions share no base class of their own
-        reason = str(error).splitlines()[0]
-        raise ProviderError(
-            f"onnxruntime {onnxruntime.__version__} cannot load {graph.file} on {provider}: {reason}",
-            hint="`gemma-export verify` checks the folder; a newer onnxruntime may know its operators.",
-        ) from error
-    if session.get_providers()[0] != wanted:
-        raise ProviderError(
-            f"onnxruntime could not start the {provider} provider and fell back to {session.get_providers()[0]}",
-            hint="Check the driver and the CUDA and cuDNN libraries, or choose --provider cpu.",
-        )
-    return session
-
-
-def _open_static(onnxruntime: Any, directory: Path, manifest: Manifest, provider: str) -> StaticGraph:
+def _open_static(onnxruntime: Any, directory: Path, manifest: Manifest, provider: str, options: Any) -> StaticGraph:
     graph = next((graph for graph in manifest.graphs if graph.role == "static"), None)
     if graph is None:
         raise ProviderError(
@@ -234,6 +201,7 @@ def _open_static(onnxruntime: Any, directory: Path, manifest: Manifest, provider
         provider=provider,
         vocab_size=manifest.vocab_size,
         activation_dtype=manifest.precision.activation_dtype,
+        options=options,
     )
 
 

@@ -19,13 +19,12 @@ import numpy.typing as npt
 from gemma_runtime.element_types import ELEMENT_TYPES, ElementType
 from gemma_runtime.errors import GemmaRuntimeError, ModelOutputError, PromptError, ProviderError
 from gemma_runtime.manifest import Graph
+from gemma_runtime.opening import open_session
 
 __all__ = ["StateBuffer", "StaticDecoder", "StaticGraph"]
 
-_PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
-    "cpu": ("CPUExecutionProvider", {}),
-    "cuda": ("CUDAExecutionProvider", {"enable_cuda_graph": "1"}),
-}
+# of the providers that run it: what CUDA needs to capture
+_SETTINGS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"enable_cuda_graph": "1"}}
 # which captured graph a run replays: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
 _GRAPH_ID = "gpu_graph_id"
 
@@ -73,7 +72,13 @@ class StaticGraph:
     ) -> None:
         self.onnxruntime, self.graph, self.provider = onnxruntime, graph, provider
         self.vocab_size, self.element = vocab_size, ELEMENT_TYPES[activation_dtype]
-        self.session = _open(onnxruntime, directory / graph.file, provider, options)
+        if provider not in _SETTINGS:
+            raise ProviderError(
+                f"{graph.file} runs on {' and '.join(_SETTINGS)}, not on {provider}",
+                hint="The folder's main graph does the same steps.",
+            )
+        options = onnxruntime.SessionOptions() if options is None else options
+        self.session = open_session(onnxruntime, directory / graph.file, provider, options, _SETTINGS[provider])
         # 0 is the id of runs that name none; an id stands for one set of addresses and is never used again
         self._ids = itertools.count(1)
 
@@ -204,35 +209,6 @@ class StaticDecoder:
         else:
             # the bits lie in a uint16 tensor: only a pointer can be bound under their true type
             by_pointer(name, self._graph.provider, 0, element.onnx, value.shape(), value.data_ptr())
-
-
-def _open(onnxruntime: Any, file: Path, provider: str, options: Any) -> Any:
-    if provider not in _PROVIDERS:
-        raise ProviderError(
-            f"{file.name} runs on {' and '.join(_PROVIDERS)}, not on {provider}",
-            hint="The folder's main graph does the same steps.",
-        )
-    wanted, settings = _PROVIDERS[provider]
-    if provider == "cuda":
-        # finds the CUDA and cuDNN libraries that pip installed
-        getattr(onnxruntime, "preload_dlls", lambda: None)()
-    options = options or onnxruntime.SessionOptions()
-    try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=[(wanted, settings)])
-        started = session.get_providers()[0]
-    except Exception as error:
-        # onnxruntime's exceptions share no base class of their own
-        raise ProviderError(
-            f"onnxruntime {onnxruntime.__version__} cannot load {file.name} on {provider}: "
-            f"{str(error).splitlines()[0]}",
-            hint="The folder's main graph does the same steps; `gemma-export verify` checks the folder.",
-        ) from error
-    if started != wanted:
-        raise ProviderError(
-            f"onnxruntime could not start the {provider} provider and fell back to {started}",
-            hint="Check the driver and the CUDA and cuDNN libraries, or choose --provider cpu.",
-        )
-    return session
 
 
 def _check_buffers(graph: Graph, state: Sequence[StateBuffer], capacity: int) -> None:

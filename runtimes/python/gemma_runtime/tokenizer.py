@@ -35,7 +35,7 @@ _STEERING = (
 _RESERVED = re.compile(r"<unk>|<mask>|<unused\d+>|\[multimodal\]|<start_of_image>|<end_of_image>|<image_soft_token>")
 _HINT = "Put the original model's tokenizer files beside the checkpoint and export it again."
 # special tokens that a text may hold by chance, as the source of a program that handles them does
-_NEVER_TEXT = re.compile("|".join(map(re.escape, (*_STEERING, "<unk>", "<mask>"))) + r"|<unused\d+>|<\w+_of_image>")
+_NEVER_TEXT = re.compile("|".join((*map(re.escape, _STEERING), _RESERVED.pattern)))
 
 
 class _Library(Protocol):

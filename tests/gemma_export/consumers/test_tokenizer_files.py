@@ -21,7 +21,7 @@ from gemma_export.consumers import tokenizer_files, tokenizer_probe
 from gemma_export.errors import ConfigError, GemmaExportError, TokenizerError
 from gemma_export.planning import ExportPlan, consumer_files, plan_export
 from gemma_export.request import ExportRequest
-from gemma_runtime.chat import chat_prompt
+from gemma_runtime.chat import chat_text
 from gemma_runtime.tokenizer import load_tokenizer
 
 TINY_CONFIG = json.loads((BUILTIN_DIRECTORY / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -106,7 +106,7 @@ def test_the_chat_template_is_the_published_format(tmp_path: Path) -> None:
     as_model = [turns[0], {"role": "model", "content": "Who's there?"}, turns[2]]
     assert loaded.apply_chat_template(as_model, tokenize=False) == expected
     alone = loaded.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-    assert alone == "<bos>" + chat_prompt(load_tokenizer(folder), turns[0]["content"])
+    assert alone == chat_text(turns[:1], tokenizer=load_tokenizer(folder))
     for wrong, reason in (
         ([{"role": "system", "content": "Be brief."}, turns[0]], "no system role"),
         ([turns[1]], "must alternate"),
