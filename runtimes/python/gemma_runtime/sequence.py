@@ -20,7 +20,7 @@ __all__ = ["Logits", "TokenSequence"]
 Logits: TypeAlias = "npt.NDArray[np.float32]"
 
 # A prompt goes through in parts, which bounds the memory of activations and attention scores. A 2B in 4 bits on two
-# cores read 4,096 tokens at 79, 81 and 78 tokens/s in parts of 512, 256 and 128, with peaks of 1.96, 1.84, 1.79 GiB.
+# cores read 4,096 tokens at 79, 81 and 78 tokens/s in parts of 512, 256 and 128, with peaks of 1,964, 1,838, 1,789 MiB.
 PREFILL_TOKENS = 256
 # A cache is a multiple of this many tokens, and grows by half: copying it costs less than one step, and a full context
 # of a 2B (302 MB in float32) is only there where it is used.

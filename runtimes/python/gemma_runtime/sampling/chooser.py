@@ -98,11 +98,10 @@ class TokenChooser:
             PromptError: the options ban every token.
             ModelOutputError: logits that are NaN or plus infinity.
         """
-        processed = self._processed(logits)
-        best = self._most_likely(processed)
-        if self._candidates is None:
+        best, weighed = self._weighed(logits)
+        if weighed is None:
             return best
-        ids, weights = self._candidates.weigh(processed, float(processed[best]))
+        ids, weights = weighed
         place = draw(weights, self.generator.random())
         return place if ids is None else int(ids[place])
 
@@ -116,11 +115,10 @@ class TokenChooser:
             PromptError: the options ban every token.
             ModelOutputError: logits that are NaN or plus infinity.
         """
-        processed = self._processed(logits)
-        best = self._most_likely(processed)
-        if self._candidates is None:
+        best, weighed = self._weighed(logits)
+        if weighed is None:
             return certain(best)
-        ids, weights = self._candidates.weigh(processed, float(processed[best]))
+        ids, weights = weighed
         kept = np.flatnonzero(weights > _NEGLIGIBLE)
         probabilities = weights[kept].astype(np.float64)
         probabilities /= probabilities.sum()
@@ -199,6 +197,14 @@ class TokenChooser:
             token: an id of the vocabulary.
         """
         return token_logprob(logits, token, self._alternatives)
+
+    def _weighed(
+        self, logits: npt.NDArray[np.float32]
+    ) -> tuple[int, tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.float32] | npt.NDArray[np.float64]] | None]:
+        """The most likely token, and unless that is taken the candidates (None: all) with their weights."""
+        processed = self._processed(logits)
+        best = self._most_likely(processed)
+        return best, None if self._candidates is None else self._candidates.weigh(processed, float(processed[best]))
 
     def _processed(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Logits with everything but temperature and what follows it: float32 [allowed_size], maybe a view."""
