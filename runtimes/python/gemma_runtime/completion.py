@@ -1,4 +1,4 @@
-"""Shell completion of gemma-run: the script for a shell, and the folders to complete DIR with. Imports click only."""
+"""Shell completion: the script for a shell, and the folders to complete DIR with. Imports click only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def print_script(context: click.Context, parameter: click.Parameter, shell: str 
         return
     completion = get_completion_class(shell)
     assert completion is not None
-    click.echo(completion(context.command, {}, "gemma-run", "_GEMMA_RUN_COMPLETE").source())
+    program = context.find_root().info_name
+    assert program is not None
+    variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
+    click.echo(completion(context.command, {}, program, variable).source())
     context.exit()
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gemma_runtime.cli.failures import report
+from gemma_runtime.cli.failures import GEMMA_RUN
 from gemma_runtime.cli.inputs import stdin_is_terminal
 from gemma_runtime.cli.options import (
     Options,
@@ -19,7 +17,8 @@ from gemma_runtime.cli.options import (
     file_position,
     token_biases,
 )
-from gemma_runtime.cli.output import ReaderGoneError, print_text
+from gemma_runtime.cli.output import print_text
+from gemma_runtime.cli.program import run_program
 from gemma_runtime.completion import SHELLS, exported_folders, print_script
 
 __all__ = ["cli", "main"]
@@ -181,18 +180,4 @@ def _measure(options: Options) -> int:
 
 def main() -> None:
     """Entry point: runs the command and turns errors into messages and exit codes."""
-    for stream in (sys.stdout, sys.stderr):
-        # a console that cannot show a character shows a mark instead of stopping the text
-        getattr(stream, "reconfigure", lambda **_: None)(errors="replace")
-    try:
-        code = cli.main(prog_name="gemma-run", standalone_mode=False)
-    except ReaderGoneError:
-        # Python flushes stdout once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except SystemExit as ended:
-        # a shell's completion has been answered
-        code = ended.code
-    except BaseException as error:  # noqa: BLE001  Ctrl-C, and a bug of ours, must still end in a message
-        code = report(error)
-    sys.exit(code or 0)
+    run_program(cli, GEMMA_RUN)

@@ -9,13 +9,14 @@ import json
 import re
 import sys
 import traceback
+from typing import Any
 
 import click
 
 from gemma_runtime.cli.output import JSON_VERSION, notice
 from gemma_runtime.errors import GemmaRuntimeError
 
-__all__ = ["report"]
+__all__ = ["GEMMA_RUN", "Program", "report"]
 
 _INTERRUPTED = 130
 
@@ -31,9 +32,27 @@ class _Failure:
     exit_code: int
 
 
-def report(error: BaseException) -> int:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """Whose errors these are."""
+
+    name: str
+    # bases of the errors that carry a message, a hint and an exit code of their own
+    errors: tuple[type[Exception], ...]
+    # what helps where memory does not suffice
+    memory_hint: str
+
+
+GEMMA_RUN = Program(
+    name="gemma-run",
+    errors=(GemmaRuntimeError,),
+    memory_hint="Close programs, or export a smaller precision.",
+)
+
+
+def report(error: BaseException, program: Program) -> int:
     """Tells of an error on stderr, and with --json on stdout too; returns the exit code."""
-    failure = _failure(error)
+    failure = _failure(error, program)
     if isinstance(error, KeyboardInterrupt):
         # the terminal has just shown ^C
         notice("")
@@ -53,24 +72,25 @@ def _asked(flag: str) -> bool:
     return flag in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
 
 
-def _failure(error: BaseException) -> _Failure:
-    if isinstance(error, GemmaRuntimeError):
+def _failure(error: BaseException, program: Program) -> _Failure:
+    if isinstance(error, program.errors):
+        known: Any = error
         name = type(error).__name__.removesuffix("Error")
         kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-        return _Failure(kind=kind, message=error.message, hint=error.hint, exit_code=error.exit_code)
+        return _Failure(kind=kind, message=known.message, hint=known.hint, exit_code=known.exit_code)
     if isinstance(error, click.ClickException):
         message = error.format_message()
-        return _Failure(kind="usage", message=message, hint="See gemma-run --help.", exit_code=2)
+        return _Failure(kind="usage", message=message, hint=f"See {program.name} --help.", exit_code=2)
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return _Failure(
             kind="interrupted", message="interrupted", hint="Run the command again.", exit_code=_INTERRUPTED
         )
     if isinstance(error, MemoryError):
-        hint = "Close programs, or export a smaller precision."
-        return _Failure(kind="resource_exhausted", message="out of memory", hint=hint, exit_code=5)
+        message = "out of memory"
+        return _Failure(kind="resource_exhausted", message=message, hint=program.memory_hint, exit_code=5)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         hint = "Free some space where the output is redirected to."
         return _Failure(kind="output", message="stdout: no space left on device", hint=hint, exit_code=5)
-    hint = "This is a bug of gemma-run: run again with --debug and report the traceback."
+    hint = f"This is a bug of {program.name}: run again with --debug and report the traceback."
     message = f"internal error: {type(error).__name__}: {error}"
     return _Failure(kind="internal", message=message, hint=hint, exit_code=1)
