@@ -1,0 +1,152 @@
+"""The command's arguments, and the way from them to a verdict's exit code."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from gemma_export.errors import GemmaExportError
+from gemma_runtime.cli.failures import Program
+from gemma_runtime.cli.output import notice, print_text
+from gemma_runtime.cli.program import run_program
+from gemma_runtime.completion import SHELLS, exported_folders, print_script
+from gemma_runtime.errors import GemmaRuntimeError
+from gemma_validation.errors import GemmaValidationError, ValidationUsageError
+
+__all__ = ["cli", "main"]
+
+_PATH = click.Path(path_type=Path)
+_PROGRAM = Program(
+    name="gemma-validate",
+    errors=(GemmaValidationError, GemmaRuntimeError, GemmaExportError),
+    memory_hint="Close programs, or validate on a larger machine.",
+)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("directory", metavar="DIR", type=_PATH, shell_complete=exported_folders)
+@click.option(
+    "--reference",
+    metavar="PATH",
+    type=_PATH,
+    help="A checkpoint's folder, a golden pack, or another exported folder. Default: the checkpoint of DIR's manifest.",
+)
+@click.option(
+    "--suite",
+    type=click.Choice(["quick", "full"]),
+    default="quick",
+    show_default=True,
+    help="How much text, and how many invariances.",
+)
+@click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda", "directml"]),
+    default="cpu",
+    show_default=True,
+    help="Where DIR runs; another folder as the reference runs there too, if it can.",
+)
+@click.option("--budget", metavar="FILE", type=_PATH, help="TOML with bounds. Default: those of DIR's precision.")
+@click.option(
+    "--localise/--no-localise",
+    default=None,
+    help="Find the layer that the drift comes from. Default: only where there is drift.",
+)
+@click.option("--report-dir", metavar="DIR", type=_PATH, help="Write report.json, report.html and junit.xml there.")
+@click.option("--record/--no-record", default=True, show_default=True, help="Write the verdict into DIR's manifest.")
+@click.option(
+    "--make-golden",
+    metavar="FILE",
+    type=_PATH,
+    help="Instead of validating, keep what the reference says in FILE: a --reference without torch and checkpoint.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
+@click.option(
+    "--completion",
+    metavar="SHELL",
+    type=click.Choice(SHELLS),
+    is_eager=True,
+    expose_value=False,
+    callback=print_script,
+    help="Print the completion script: bash, zsh, fish.",
+)
+@click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+def cli(**options: Any) -> int:
+    """Prove that an exported folder computes what its checkpoint computes. Exit codes: 0 passed, 6 drift,
+    9 inconclusive, 3 structure wrong or numbers not finite; 2, 4, 7, 8 as for gemma-export.
+
+    \b
+    gemma-validate ./gemma-tiny-q4
+    gemma-validate ./gemma-2b-q4 --reference ./gemma-2b --report-dir reports
+    gemma-validate ./gemma-2b-q4 --reference ./gemma-2b-fp32
+    gemma-validate ./gemma-2b-q4 --make-golden gemma-2b.golden
+    """
+    if options["make_golden"] is not None:
+        return _make_golden(options)
+    from gemma_validation.report import prepare_directory, record_verdict, step_summary, write_reports
+    from gemma_validation.validate import validate
+
+    if options["report_dir"] is not None:
+        # before minutes of work
+        prepare_directory(options["report_dir"])
+    found = validate(
+        options["directory"],
+        reference=options["reference"],
+        suite=options["suite"],
+        provider=options["provider"],
+        budget=options["budget"],
+        localise=options["localise"],
+        on_stage=notice,
+    )
+    if options["report_dir"] is not None:
+        for file in write_reports(found, options["report_dir"]):
+            notice(f"wrote {file}")
+    step_summary(found)
+    if options["record"]:
+        kept = record_verdict(options["directory"], found)
+        if kept is not None:
+            notice(f"note: the verdict is not in the manifest: {kept}")
+    if options["as_json"]:
+        from gemma_validation.report import report_json
+
+        print_text(report_json(found))
+    else:
+        from gemma_validation.report import report_text
+
+        print_text(report_text(found))
+    return found.exit_code
+
+
+def _make_golden(options: dict[str, Any]) -> int:
+    for option in ("budget", "report_dir", "localise"):
+        if options[option] is not None:
+            name = option.replace("_", "-")
+            raise ValidationUsageError(
+                f"--make-golden does not validate: --{name} has no meaning there",
+                hint=f"Leave --{name} out; validate with --reference FILE afterwards.",
+            )
+    from gemma_validation.validate import make_golden_pack
+
+    size = make_golden_pack(
+        options["directory"],
+        options["make_golden"],
+        reference=options["reference"],
+        suite=options["suite"],
+        on_stage=notice,
+    )
+    print_text(f"wrote {options['make_golden']}: {size:,} bytes")
+    print_text(f"next: gemma-validate {options['directory']} --reference {options['make_golden']}")
+    return 0
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point: runs the command and turns errors into messages and exit codes."""
+    signal.signal(signal.SIGTERM, _terminate)
+    run_program(cli, _PROGRAM)
