@@ -31,8 +31,19 @@ def session_options(onnxruntime: Any, threads: int, profile: Path | None) -> Any
     return options
 
 
+# where the data files of a graph lie that onnxruntime gets as bytes:
+# https://github.com/microsoft/onnxruntime/blob/main/include/onnxruntime/core/session/onnxruntime_session_options_config_keys.h
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
 def open_session(
-    onnxruntime: Any, file: Path, provider: str, options: Any, settings: Mapping[str, str] | None = None
+    onnxruntime: Any,
+    file: Path,
+    provider: str,
+    options: Any,
+    settings: Mapping[str, str] | None = None,
+    *,
+    graph: bytes | None = None,
 ) -> Any:
     """An InferenceSession of a graph.
 
@@ -42,6 +53,7 @@ def open_session(
         provider: "cpu", "cuda" or "directml".
         options: see `session_options`.
         settings: the provider's own options.
+        graph: the graph itself, where it is not what the file holds; its data files lie beside the file.
 
     Raises:
         ProviderError: the graph does not load there, or the provider does not start.
@@ -50,8 +62,10 @@ def open_session(
         # finds the CUDA and cuDNN libraries that pip installed
         getattr(onnxruntime, "preload_dlls", lambda: None)()
     wanted = PROVIDERS[provider]
+    if graph is not None:
+        options.add_session_config_entry(_DATA_FOLDER, str(file.parent))
     try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=[(wanted, dict(settings or {}))])
+        session = onnxruntime.InferenceSession(graph or str(file), options, providers=[(wanted, dict(settings or {}))])
         started = session.get_providers()[0]
     except Exception as error:
         # onnxruntime's exceptions share no base class of their own

@@ -1,0 +1,199 @@
+"""transformers' layers one at a time give what its whole model gives, in float32 and in bfloat16."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import gc
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from decoders import CONFIGS, reference_model, write_checkpoint
+from quantised_checkpoints import Layout, write
+
+from gemma_export.checkpoint import BUILTIN_DIRECTORY, SyntheticSource, open_checkpoint
+from gemma_export.errors import CheckpointError, NonFiniteError
+from gemma_export.families import GEMMA
+from gemma_export.layerwise import Tap
+from gemma_export.weights import Stored, one_thread
+from gemma_validation.documents import Document
+from gemma_validation.errors import MismatchError, MissingPackageError
+from gemma_validation.layered import LayeredReference, open_reference
+
+_DOCUMENTS = tuple(
+    Document(slice="random", name=str(index), token_ids=(2, *np.random.default_rng(index).integers(3, 3000, length)))
+    for index, length in enumerate((6, 37, 0))
+)
+
+
+def whole(model: torch.nn.Module, document: Document) -> np.ndarray:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([document.token_ids])).logits[0].float().numpy()
+
+
+def assert_same(reference: LayeredReference, model: torch.nn.Module) -> None:
+    """To float32 rounding: a block of the head is summed in another order than the whole of it."""
+    reference.prepare(_DOCUMENTS)
+    for index, document in enumerate(_DOCUMENTS):
+        expected = whole(model, document)
+        found = np.concatenate(
+            [reference.logits(index, first, min(first + 5, len(expected))) for first in range(0, len(expected), 5)]
+        )
+        assert found.shape == expected.shape
+        assert found.dtype == np.float32
+        assert np.abs(found - expected).max() <= 2e-6 * np.abs(expected).max()
+
+
+def test_built_in_checkpoint() -> None:
+    reference = LayeredReference(open_reference(BUILTIN_DIRECTORY), name="tiny")
+    assert_same(reference, transformers.GemmaForCausalLM.from_pretrained(BUILTIN_DIRECTORY, dtype=torch.float32))
+    assert reference.about.kind == "layerwise"
+    assert reference.about.dtype == "float32"
+    assert reference.greedy((2, 5), 3) is None
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_random_architectures(name: str, tmp_path: Path) -> None:
+    config = {**CONFIGS[name], "rms_norm_eps": 3e-4}
+    model = reference_model(config)
+    write_checkpoint(model, tmp_path, config, BUILTIN_DIRECTORY)
+    assert_same(LayeredReference(open_reference(tmp_path), name=name), model)
+
+
+def test_final_states_are_the_whole_model_s_to_the_bit() -> None:
+    """Nothing but the head is computed in pieces."""
+    reference = LayeredReference(open_reference(BUILTIN_DIRECTORY), name="tiny")
+    model = transformers.GemmaForCausalLM.from_pretrained(
+        BUILTIN_DIRECTORY, dtype=torch.float32, attn_implementation="eager"
+    )
+    found: dict[str, torch.Tensor] = {}
+    reference.prepare(_DOCUMENTS, lambda tap, tensor: found.update({f"{tap}/{tap.batch}": tensor.clone()}))
+    for index, document in enumerate(_DOCUMENTS):
+        # another number of threads sums in another order
+        with torch.no_grad(), one_thread():
+            states = model.model(torch.tensor([document.token_ids]), output_hidden_states=True)
+        assert torch.equal(found[f"embedding/{index}"], states.hidden_states[0])
+        assert torch.equal(found[f"layers.0.output/{index}"], states.hidden_states[1])
+        assert torch.equal(found[f"norm.output/{index}"], states.last_hidden_state)
+
+
+def test_bfloat16_is_transformers_in_bfloat16() -> None:
+    noise = LayeredReference(open_reference(BUILTIN_DIRECTORY), name="tiny").noise()
+    assert noise is not None
+    assert noise.about.dtype == "bfloat16"
+    assert noise.noise() is None
+    noise.prepare(_DOCUMENTS)
+    model = transformers.GemmaForCausalLM.from_pretrained(
+        BUILTIN_DIRECTORY, dtype=torch.bfloat16, attn_implementation="eager"
+    )
+    wide = transformers.GemmaForCausalLM.from_pretrained(BUILTIN_DIRECTORY, dtype=torch.float32)
+    for index, document in enumerate(_DOCUMENTS):
+        expected, exact = whole(model, document), whole(wide, document)
+        found = noise.logits(index, 0, len(expected))
+        # the same roundings, but for what a sum's order moves: much nearer to each other than to float32
+        assert np.square(found - expected).sum() <= 0.05 * np.square(expected - exact).sum()
+
+
+def test_old_configurations_mean_tanh(tmp_path: Path) -> None:
+    """Released configs say gelu; the erf would be another model."""
+    model = reference_model(CONFIGS["gqa"])
+    write_checkpoint(model, tmp_path, CONFIGS["gqa"], BUILTIN_DIRECTORY)
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gemma", **CONFIGS["gqa"], "hidden_act": "gelu", "hidden_activation": None})
+    )
+    assert_same(LayeredReference(open_reference(tmp_path), name="old"), model)
+
+
+def test_quantised_checkpoints_are_read_as_numbers(tmp_path: Path) -> None:
+    quantised = write(tmp_path / "gptq", Layout(desc_act=True))
+    assert_same(LayeredReference(open_reference(quantised.directory), name="gptq"), quantised.model)
+
+
+def test_weights_from_elsewhere() -> None:
+    checkpoint = open_checkpoint(BUILTIN_DIRECTORY, weights=False)
+    spec, _ = GEMMA.parse_config(checkpoint.config)
+    source = SyntheticSource(GEMMA.tensor_shapes(spec), 7)
+    reference = LayeredReference(checkpoint, name="synthetic", weights=lambda name: Stored(source, name))
+    reference.prepare(_DOCUMENTS)
+    assert reference.logits(1, 0, 38).shape == (38, reference.vocab_size)
+    noise = reference.noise()
+    assert noise is not None
+    noise.prepare(_DOCUMENTS)
+    assert noise.logits(0, 0, 1).shape == (1, reference.vocab_size)
+
+
+def test_one_reading_of_the_head_serves_documents_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = LayeredReference(open_reference(BUILTIN_DIRECTORY), name="tiny")
+    reference.prepare(_DOCUMENTS)
+    read: list[str] = []
+    weight = reference.weight
+    monkeypatch.setattr(reference, "weight", lambda name: read.append(name) or weight(name))
+    monkeypatch.setattr("gemma_validation.layered.reference._LOGIT_ROWS", 40)
+    for index, document in enumerate(_DOCUMENTS):
+        for position in range(len(document.token_ids)):
+            reference.logits(index, position, position + 1)
+    assert len(read) == 2, "46 positions, 40 at a time"
+    reference.close()
+    with pytest.raises(AssertionError, match="prepare"):
+        reference.logits(0, 0, 1)
+
+
+def test_one_layer_at_a_time() -> None:
+    reference = LayeredReference(open_reference(BUILTIN_DIRECTORY), name="tiny")
+    shape = reference.stack.layer(0).get_parameter("mlp.up_proj.weight").shape
+    counts = []
+
+    def count(tap: Tap, tensor: torch.Tensor) -> None:
+        if tap.name == "mlp.down_proj.output":
+            gc.collect()
+            alive = [value for value in gc.get_objects() if type(value) is torch.nn.Parameter]
+            counts.append(sum(value.device.type == "cpu" and value.shape == shape for value in alive))
+
+    reference.prepare(_DOCUMENTS[:1], count)
+    assert counts
+    # query, gate and up of one layer
+    assert set(counts) == {3}
+
+
+def test_another_architecture_is_refused() -> None:
+    checkpoint = open_checkpoint(BUILTIN_DIRECTORY)
+    with pytest.raises(MismatchError, match="model_type 'llama', expected one of gemma"):
+        LayeredReference(dataclasses.replace(checkpoint, config={"model_type": "llama"}), name="llama")
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("gemma_validation.layered.gemma")]:
+        monkeypatch.delitem(sys.modules, name)
+    found = builtins.__import__
+
+    def without(name: str, *rest: object) -> object:
+        if name.split(".")[0] == "transformers":
+            raise ModuleNotFoundError(f"No module named {name!r}", name="transformers")
+        return found(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingPackageError, match="needs transformers") as caught:
+        LayeredReference(open_checkpoint(BUILTIN_DIRECTORY), name="tiny")
+    assert "gemma-export[validate]" in caught.value.hint
+
+
+def test_a_checkpoint_that_is_not_what_it_says(tmp_path: Path) -> None:
+    model = reference_model(CONFIGS["gqa"])
+    write_checkpoint(model, tmp_path, {**CONFIGS["gqa"], "intermediate_size": 96}, BUILTIN_DIRECTORY)
+    with pytest.raises(CheckpointError, match="expected shape"):
+        LayeredReference(open_reference(tmp_path), name="wrong")
+
+
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
+    model = reference_model(CONFIGS["gqa"])
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = torch.nan
+    write_checkpoint(model, tmp_path, CONFIGS["gqa"], BUILTIN_DIRECTORY)
+    reference = LayeredReference(open_reference(tmp_path), name="damaged")
+    with pytest.raises(NonFiniteError, match=r"model\.layers\.1\.mlp\.up_proj\.weight, position \[3, 4\]"):
+        reference.prepare(_DOCUMENTS)

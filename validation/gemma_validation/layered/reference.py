@@ -1,0 +1,170 @@
+"""A reference that holds one layer's weights at a time: transformers' layers, streamed weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from gemma_validation.documents import Document
+from gemma_validation.findings import ReferenceAbout
+from gemma_validation.layered.architecture import Architecture, architecture_of
+from gemma_validation.layered.source import checkpoint_weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from gemma_export.checkpoint import Checkpoint
+    from gemma_export.layerwise import LayerStack, LayerwiseRun, Observer
+    from gemma_export.progress import Progress
+    from gemma_export.weights import Weight
+
+__all__ = ["LayeredReference"]
+
+# rows of logits that one reading of the head serves: 262 MB of a vocabulary of 256,000
+_LOGIT_ROWS = 256
+
+
+class LayeredReference:
+    """transformers' next-token logits of some documents.
+
+    Memory: one layer in the reference's type, final hidden states of all documents, 256 rows of logits. Time: one
+    reading of all layers in `prepare`, one of the head for each 256 positions.
+
+    Args:
+        checkpoint: its configuration, and its weights unless `weights` gives them.
+        name: of the checkpoint, as people know it.
+        weights: tensor name -> lazy weight, where it is not the checkpoint's: a merged adapter, synthetic weights.
+        dtype: everything is computed in it; norms, rotary angles and softmax wherever transformers widens them.
+        progress: told of the weights' bytes.
+
+    Raises:
+        MismatchError, MissingPackageError: see `architecture_of`.
+        ConfigError, CheckpointError: the checkpoint is not what its configuration says.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        name: str,
+        weights: Callable[[str], Weight] | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        progress: Progress | None = None,
+    ) -> None:
+        self.architecture: Architecture = architecture_of(checkpoint.config)
+        self.stack: LayerStack = self.architecture.stack(checkpoint.config)
+        self.vocab_size = self.stack.vocab_size
+        versions = {package: version(package) for package in ("torch", "transformers")}
+        self.about = ReferenceAbout(kind="layerwise", name=name, dtype=dtype, versions=versions)
+        self._checkpoint, self._progress = checkpoint, progress
+        self._weights = checkpoint_weights(checkpoint) if weights is None else weights
+        self._states: torch.Tensor | None = None
+        # first position of each document among all, and the end
+        self._starts: tuple[int, ...] = (0,)
+        # logits of positions from the first number on
+        self._block: tuple[int, npt.NDArray[np.float32]] = (0, np.empty((0, self.vocab_size), np.float32))
+        self._threads: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+
+    def weight(self, name: str) -> Weight:
+        """A weight in the reference's type, lazily."""
+        import torch
+
+        from gemma_export.weights import Cast
+
+        return Cast(self._weights(name), getattr(torch, self.about.dtype))
+
+    def prepare(self, documents: Sequence[Document], observer: Observer | None = None) -> None:
+        """Runs all layers over all documents.
+
+        Args:
+            documents: at least one, none empty.
+            observer: shown every tap: "embedding", those of each layer, "output" of each layer, "norm.output".
+
+        Raises:
+            NonFiniteError: a weight or a value on the way is NaN or infinite.
+            ResourceExhaustedError: hidden states do not fit into memory.
+        """
+        import torch
+
+        run = self._run(documents)
+        with contextlib.closing(run.layers(observer)) as layers:
+            for layer in layers:
+                layer.advance(observer)
+                _show_outputs(run, layer.index, observer)
+        run.normalise(observer)
+        self._states = torch.cat([run.hidden[document][0] for document in range(len(documents))])
+        self._starts = tuple(np.cumsum([0, *(len(document.token_ids) for document in documents)]).tolist())
+        self._block = (0, self._block[1][:0])
+        self._threads = run.threads
+        run.hidden.close()
+
+    def _run(self, documents: Sequence[Document]) -> LayerwiseRun:
+        import torch
+
+        from gemma_export.layerwise import LayerwiseRun
+
+        batches = [torch.tensor([document.token_ids]) for document in documents]
+        return LayerwiseRun(self.stack, self.weight, batches, progress=self._progress, label="running the reference")
+
+    def logits(self, document: int, first: int, last: int) -> npt.NDArray[np.float32]:
+        """Logits of positions [first, last) of a document, float32 [last - first, vocab_size].
+
+        The head is read again for positions beyond those of the last reading: ask in ascending order.
+        """
+        assert self._states is not None, "prepare() comes first"
+        begin, end = self._starts[document] + first, self._starts[document] + last
+        assert begin <= end <= self._starts[document + 1], (document, first, last)
+        start, block = self._block
+        if not start <= begin <= end <= start + len(block):
+            start, block = begin, self._head(begin, max(end, min(begin + _LOGIT_ROWS, len(self._states))))
+            self._block = (start, block)
+        return block[begin - start : end - start]
+
+    def _head(self, begin: int, end: int) -> npt.NDArray[np.float32]:
+        import torch
+
+        from gemma_export.layerwise import row_blocks
+
+        assert self._states is not None
+        # the last block goes before the next one comes
+        self._block = (0, self._block[1][:0].copy())
+        states = self._states[begin:end]
+        logits = np.empty((end - begin, self.vocab_size), np.float32)
+        with torch.no_grad(), self._threads():
+            for first, rows in row_blocks(self.weight(self.stack.head)):
+                logits[:, first : first + len(rows)] = torch.nn.functional.linear(states, rows).float().numpy()
+        return logits
+
+    def noise(self) -> LayeredReference | None:
+        """The same in bfloat16; None where this is that."""
+        if self.about.dtype == "bfloat16":
+            return None
+        return LayeredReference(
+            self._checkpoint,
+            name=self.about.name,
+            weights=self._weights,
+            dtype="bfloat16",
+            progress=self._progress,
+        )
+
+    def greedy(self, token_ids: Sequence[int], steps: int) -> list[tuple[int, float]] | None:
+        """None: every token would read all layers again."""
+        return None
+
+    def close(self) -> None:
+        """Lets go of hidden states and logits."""
+        self._states = None
+        self._block = (0, self._block[1][:0].copy())
+
+
+def _show_outputs(run: LayerwiseRun, index: int, observer: Observer | None) -> None:
+    from gemma_export.layerwise import Tap
+
+    if observer is not None:
+        for batch in range(len(run.hidden)):
+            observer(Tap(index, "output", batch), run.hidden[batch])

@@ -1,0 +1,133 @@
+"""Caches exchanged between reference and export: each side goes on from the other's keys and values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gemma_runtime.element_types import ELEMENT_TYPES, ElementType
+from gemma_validation.artifact import ArtifactRunner
+from gemma_validation.artifact import Cache as ArtifactCache
+from gemma_validation.documents import Document
+from gemma_validation.findings import Check
+from gemma_validation.reference.source import ReferenceSource
+from gemma_validation.reference.transformers_reference import Cache, TransformersReference
+
+__all__ = ["INTO_ARTIFACT", "INTO_REFERENCE", "check_injection"]
+
+INTO_ARTIFACT, INTO_REFERENCE = "reference cache into artifact", "artifact cache into reference"
+
+# Tokens after the cache: one by one, so that every position of a decode step is looked at.
+_AFTER = 8
+_FLOATING = ("float32", "float16", "bfloat16")
+# Distance (root mean square, over the reference's own) that counts as the same, by the type of activations and cache.
+# float32: summation order, about 1e-6 a layer. float16 and bfloat16: 11 and 8 bits of mantissa through some layers,
+# and the reference's cache is rounded to them. A cache with keys and values exchanged, or one position off, is at 0.1
+# to 1.
+_ROUNDING = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 8 * 2e-2}
+# Half of what a mixed run computes is the reference's, so it should be no farther from the reference than the export
+# itself is; the two halves' errors are independent, so now and then it is.
+_OWN_DISTANCE = 2.0
+
+
+def check_injection(source: ReferenceSource, runner: ArtifactRunner, document: Document) -> tuple[Check, ...]:
+    """Runs the document's last tokens on each side behind the other side's cache of those before them.
+
+    Both results are held against the reference's plain logits. The bound is the precision's rounding, or twice the
+    distance of the export's own plain logits, so that what quantised weights cost does not count here.
+
+    Args:
+        source: the reference.
+        runner: over the graph with all positions.
+        document: at least two tokens.
+
+    Returns:
+        Two checks of group "invariance"; skipped where the reference is not run whole or the cache holds integers.
+    """
+    dtypes = sorted({state.dtype for state in runner.graph.state})
+    reason = None
+    if not isinstance(source, TransformersReference):
+        reason = f"the reference is no model in memory ({source.about.kind})"
+    elif not set(dtypes) <= set(_FLOATING):
+        reason = f"the cache holds {', '.join(dtypes)}, which only the export's scales explain"
+    elif len(document.token_ids) < 2:
+        reason = "the document has no two tokens"
+    if reason is not None or not isinstance(source, TransformersReference):
+        return tuple(
+            Check(group="invariance", name=name, outcome="skipped", message=reason or "")
+            for name in (INTO_ARTIFACT, INTO_REFERENCE)
+        )
+    ids = document.token_ids
+    split = max(1, len(ids) - _AFTER)
+    head, tail = ids[:split], ids[split:]
+    reference = source.logits_after(source.cache_after(head), tail)
+    plain, _ = _run(runner, None, 0, ids)
+    _, cache = _run(runner, None, 0, head)
+    rounding = max(_ROUNDING[dtype] for dtype in (*dtypes, runner.manifest.precision.activation_dtype))
+    bound = max(rounding, _OWN_DISTANCE * _distance(plain[split:], reference))
+    into_artifact, _ = _run(runner, _stored(source.cache_after(head), _types(runner)), len(head), tail)
+    into_reference = source.logits_after(_float32(cache, _types(runner)), tail)
+    return (
+        _check(INTO_ARTIFACT, into_artifact, reference, bound),
+        _check(INTO_REFERENCE, into_reference, reference, bound),
+    )
+
+
+def _run(
+    runner: ArtifactRunner, cache: ArtifactCache | None, before: int, token_ids: tuple[int, ...]
+) -> tuple[npt.NDArray[np.float32], ArtifactCache]:
+    """Logits [tokens, vocab_size] behind a cache of `before` tokens, and the cache with them; one shot if that is 0."""
+    size = len(token_ids) if before == 0 else 1
+    rows = []
+    for first in range(0, len(token_ids), size):
+        part = np.array([token_ids[first : first + size]], np.int64)
+        step = runner.step(part, np.ones((1, before + first + size), np.int64), cache)
+        cache = step.present
+        rows.append(step.logits[0])
+    assert cache is not None
+    return np.concatenate(rows), cache
+
+
+def _types(runner: ArtifactRunner) -> list[ElementType]:
+    return [ELEMENT_TYPES[state.dtype] for state in runner.graph.state for _ in state.past]
+
+
+def _stored(cache: Cache, types: list[ElementType]) -> ArtifactCache:
+    """The reference's cache as the graph stores it: rounded to nearest where that is narrower."""
+    parts: list[npt.NDArray[Any]] = []
+    for part, element in zip(cache, types, strict=True):
+        if element.is_numpy:
+            parts.append(part.astype(element.storage))
+        else:
+            # bfloat16 is the upper half of a float32, rounded to even
+            bits = np.ascontiguousarray(part).view(np.uint32)
+            parts.append(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(element.storage))
+    return tuple(parts)
+
+
+def _float32(cache: ArtifactCache, types: list[ElementType]) -> Cache:
+    return tuple(element.to_float32(part) for part, element in zip(cache, types, strict=True))
+
+
+def _distance(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+    """Root mean square of the difference over that of the expected logits, each row less its mean: softmax ignores it."""
+    wide, other = expected.astype(np.float64), found.astype(np.float64)
+    wide, other = wide - wide.mean(-1, keepdims=True), other - other.mean(-1, keepdims=True)
+    return float(np.sqrt(np.square(other - wide).mean() / np.square(wide).mean()))
+
+
+def _check(name: str, found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], bound: float) -> Check:
+    distance = _distance(found, expected)
+    # a comparison with NaN is false
+    passed = distance <= bound
+    return Check(
+        group="invariance",
+        name=name,
+        outcome="passed" if passed else "failed",
+        message=f"logits of {len(found)} tokens behind the cache are {distance:.2g} of their size from the reference's, "
+        f"at most {bound:.2g} passes",
+        measured=distance if np.isfinite(distance) else None,
+        bound=bound,
+    )

@@ -1,0 +1,154 @@
+"""The reference as transformers computes it, whole in memory: eager attention, float32, or bfloat16 as a noise floor."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gemma_validation.documents import Document
+from gemma_validation.errors import ReferenceMissingError
+from gemma_validation.findings import ReferenceAbout
+from gemma_validation.reference.checkpoint import ReferenceCheckpoint
+from gemma_validation.reference.packages import quiet_transformers
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Cache", "TransformersReference"]
+
+# a layer's keys and values, [1, heads, tokens, head_dim] each, layer by layer
+Cache = tuple[npt.NDArray[np.float32], ...]
+
+# Tokens that run at once. Eager attention holds heads * chunk * length scores several times over: 64 MB each for 8
+# heads at 4,096 tokens, 512 MB if a document of that length ran in one piece.
+_CHUNK = 512
+
+
+class TransformersReference:
+    """A ReferenceSource over transformers.
+
+    Args:
+        checkpoint: what it computes.
+        dtype: "float32" or "bfloat16", of weights and arithmetic.
+
+    Raises:
+        MissingPackageError: torch or transformers is not installed.
+        ReferenceMissingError: transformers cannot load the weights.
+    """
+
+    def __init__(self, checkpoint: ReferenceCheckpoint, *, dtype: str = "float32") -> None:
+        self._checkpoint = checkpoint
+        with quiet_transformers() as transformers:
+            import torch
+
+            self._torch: Any = torch
+            self.model: Any = _model(transformers, checkpoint, getattr(torch, dtype))
+        self.vocab_size = checkpoint.spec.vocab_size
+        self.about = ReferenceAbout(
+            kind="transformers",
+            name=checkpoint.name,
+            dtype=dtype,
+            versions={name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+        )
+        # of each document: after the last norm, [tokens, hidden_size]
+        self._states: list[torch.Tensor] = []
+
+    def prepare(self, documents: Sequence[Document]) -> None:
+        """See ReferenceSource; keeps the final hidden states, 4 * hidden_size bytes a token."""
+        self._states = [self._run(document.token_ids, None)[0] for document in documents]
+
+    def logits(self, document: int, first: int, last: int) -> npt.NDArray[np.float32]:
+        """See ReferenceSource; the head runs on these rows only."""
+        return self._head(self._states[document][first:last])
+
+    def noise(self) -> TransformersReference | None:
+        """See ReferenceSource."""
+        return TransformersReference(self._checkpoint, dtype="bfloat16") if self.about.dtype == "float32" else None
+
+    def greedy(self, token_ids: Sequence[int], steps: int) -> list[tuple[int, float]]:
+        """See ReferenceSource; with transformers' own cache."""
+        states, cache = self._run(token_ids, None)
+        chosen: list[tuple[int, float]] = []
+        for step in range(steps):
+            second, best = np.partition(self._head(states[-1:])[0], -2)[-2:]
+            token = int(self._head(states[-1:])[0].argmax())
+            chosen.append((token, float(best - second)))
+            if step + 1 < steps:
+                states, cache = self._run((token,), cache)
+        return chosen
+
+    def cache_after(self, token_ids: Sequence[int]) -> Cache:
+        """Keys and values of a sequence, keys rotated: key, value of layer 0, then of layer 1, ..."""
+        _, cache = self._run(token_ids, None)
+        return tuple(part.float().numpy() for layer in cache.layers for part in (layer.keys, layer.values))
+
+    def logits_after(self, past: Cache, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Logits of tokens that follow a cache from elsewhere, [tokens, vocab_size]."""
+        with quiet_transformers() as transformers:
+            cache = transformers.DynamicCache(config=self.model.config)
+            parts = [self._torch.from_numpy(np.array(part)).to(self.model.dtype) for part in past]
+            for layer in range(len(parts) // 2):
+                cache.update(parts[2 * layer], parts[2 * layer + 1], layer)
+        states, _ = self._run(token_ids, cache)
+        return self._head(states)
+
+    def close(self) -> None:
+        """See ReferenceSource."""
+        self._states = []
+        self.model = None
+
+    def _run(self, token_ids: Sequence[int], cache: Any) -> tuple[torch.Tensor, Any]:
+        """Final hidden states [tokens, hidden_size] of tokens behind a cache, and the cache with them."""
+        torch, states = self._torch, []
+        with quiet_transformers() as transformers, torch.no_grad():
+            cache = transformers.DynamicCache(config=self.model.config) if cache is None else cache
+            for start in range(0, len(token_ids), _CHUNK):
+                ids = torch.tensor([list(token_ids[start : start + _CHUNK])])
+                output = self.model.model(input_ids=ids, past_key_values=cache, use_cache=True)
+                states.append(output.last_hidden_state[0])
+        return torch.cat(states), cache
+
+    def _head(self, states: torch.Tensor) -> npt.NDArray[np.float32]:
+        with self._torch.no_grad():
+            logits: npt.NDArray[np.float32] = self.model.lm_head(states).float().numpy()
+        return logits
+
+
+def _model(transformers: Any, checkpoint: ReferenceCheckpoint, dtype: torch.dtype) -> Any:
+    try:
+        config = transformers.GemmaConfig.from_dict(dict(checkpoint.config))
+        if checkpoint.plain:
+            model = transformers.GemmaForCausalLM.from_pretrained(
+                checkpoint.directory, config=config, dtype=dtype, attn_implementation="eager", local_files_only=True
+            )
+        else:
+            model = _assembled(transformers, config, checkpoint, dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ReferenceMissingError(
+            f"transformers {transformers.__version__} cannot load {checkpoint.name}: {str(error).splitlines()[0][:300]}",
+            hint="The checkpoint may be damaged, or too new or too old for this release of transformers.",
+        ) from error
+    return model.eval()
+
+
+def _assembled(transformers: Any, config: Any, checkpoint: ReferenceCheckpoint, dtype: torch.dtype) -> Any:
+    """transformers' model with weights that its own loader would not give it: merged, multiplied out, generated."""
+    import torch
+
+    config._attn_implementation = "eager"
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        model = transformers.GemmaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
+    weights = {name: checkpoint.weight(name).tensor() for name in checkpoint.shapes}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    # a tied head is the embedding and has no tensor of its own
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise ValueError(f"its tensors differ from the architecture's: {[*missing, *unexpected][:3]}")
+    return model
