@@ -11,12 +11,13 @@ import jsonschema
 
 import gemma_export
 import gemma_runtime
+import gemma_validation
 
 __all__ = ["SCHEMAS", "validated"]
 
 SCHEMAS = {
     f"{package.__name__}/{path.name.removesuffix('.schema.json')}": json.loads(path.read_text(encoding="utf-8"))
-    for package in (gemma_export, gemma_runtime)
+    for package in (gemma_export, gemma_runtime, gemma_validation)
     for path in sorted(Path(str(package.__file__)).with_name("schemas").glob("*.schema.json"))
 }
 
