@@ -74,7 +74,7 @@ def _header(content: Any) -> Header:
             kind=_one_of(reference["kind"], ("transformers", "layerwise", "folder")),
             name=_text(reference["name"]),
             dtype=_text(reference["dtype"]),
-            versions={_text(name): _text(version) for name, version in reference["versions"].items()},
+            versions=_versions(reference["versions"]),
         ),
         documents=tuple(map(_document, _list(content["documents"]))),
         rows=tuple(_integer(count, 1, 1 << 31) for count in _list(content["rows"])),
@@ -88,6 +88,12 @@ def _header(content: Any) -> Header:
     if len({document.name for document in header.documents}) != len(header.documents):
         raise ValueError("documents of one name")
     return header
+
+
+def _versions(content: Any) -> dict[str, str]:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"expected versions of packages, found {content!r:.60}")
+    return {name: _text(version) for name, version in content.items()}
 
 
 def _document(content: Any) -> Document:

@@ -16,4 +16,7 @@ from gemma_validation.metrics.greedy import first_divergence
 
 __all__ = ["TAU", "DriftMeter", "NotFinite", "first_divergence"]
 
+# Logits. PyTorch's own bfloat16 run of the built-in model changes the most likely token at 312 of 14,221 positions, all
+# with a margin below 0.11; float16 exports below 0.02. A token that changes at twice the margin that 8 bits of mantissa
+# can turn was changed by something else: coarser weights, or a defect.
 TAU = 0.2
