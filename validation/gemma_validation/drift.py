@@ -1,4 +1,4 @@
-"""Drift metrics over next-token distributions."""
+"""Drift of arrays that are in memory as a whole: for benchmarks and tests, by the arithmetic of `metrics`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from gemma_validation.metrics.rows import PairComparer
+from gemma_validation.metrics.summary import deviation
 
 __all__ = ["Drift", "measure_drift"]
 
@@ -41,34 +44,15 @@ def measure_drift(reference: Logits, test: Logits) -> Drift:
         raise ValueError(f"expected logits of shape {reference.shape}, found {test.shape}")
     if not (np.isfinite(reference).all() and np.isfinite(test).all()):
         raise ValueError("logits must be finite")
-    rows = reference.reshape(-1, reference.shape[-1]), test.reshape(-1, test.shape[-1])
-    divergences = np.concatenate(
-        [_kl(first, second) for first, second in zip(_blocks(rows[0]), _blocks(rows[1]), strict=True)]
-    )
+    first, second = (side.reshape(-1, side.shape[-1]) for side in (reference, test))
+    count = len(first)
+    nothing = np.full(count, -1, np.int64)
+    found = PairComparer(first.shape[1]).compare(first, second, positions=np.arange(count), next_tokens=nothing)
     return Drift(
-        mean_kl=float(divergences.mean()),
-        p99_kl=float(np.quantile(divergences, 0.99)),
-        max_kl=float(divergences.max()),
-        top1_agreement=float((rows[0].argmax(-1) == rows[1].argmax(-1)).mean()),
-        max_difference=float(np.abs(reference.astype(np.float64) - test).max() / reference.astype(np.float64).std()),
-        positions=len(divergences),
+        mean_kl=float(found["kl"].mean()),
+        p99_kl=float(np.quantile(found["kl"], 0.99)),
+        max_kl=float(found["kl"].max()),
+        top1_agreement=float(found["same_top1"].mean()),
+        max_difference=float(found["largest"].max() / deviation(found)),
+        positions=count,
     )
-
-
-def _blocks(rows: Logits) -> list[Logits]:
-    # 256 rows of a 256,000-token vocabulary in float64 are half a gigabyte
-    return [rows[start : start + 256] for start in range(0, len(rows), 256)]
-
-
-def _kl(reference: Logits, test: Logits) -> npt.NDArray[np.float64]:
-    first, second = _log_softmax(reference), _log_softmax(test)
-    # rounding can leave the sum a hair below zero
-    divergences: npt.NDArray[np.float64] = (np.exp(first) * (first - second)).sum(-1)
-    return divergences.clip(min=0.0)
-
-
-def _log_softmax(rows: Logits) -> npt.NDArray[np.float64]:
-    wide = rows.astype(np.float64)
-    wide -= wide.max(-1, keepdims=True)
-    shifted: npt.NDArray[np.float64] = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
-    return shifted

@@ -1,0 +1,107 @@
+"""From what was found to a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from gemma_validation.budgets.budget import METRICS, Bound, Budget
+from gemma_validation.findings import Check, Drift, Gate, Outcome, Verdict
+
+__all__ = ["judge"]
+
+
+def judge(
+    budget: Budget, drifts: Sequence[Drift], checks: Sequence[Check]
+) -> tuple[tuple[Gate, ...], Verdict, tuple[str, ...]]:
+    """Holds everything against the budget.
+
+    Structure that is wrong is broken, whatever the numbers are; then drift: a failed gate or invariance; then
+    inconclusive: a gate or check that decided nothing, or no gate that was measured. Only what is left passes.
+
+    Args:
+        budget: bounds.
+        drifts: of "all" and of slices; a slice that is not there is not held against its bounds.
+        checks: without a reference.
+
+    Returns:
+        The gates in the budget's order, the verdict, and one line for each reason, worst first.
+    """
+    found = {drift.slice: drift for drift in drifts}
+    gates = tuple(
+        _gate(bound, found[bound.slice], budget.min_positions) for bound in budget.bounds if bound.slice in found
+    )
+    broken = [_check_line(check) for check in checks if check.outcome == "failed" and check.group == "structure"]
+    drift = [_gate_line(gate) for gate in gates if gate.outcome == "failed"]
+    drift += [_check_line(check) for check in checks if check.outcome == "failed" and check.group == "invariance"]
+    open_ends = list(_open_ends(budget, gates, found, checks))
+    verdict: Verdict = "broken" if broken else "drift" if drift else "inconclusive" if open_ends else "passed"
+    return gates, verdict, (*broken, *drift, *open_ends) or (_passed(gates),)
+
+
+def _gate(bound: Bound, drift: Drift, min_positions: int) -> Gate:
+    metric = METRICS[bound.metric]
+    measured = metric.measured(drift)
+    upper = metric.upper(drift) if metric.upper is not None else None
+    return Gate(
+        metric=bound.metric,
+        slice=bound.slice,
+        bound=bound.bound,
+        reason=bound.reason,
+        measured=measured,
+        upper=upper,
+        outcome=_outcome(bound, drift, measured, upper, min_positions),
+    )
+
+
+def _outcome(bound: Bound, drift: Drift, measured: float, upper: float | None, min_positions: int) -> Outcome:
+    if drift.positions < METRICS[bound.metric].positions:
+        return "skipped"
+    # a comparison with NaN is false: it must not pass
+    if not measured <= bound.bound:
+        return "failed"
+    if drift.positions < min_positions or not (upper is None or upper <= bound.bound):
+        return "inconclusive"
+    return "passed"
+
+
+def _open_ends(
+    budget: Budget, gates: Sequence[Gate], found: dict[str, Drift], checks: Sequence[Check]
+) -> Iterator[str]:
+    if not any(gate.outcome != "skipped" for gate in gates):
+        yield f"no bound of {budget.name} was measured: nothing proves the export"
+    for gate in gates:
+        if gate.outcome == "inconclusive":
+            positions = found[gate.slice].positions
+            few = positions < budget.min_positions
+            words = (
+                f"{positions} positions, at least {budget.min_positions} are needed"
+                if few
+                else f"{gate.measured:.3g} is within {gate.bound:.3g}, but its 95 % interval ends at {gate.upper:.3g}"
+            )
+            yield f"{_name(gate)}: {words}"
+    yield from (_check_line(check) for check in checks if check.outcome == "inconclusive")
+
+
+def _passed(gates: Sequence[Gate]) -> str:
+    """The gate that came closest."""
+    decided = [gate for gate in gates if gate.outcome == "passed" and gate.bound > 0]
+    if not decided:
+        return "every bound holds"
+    closest = max(decided, key=lambda gate: _deciding(gate) / gate.bound)
+    return f"every bound holds; closest: {_name(closest)} {_deciding(closest):.3g} of at most {closest.bound:.3g}"
+
+
+def _deciding(gate: Gate) -> float:
+    return gate.measured if gate.upper is None else gate.upper
+
+
+def _gate_line(gate: Gate) -> str:
+    return f"{_name(gate)}: {gate.measured:.3g}, at most {gate.bound:.3g} passes"
+
+
+def _name(gate: Gate) -> str:
+    return f"{gate.metric} of {'all positions' if gate.slice == 'all' else gate.slice}"
+
+
+def _check_line(check: Check) -> str:
+    return f"{check.name}: {check.message}"
