@@ -154,9 +154,10 @@ class LayerPoint:
     # "embedding", "layers.3.attn_residual", "layers.3.mlp_residual", "norm", "logits"
     point: str
     layer: int | None
-    # squared difference over squared reference: with the test's own stream, and with the reference's stream fed into
-    # the layer; None where it was not measured
+    # squared difference over squared reference, of the test's own stream; 1e30 where a value is not finite
     cumulative: float
+    # squared difference with the reference's stream fed into this half of the layer, over the square of what the half
+    # adds to the stream; None where it was not measured
     injected: float | None
     # largest |value| of the test's stream, as it is stored
     peak: float

@@ -1,0 +1,63 @@
+"""A folder against a checkpoint, point by point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gemma_runtime.manifest import Manifest
+from gemma_validation.documents import Document
+from gemma_validation.errors import MismatchError
+from gemma_validation.findings import Localisation
+from gemma_validation.layered import LayeredReference, open_reference
+from gemma_validation.localise.culprit import conclude
+from gemma_validation.localise.measure import measure_points
+from gemma_validation.localise.streams import ReferenceStreams, excerpts
+
+__all__ = ["localise", "localise_against"]
+
+
+def localise(
+    directory: Path, manifest: Manifest, reference_checkpoint: Path, documents: Sequence[Document], *, provider: str
+) -> Localisation:
+    """Error at every point of the residual stream, and the half of a layer that stands out, if one does.
+
+    Args:
+        directory: an exported folder.
+        manifest: of it.
+        reference_checkpoint: folder of the checkpoint that it was made from.
+        documents: text; up to 128 positions of it are used.
+        provider: that runs the artifact: "cpu", "cuda" or "directml".
+
+    Memory: the reference's needs one layer in float32, then the artifact's its weights.
+
+    Raises:
+        MismatchError: folder and checkpoint are of different sizes.
+        FolderUnreadableError: a graph does not load, or lacks a point.
+        MissingPackageError, ProviderUnavailableError: something is not installed, or does not start.
+        GemmaExportError: the checkpoint cannot be used.
+    """
+    reference = LayeredReference(open_reference(reference_checkpoint), name=reference_checkpoint.name)
+    return localise_against(directory, manifest, reference, documents, provider=provider)
+
+
+def localise_against(
+    directory: Path, manifest: Manifest, reference: LayeredReference, documents: Sequence[Document], *, provider: str
+) -> Localisation:
+    """The same with a reference whose weights come from anywhere; it is used up and closed.
+
+    Raises:
+        See `localise`.
+    """
+    layers = len({state.layer for state in manifest.graph("main").state})
+    if (layers, manifest.vocab_size) != (reference.stack.num_layers, reference.vocab_size):
+        raise MismatchError(
+            f"{directory.name} has {layers} layers and {manifest.vocab_size} tokens, {reference.about.name} has "
+            f"{reference.stack.num_layers} and {reference.vocab_size}",
+            hint="Give the checkpoint that this folder was exported from.",
+        )
+    try:
+        streams = ReferenceStreams(reference, excerpts(documents))
+        return conclude(measure_points(directory, manifest, streams, num_layers=layers, provider=provider), manifest)
+    finally:
+        reference.close()
