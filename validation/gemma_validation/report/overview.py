@@ -47,7 +47,11 @@ def header(report: Report) -> Markup:
     """What was validated against what, the verdict and its reasons."""
     subject, reference = report.subject, report.reference
     against = "without a reference" if reference.kind == "none" else "against "
-    line: list[str] = [tag("strong", shown(subject.variant or subject.family, 80)), " in ", shown(subject.precision, 80)]
+    line: list[str] = [
+        tag("strong", shown(subject.variant or subject.family, 80)),
+        " in ",
+        shown(subject.precision, 80),
+    ]
     line += [" for ", shown(subject.target, 80), " on ", shown(subject.provider, 80), ", ", against]
     if reference.kind != "none":
         line += [shown(public_name(reference.name), 80), f" ({reference.kind}, ", shown(reference.dtype, 40), ")"]
@@ -75,9 +79,7 @@ def gates(report: Report) -> Markup:
     for gate in report.gates:
         name, unit = metric(gate.metric)
         best = 1.0 if gate.metric.endswith("_ratio") else 0.0
-        bar = bound_bar(
-            measured=gate.measured, upper=gate.upper, bound=gate.bound, outcome=gate.outcome, best=best
-        )
+        bar = bound_bar(measured=gate.measured, upper=gate.upper, bound=gate.bound, outcome=gate.outcome, best=best)
         values = (number(gate.measured), number(gate.upper), number(gate.bound))
         rows.append((shown(name), badge(gate.outcome), bar, *values, unit, shown(gate.slice), shown(gate.reason)))
     note = "The upper end of the 95 % interval decides where there is one; the dashed line is the bound."
@@ -115,7 +117,11 @@ def _key_numbers(drifts: Sequence[Drift], floors: dict[str, Drift]) -> Markup:
 
 
 def _all_numbers(drift: Drift, floor: Drift | None) -> Markup:
-    columns = [Column(heading="Quantity"), Column(heading="Export", style="n"), Column(heading="Noise floor", style="n")]
+    columns = [
+        Column(heading="Quantity"),
+        Column(heading="Export", style="n"),
+        Column(heading="Noise floor", style="n"),
+    ]
     rows = [(words, written(drift), written(floor) if floor else number(None)) for words, written in _ROWS]
     about = f": {count(drift.positions)} positions of {count(drift.documents)} documents"
     summary = tag("summary", "All numbers of ", shown(drift.slice), about)

@@ -17,7 +17,14 @@ __all__ = ["append_step_summary", "step_summary"]
 _VARIABLE = "GITHUB_STEP_SUMMARY"
 # bytes; GitHub refuses a summary above 1 MiB, and a job's steps share the page
 _LIMIT = 64 << 10
-_ICONS = {"passed": "✅", "failed": "❌", "drift": "❌", "broken": "❌", "inconclusive": "❓", "skipped": "➖"}
+_ICONS = {
+    "passed": "✅",
+    "failed": "❌",
+    "drift": "❌",
+    "broken": "❌",
+    "inconclusive": "❓",
+    "skipped": "\N{HEAVY MINUS SIGN}",
+}
 # as character references they are never structure: https://spec.commonmark.org/0.31.2/#entity-and-numeric-character-references
 _ACTIVE = re.compile(r"[!-,./:-@\[-`{-~]")
 _MOST_ROWS = 40
