@@ -119,7 +119,7 @@ def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -
     """A heading that begins with ">" is of a column of numbers."""
     if not rows:
         return ""
-    lines = [tuple(text.lstrip(">") for text in headings)]
+    lines: list[Sequence[str]] = [tuple(text.lstrip(">") for text in headings)]
     lines.append(tuple("---:" if text.startswith(">") else "---" for text in headings))
     lines += rows[:_MOST_ROWS]
     more = f"\n\n{len(rows) - _MOST_ROWS} more are in report.html." if len(rows) > _MOST_ROWS else ""
