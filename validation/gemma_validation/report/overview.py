@@ -8,7 +8,7 @@ from gemma_validation.findings import Drift, Report
 from gemma_validation.report.charts import bound_bar
 from gemma_validation.report.markup import Markup, joined, tag
 from gemma_validation.report.tables import Column, badge, shown, table
-from gemma_validation.report.text import count, metric, number, percent, public_name
+from gemma_validation.report.text import count, measure, metric, number, percent, public_name
 
 __all__ = ["VERDICTS", "gates", "header", "slices"]
 
@@ -80,7 +80,7 @@ def gates(report: Report) -> Markup:
         name, unit = metric(gate.metric)
         best = 1.0 if gate.metric.endswith("_ratio") else 0.0
         bar = bound_bar(measured=gate.measured, upper=gate.upper, bound=gate.bound, outcome=gate.outcome, best=best)
-        values = (number(gate.measured), number(gate.upper), number(gate.bound))
+        values = (measure(gate.metric, value) for value in (gate.measured, gate.upper, gate.bound))
         rows.append((shown(name), badge(gate.outcome), bar, *values, unit, shown(gate.slice), shown(gate.reason)))
     note = "The upper end of the 95 % interval decides where there is one; the dashed line is the bound."
     return joined(tag("h2", "Gates"), tag("p", note, class_="soft"), table("Gates", columns, rows))

@@ -10,7 +10,7 @@ from pathlib import Path
 from gemma_validation.errors import ReportDirectoryError
 from gemma_validation.findings import Report
 from gemma_validation.report.overview import VERDICTS
-from gemma_validation.report.text import clean, count, metric, number, percent, public_name, shortened, visible
+from gemma_validation.report.text import clean, count, measure, metric, number, percent, public_name, shortened, visible
 
 __all__ = ["append_step_summary", "step_summary"]
 
@@ -80,7 +80,7 @@ def _gates(report: Report) -> str:
     for gate in report.gates:
         name, unit = metric(gate.metric)
         outcome = f"{_ICONS[gate.outcome]} {gate.outcome}"
-        values = (number(gate.measured), number(gate.upper), number(gate.bound))
+        values = (measure(gate.metric, value) for value in (gate.measured, gate.upper, gate.bound))
         rows.append((_text(name, 80), _text(gate.slice, 40), outcome, *values, unit))
     order = {"❌": 0, "❓": 1}
     rows.sort(key=lambda row: order.get(row[2][0], 2))
