@@ -21,7 +21,8 @@ def flips(report: Report) -> Markup:
     """The decisive flips: what stood before, and what either side expected next."""
     if not report.drift:
         return Markup("")
-    note = f"The most likely token changed although the reference's best two were more than {number(report.tau)} apart (logits)."
+    apart = f"more than {number(report.tau)} apart (logits)"
+    note = f"The most likely token changed although the reference's best two were {apart}."
     parts: list[str] = [tag("h2", "Decisive flips"), tag("p", note, class_="soft")]
     if not report.flips:
         parts.append(tag("p", "None."))
@@ -39,20 +40,25 @@ def greedy(report: Report) -> Markup:
     if not report.greedy:
         return Markup("")
     columns = [Column(heading="Document", style="name"), Column(heading="Slice")]
-    columns += [Column(heading=text, style="n") for text in ("Tokens compared", "First difference", "Margin there (logits)")]
+    columns += [
+        Column(heading=text, style="n") for text in ("Tokens compared", "First difference", "Margin there (logits)")
+    ]
     rows = []
     for found in report.greedy:
         first = "none" if found.first is None else f"token {count(found.first)}"
         row = (shown(found.document, 80), shown(found.slice), count(found.tokens), first, number(found.margin))
         rows.append(row)
-    note = "Both sides continue each document by their own most likely tokens. A small margin is a tie that rounding decides."
+    note = "Both sides continue each document by their own most likely tokens; a small margin is a tie."
     return joined(tag("h2", "Greedy text"), tag("p", note, class_="soft"), table("Greedy text", columns, rows))
 
 
 def checks(report: Report) -> Markup:
     """What was looked at without a reference, by group; a group with a failure is open."""
     parts: list[str] = [tag("h2", "Checks")]
-    for group, words in (("structure", "Structure of graphs and folder"), ("invariance", "The artifact against itself")):
+    for group, words in (
+        ("structure", "Structure of graphs and folder"),
+        ("invariance", "The artifact against itself"),
+    ):
         found = [check for check in report.checks if check.group == group]
         if found:
             parts.append(_check_group(words, found))
@@ -66,7 +72,7 @@ def environment(report: Report) -> Markup:
     subject, reference = report.subject, report.reference
     entries = [
         ("Folder", public_name(subject.directory)),
-        ("Variant", subject.variant or "–"),
+        ("Variant", subject.variant or number(None)),
         ("Family", subject.family),
         ("Precision", subject.precision),
         ("Target", subject.target),

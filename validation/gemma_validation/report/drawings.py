@@ -24,9 +24,7 @@ def positions(report: Report) -> Markup:
         return Markup("")
     note = "One document of each slice: KL(reference ‖ test) at every position, on a logarithmic scale."
     charts = [_position_chart(drift) for drift in report.positions]
-    return joined(
-        tag("h2", "Drift by position"), tag("p", note, class_="soft"), tag("div", *charts, class_="charts")
-    )
+    return joined(tag("h2", "Drift by position"), tag("p", note, class_="soft"), tag("div", *charts, class_="charts"))
 
 
 def layers(report: Report) -> Markup:
@@ -144,7 +142,9 @@ def _layer_table(found: Localisation) -> Markup:
     for point in found.points:
         values = (point.cumulative, point.injected, point.peak, point.headroom_bits)
         rows.append((shown(point.point, 80), *map(number, values)))
-    return tag("details", tag("summary", "All points in numbers"), table("Points of the residual stream", columns, rows))
+    return tag(
+        "details", tag("summary", "All points in numbers"), table("Points of the residual stream", columns, rows)
+    )
 
 
 def _keys(lines: Sequence[Line]) -> Markup:

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
 from gemma_validation.findings import Check, Drift, Gate, Outcome, Report
-from gemma_validation.report.text import count, metric, number, percent
+from gemma_validation.report.text import count, measure, metric, number, percent
 
 __all__ = ["junit_text"]
 
@@ -98,8 +98,9 @@ def _verdict_case(report: Report) -> _Case:
 
 def _gate_case(gate: Gate) -> _Case:
     _, unit = metric(gate.metric)
-    upper = "" if gate.upper is None else f", upper 95 % bound {number(gate.upper)}"
-    text = f"measured {number(gate.measured)}{upper}, at most {number(gate.bound)} {unit}".rstrip()
+    upper = "" if gate.upper is None else f", upper 95 % bound {measure(gate.metric, gate.upper)}"
+    measured, bound = measure(gate.metric, gate.measured), measure(gate.metric, gate.bound)
+    text = f"measured {measured}{upper}, at most {bound} {unit}".rstrip()
     name = f"{gate.metric} of {gate.slice}"
     return _Case(name=name, outcome=gate.outcome, message=text, output=f"{text}\nwhy: {gate.reason}")
 

@@ -8,7 +8,7 @@ from gemma_validation.findings import Drift, Report
 from gemma_validation.report.charts import bound_bar
 from gemma_validation.report.markup import Markup, joined, tag
 from gemma_validation.report.tables import Column, badge, shown, table
-from gemma_validation.report.text import count, metric, number, percent, public_name
+from gemma_validation.report.text import count, measure, metric, number, percent, public_name
 
 __all__ = ["VERDICTS", "gates", "header", "slices"]
 
@@ -47,7 +47,11 @@ def header(report: Report) -> Markup:
     """What was validated against what, the verdict and its reasons."""
     subject, reference = report.subject, report.reference
     against = "without a reference" if reference.kind == "none" else "against "
-    line: list[str] = [tag("strong", shown(subject.variant or subject.family, 80)), " in ", shown(subject.precision, 80)]
+    line: list[str] = [
+        tag("strong", shown(subject.variant or subject.family, 80)),
+        " in ",
+        shown(subject.precision, 80),
+    ]
     line += [" for ", shown(subject.target, 80), " on ", shown(subject.provider, 80), ", ", against]
     if reference.kind != "none":
         line += [shown(public_name(reference.name), 80), f" ({reference.kind}, ", shown(reference.dtype, 40), ")"]
@@ -75,10 +79,8 @@ def gates(report: Report) -> Markup:
     for gate in report.gates:
         name, unit = metric(gate.metric)
         best = 1.0 if gate.metric.endswith("_ratio") else 0.0
-        bar = bound_bar(
-            measured=gate.measured, upper=gate.upper, bound=gate.bound, outcome=gate.outcome, best=best
-        )
-        values = (number(gate.measured), number(gate.upper), number(gate.bound))
+        bar = bound_bar(measured=gate.measured, upper=gate.upper, bound=gate.bound, outcome=gate.outcome, best=best)
+        values = (measure(gate.metric, value) for value in (gate.measured, gate.upper, gate.bound))
         rows.append((shown(name), badge(gate.outcome), bar, *values, unit, shown(gate.slice), shown(gate.reason)))
     note = "The upper end of the 95 % interval decides where there is one; the dashed line is the bound."
     return joined(tag("h2", "Gates"), tag("p", note, class_="soft"), table("Gates", columns, rows))
@@ -115,7 +117,11 @@ def _key_numbers(drifts: Sequence[Drift], floors: dict[str, Drift]) -> Markup:
 
 
 def _all_numbers(drift: Drift, floor: Drift | None) -> Markup:
-    columns = [Column(heading="Quantity"), Column(heading="Export", style="n"), Column(heading="Noise floor", style="n")]
+    columns = [
+        Column(heading="Quantity"),
+        Column(heading="Export", style="n"),
+        Column(heading="Noise floor", style="n"),
+    ]
     rows = [(words, written(drift), written(floor) if floor else number(None)) for words, written in _ROWS]
     about = f": {count(drift.positions)} positions of {count(drift.documents)} documents"
     summary = tag("summary", "All numbers of ", shown(drift.slice), about)

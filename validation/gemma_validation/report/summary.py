@@ -10,14 +10,21 @@ from pathlib import Path
 from gemma_validation.errors import ReportDirectoryError
 from gemma_validation.findings import Report
 from gemma_validation.report.overview import VERDICTS
-from gemma_validation.report.text import clean, count, metric, number, percent, public_name, shortened, visible
+from gemma_validation.report.text import clean, count, measure, metric, number, percent, public_name, shortened, visible
 
 __all__ = ["append_step_summary", "step_summary"]
 
 _VARIABLE = "GITHUB_STEP_SUMMARY"
 # bytes; GitHub refuses a summary above 1 MiB, and a job's steps share the page
 _LIMIT = 64 << 10
-_ICONS = {"passed": "✅", "failed": "❌", "drift": "❌", "broken": "❌", "inconclusive": "❓", "skipped": "➖"}
+_ICONS = {
+    "passed": "✅",
+    "failed": "❌",
+    "drift": "❌",
+    "broken": "❌",
+    "inconclusive": "❓",
+    "skipped": "\N{HEAVY MINUS SIGN}",
+}
 # as character references they are never structure: https://spec.commonmark.org/0.31.2/#entity-and-numeric-character-references
 _ACTIVE = re.compile(r"[!-,./:-@\[-`{-~]")
 _MOST_ROWS = 40
@@ -73,7 +80,7 @@ def _gates(report: Report) -> str:
     for gate in report.gates:
         name, unit = metric(gate.metric)
         outcome = f"{_ICONS[gate.outcome]} {gate.outcome}"
-        values = (number(gate.measured), number(gate.upper), number(gate.bound))
+        values = (measure(gate.metric, value) for value in (gate.measured, gate.upper, gate.bound))
         rows.append((_text(name, 80), _text(gate.slice, 40), outcome, *values, unit))
     order = {"❌": 0, "❓": 1}
     rows.sort(key=lambda row: order.get(row[2][0], 2))
@@ -112,7 +119,7 @@ def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -
     """A heading that begins with ">" is of a column of numbers."""
     if not rows:
         return ""
-    lines = [tuple(text.lstrip(">") for text in headings)]
+    lines: list[Sequence[str]] = [tuple(text.lstrip(">") for text in headings)]
     lines.append(tuple("---:" if text.startswith(">") else "---" for text in headings))
     lines += rows[:_MOST_ROWS]
     more = f"\n\n{len(rows) - _MOST_ROWS} more are in report.html." if len(rows) > _MOST_ROWS else ""

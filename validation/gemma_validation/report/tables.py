@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from gemma_validation.findings import Outcome
 from gemma_validation.report.markup import Markup, joined, tag
-from gemma_validation.report.text import shortened, visible
+from gemma_validation.report.text import number, shortened, visible
 
 __all__ = ["Column", "badge", "shown", "table"]
 
@@ -34,16 +34,16 @@ def table(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[str]]
     head = tag("tr", *(tag("th", column.heading, scope="col", class_=column.style) for column in columns))
     body = [tag("tr", *(_cell(columns[index], index, cell) for index, cell in enumerate(row))) for row in rows]
     content = tag("table", tag("thead", head), tag("tbody", *body))
-    return tag("div", content, class_="box", role="region", aria_label=caption, tabindex=0)
+    return tag("div", content, class_="box", role="region", aria_label=visible(shortened(caption, 120)), tabindex=0)
 
 
 def badge(outcome: Outcome | str) -> Markup:
     """An outcome with its sign and colour."""
-    return tag("span", f"{_SIGNS.get(outcome, '–')} {outcome}", class_=f"badge {outcome}")
+    return tag("span", f"{_SIGNS.get(outcome, number(None))} {outcome}", class_=f"badge {outcome}")
 
 
 def shown(text: str, limit: int = 300) -> Markup:
-    """Text from outside: nothing hidden, kept apart from the direction of the text around it, not longer than a line or two."""
+    """Text from outside: cut, nothing hidden, its direction kept apart from that of the text around it."""
     return tag("bdi", visible(shortened(text, limit)))
 
 

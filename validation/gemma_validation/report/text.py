@@ -6,7 +6,7 @@ import math
 import re
 from pathlib import PurePath, PureWindowsPath
 
-__all__ = ["METRICS", "clean", "count", "metric", "number", "percent", "public_name", "shortened", "visible"]
+__all__ = ["METRICS", "clean", "count", "measure", "metric", "number", "percent", "public_name", "shortened", "visible"]
 
 # halves of a surrogate pair: no encoding of Unicode can hold them, and byte-level tokenizers do decode to them
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -28,6 +28,7 @@ METRICS = {
     "kl_max": ("KL, largest", "nats"),
     "top1_disagreement": ("Most likely token differs", "share"),
     "decisive_flips": ("Decisive flips", "share"),
+    "top10_misses": ("Ten most likely tokens missed", "share"),
     "perplexity_ratio": ("Perplexity ratio", ""),
     "normalised_mse": ("Normalised squared error", ""),
     "max_difference": ("Largest logit difference", "std. dev."),
@@ -81,6 +82,13 @@ def number(value: float | None) -> str:
         return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa}e{int(exponent)}"
+
+
+def measure(name: str, value: float | None) -> str:
+    """A number of the metric of that name: ratios differ from 1 far behind the point."""
+    if name.endswith("_ratio") and value is not None and math.isfinite(value):
+        return f"{value:.6f}"
+    return number(value)
 
 
 def percent(share: float) -> str:

@@ -48,7 +48,7 @@ def record_verdict(folder: Path, report: Report, *, validated: Manifest | None =
     Args:
         folder: the exported folder that was validated.
         report: of the run.
-        validated: the manifest that was read when the run began; nothing is written where the folder has another by now.
+        validated: the manifest that was read when the run began; nothing is written if the folder has another by now.
 
     Returns:
         None, or why the manifest is as it was before: a folder that may not be written is no failure of a validation.

@@ -210,7 +210,7 @@ def _flip(index: int) -> Flip:
         slice="code" if index % 2 == 0 else "scripts",
         document="shelve.py",
         position=100 + index,
-        context="def open(filename, flag='c'):\n    \"\"\"Open a persistent dictionary.\"\"\"\n    " * 9,
+        context='def open(filename, flag=\'c\'):\n    """Open a persistent dictionary."""\n    ' * 9,
         margin=1.7 - index / 40,
         reference=five(0),
         test=five(1),
