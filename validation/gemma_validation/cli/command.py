@@ -86,7 +86,14 @@ def cli(**options: Any) -> int:
     """
     if options["make_golden"] is not None:
         return _make_golden(options)
-    from gemma_validation.report import prepare_directory, record_verdict, step_summary, write_reports
+    from gemma_validation.report import (
+        append_step_summary,
+        json_text,
+        prepare_directory,
+        record_verdict,
+        terminal_text,
+        write_reports,
+    )
     from gemma_validation.validate import validate
 
     if options["report_dir"] is not None:
@@ -104,19 +111,12 @@ def cli(**options: Any) -> int:
     if options["report_dir"] is not None:
         for file in write_reports(found, options["report_dir"]):
             notice(f"wrote {file}")
-    step_summary(found)
+    append_step_summary(found)
     if options["record"]:
-        kept = record_verdict(options["directory"], found)
-        if kept is not None:
-            notice(f"note: the verdict is not in the manifest: {kept}")
-    if options["as_json"]:
-        from gemma_validation.report import report_json
-
-        print_text(report_json(found))
-    else:
-        from gemma_validation.report import report_text
-
-        print_text(report_text(found))
+        why = record_verdict(options["directory"], found)
+        if why is not None:
+            notice(f"note: {why}")
+    print_text(json_text(found) if options["as_json"] else terminal_text(found))
     return found.exit_code
 
 

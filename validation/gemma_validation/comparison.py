@@ -1,0 +1,146 @@
+"""Logits of both sides over the same text, and everything else that needs both at once."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from gemma_runtime.manifest import Manifest
+from gemma_validation.artifact import ArtifactRunner
+from gemma_validation.documents import Document
+from gemma_validation.findings import Check, Drift, Flip, GreedyDivergence, PositionDrift, ReferenceAbout
+from gemma_validation.golden import GoldenReference, measure_golden
+from gemma_validation.metrics import DriftMeter, NotFinite
+from gemma_validation.reference import ReferenceSource, check_injection, greedy_divergences
+from gemma_validation.texts import folder_tokenizer
+
+__all__ = ["Comparison", "compare", "compare_golden"]
+
+# logits of a 256,000-token vocabulary at 128 positions are 131 MB, and up to three sides have them at once
+_ROWS = 128
+# tokens of free-running greedy text, and documents that it is written behind
+_GREEDY = {"quick": (24, 5), "full": (64, 24)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What both sides gave."""
+
+    about: ReferenceAbout | None
+    drift: tuple[Drift, ...] = ()
+    noise_floor: tuple[Drift, ...] = ()
+    positions: tuple[PositionDrift, ...] = ()
+    flips: tuple[Flip, ...] = ()
+    greedy: tuple[GreedyDivergence, ...] = ()
+    checks: tuple[Check, ...] = ()
+
+    @classmethod
+    def nothing(cls) -> Comparison:
+        """Nothing could be run."""
+        return cls(about=None)
+
+
+def compare(
+    directory: Path,
+    manifest: Manifest,
+    source: ReferenceSource,
+    documents: Sequence[Document],
+    *,
+    suite: Literal["quick", "full"],
+    provider: str,
+    tau: float,
+) -> Comparison:
+    """Runs all documents through the reference and the folder's graph with all positions.
+
+    Args:
+        directory: the exported folder.
+        manifest: its manifest.
+        source: the reference.
+        documents: what to run.
+        suite: how much greedy text.
+        provider: of the folder.
+        tau: margin above which a changed token is a decisive flip, logits.
+
+    Logits that are not finite end it: a failed check is what is left.
+    """
+    source.prepare(documents)
+    noise = source.noise()
+    meter, floor = DriftMeter(tau=tau), DriftMeter(tau=tau)
+    with contextlib.ExitStack() as stack:
+        if noise is not None:
+            stack.callback(noise.close)
+            noise.prepare(documents)
+        runner = ArtifactRunner(directory, manifest, provider=provider)
+        stack.callback(runner.close)
+        try:
+            for index, document in enumerate(documents):
+                for first, test in runner.logits(document.token_ids, rows=_ROWS):
+                    expected = source.logits(index, first, first + len(test))
+                    meter.add(document, first, expected, test)
+                    if noise is not None:
+                        floor.add(document, first, expected, noise.logits(index, first, first + len(test)))
+        except NotFinite as error:
+            return Comparison(about=source.about, checks=(_not_finite(error),))
+        steps, count = _GREEDY[suite]
+        chosen = list(_first_of_each_slice(documents))[:count]
+        greedy = greedy_divergences(source, runner, chosen, steps)
+        injected = check_injection(source, runner, min(documents, key=lambda document: len(document.token_ids)))
+    return Comparison(
+        about=source.about,
+        drift=meter.drifts(),
+        noise_floor=floor.drifts() if noise is not None else (),
+        positions=meter.positions(),
+        flips=meter.flips(_decoder(directory, manifest)),
+        greedy=greedy,
+        checks=(_finite(), *injected),
+    )
+
+
+def compare_golden(
+    directory: Path, manifest: Manifest, pack: GoldenReference, *, provider: str, tau: float
+) -> Comparison:
+    """Runs a golden pack's documents through the folder's graph with all positions; see `compare`."""
+    runner = ArtifactRunner(directory, manifest, provider=provider)
+    with contextlib.closing(runner):
+        try:
+            found = measure_golden(pack, lambda ids: runner.logits(ids, rows=_ROWS), tau=tau)
+        except NotFinite as error:
+            return Comparison(about=pack.about, checks=(_not_finite(error),))
+    return Comparison(
+        about=pack.about,
+        drift=found.drifts(),
+        positions=found.positions(),
+        flips=found.flips(_decoder(directory, manifest)),
+        checks=(_finite(),),
+    )
+
+
+def _first_of_each_slice(documents: Sequence[Document]) -> Iterator[Document]:
+    """The first document of each slice, then all others."""
+    seen: set[str] = set()
+    later = []
+    for document in documents:
+        if document.slice in seen:
+            later.append(document)
+        else:
+            seen.add(document.slice)
+            yield document
+    yield from later
+
+
+def _decoder(directory: Path, manifest: Manifest) -> Callable[[Sequence[int]], str]:
+    tokenizer = folder_tokenizer(directory, manifest)
+    if tokenizer is None:
+        return lambda token_ids: " ".join(map(str, token_ids))
+    return tokenizer.decode
+
+
+def _finite() -> Check:
+    return Check(group="structure", name="finite logits", outcome="passed", message="every logit is a number")
+
+
+def _not_finite(error: NotFinite) -> Check:
+    return Check(group="structure", name="finite logits", outcome="failed", message=str(error))

@@ -1,0 +1,230 @@
+"""The order of a validation: the only file that knows all its parts.
+
+folder's structure -> reference found, known to be of the same model -> texts -> logits of both sides compared
+  -> greedy text, caches exchanged -> the artifact against itself -> stored blocks against the source
+  -> budget, verdict -> the layer that is to blame, where there is drift
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from gemma_runtime.errors import GemmaRuntimeError
+from gemma_runtime.manifest import Manifest, read_manifest
+from gemma_validation.budgets import Budget, default_budget, judge, read_budget
+from gemma_validation.comparison import Comparison, compare, compare_golden
+from gemma_validation.errors import FolderUnreadableError, ValidationUsageError
+from gemma_validation.findings import Check, Localisation, ReferenceAbout, Report, Subject
+from gemma_validation.golden import GoldenReference, identity_of, make_golden
+from gemma_validation.invariances import check_invariances
+from gemma_validation.layered import LayeredReference
+from gemma_validation.localise import compare_blocks, localise_against
+from gemma_validation.metrics import TAU
+from gemma_validation.reference import FoundReference, find_reference, open_reference, open_source
+from gemma_validation.structure import check_structure
+from gemma_validation.texts import folder_documents
+
+__all__ = ["make_golden_pack", "validate"]
+
+Suite = Literal["quick", "full"]
+
+
+def validate(
+    directory: Path,
+    *,
+    reference: Path | str | None = None,
+    suite: Suite = "quick",
+    provider: str = "cpu",
+    budget: Path | None = None,
+    localise: bool | None = None,
+    tau: float = TAU,
+    on_stage: Callable[[str], None] | None = None,
+) -> Report:
+    """Holds an exported folder against what it was exported from.
+
+    Args:
+        directory: the folder.
+        reference: a checkpoint's folder, a golden pack, another exported folder; None finds what the manifest names.
+        suite: how much text, and how many invariances.
+        provider: "cpu", "cuda" or "directml".
+        budget: TOML file of bounds; None takes those of the folder's precision.
+        localise: find the layer that drift comes from; None does so where there is drift and a checkpoint.
+        tau: margin above which a changed token is a decisive flip, logits.
+        on_stage: told what begins, a line each.
+
+    Raises:
+        GemmaValidationError: there is nothing to compare, or not with this; what was found wrong is the report's.
+    """
+    directory = Path(directory)
+    clock = _Clock(on_stage)
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    manifest = _manifest(directory)
+    bounds = _budget(budget, manifest)
+    with clock.stage("structure"):
+        checks = list(check_structure(directory, manifest, provider=provider))
+    comparison = Comparison.nothing()
+    found: FoundReference | None = None
+    if _is_what_was_written(checks):
+        found = find_reference(directory, manifest, reference)
+        if localise and found.kind != "checkpoint":
+            raise ValidationUsageError(
+                f"--localise needs a checkpoint's layers, {found.name} is a {_KINDS[found.kind]}",
+                hint="Give the checkpoint with --reference, or leave --localise out.",
+            )
+        comparison, more = _measured(directory, manifest, found, clock, suite=suite, provider=provider, tau=tau)
+        checks += more
+    gates, verdict, reasons = judge(bounds, comparison.drift, checks)
+    localisation = None
+    wanted = verdict in ("drift", "broken") if localise is None else localise
+    if wanted and found is not None and found.kind == "checkpoint":
+        with clock.stage("layers"):
+            localisation = _localised(directory, manifest, found, provider)
+    return Report(
+        subject=_subject(directory, manifest, provider),
+        reference=comparison.about or _NO_REFERENCE,
+        suite=suite,
+        verdict=verdict,
+        reasons=reasons,
+        checks=tuple(checks),
+        drift=comparison.drift,
+        noise_floor=comparison.noise_floor,
+        gates=gates,
+        positions=comparison.positions,
+        flips=comparison.flips,
+        greedy=comparison.greedy,
+        localisation=localisation,
+        tau=tau,
+        seconds=clock.seconds,
+        started=started,
+    )
+
+
+_KINDS = {"folder": "folder that was exported", "golden": "golden pack"}
+_NO_REFERENCE = ReferenceAbout(kind="none", name="", dtype="", versions={})
+
+
+def _measured(
+    directory: Path, manifest: Manifest, found: FoundReference, clock: _Clock, *, suite: Suite, provider: str, tau: float
+) -> tuple[Comparison, list[Check]]:
+    """Everything that runs the graphs."""
+    checks: list[Check] = []
+    documents = folder_documents(directory, manifest, suite=suite)
+    if found.kind == "golden":
+        assert found.path is not None
+        pack = GoldenReference.read(found.path)
+        pack.require(manifest)
+        with clock.stage("golden pack"):
+            comparison = compare_golden(directory, manifest, pack, provider=provider, tau=tau)
+    else:
+        source = open_source(found, directory, manifest, provider=provider)
+        with contextlib.closing(source), clock.stage("drift"):
+            comparison = compare(directory, manifest, source, documents, suite=suite, provider=provider, tau=tau)
+    checks += comparison.checks
+    with clock.stage("invariances"):
+        checks += check_invariances(directory, manifest, documents, provider=provider, suite=suite)
+    if found.kind == "checkpoint" and manifest.precision.options.get("scheme"):
+        with clock.stage("stored blocks"):
+            checks += compare_blocks(directory, manifest, found)
+    return comparison, checks
+
+
+def _is_what_was_written(checks: Sequence[Check]) -> bool:
+    """Whether the files are the manifest's: nothing else is given to onnxruntime."""
+    return all(check.outcome == "passed" for check in checks if check.name in ("files", "hashes"))
+
+
+def _localised(directory: Path, manifest: Manifest, found: FoundReference, provider: str) -> Localisation:
+    checkpoint = open_reference(found, manifest)
+    documents = folder_documents(directory, manifest, suite="quick")
+    layers = LayeredReference(checkpoint.checkpoint, name=checkpoint.name, weights=checkpoint.weight)
+    return localise_against(directory, manifest, layers, documents, provider=provider)
+
+
+def make_golden_pack(
+    directory: Path,
+    file: Path,
+    *,
+    reference: Path | str | None = None,
+    suite: Suite = "quick",
+    on_stage: Callable[[str], None] | None = None,
+) -> int:
+    """Keeps what the reference says about a folder's texts in a file, so that others validate without it.
+
+    Args:
+        directory: the exported folder; its manifest says which model, its tokenizer makes the tokens.
+        file: is overwritten.
+        reference: a checkpoint's folder or another exported folder; None finds what the manifest names.
+        suite: which texts.
+        on_stage: told what begins, a line each.
+
+    Returns:
+        Bytes of the file.
+
+    Raises:
+        GemmaValidationError: no reference, one of another model, or the file cannot be written.
+    """
+    clock = _Clock(on_stage)
+    manifest = _manifest(directory)
+    found = find_reference(directory, manifest, reference)
+    if found.kind == "golden":
+        raise ValidationUsageError(
+            f"{found.name} is a golden pack already", hint="Give the checkpoint with --reference, or leave it out."
+        )
+    documents = folder_documents(directory, manifest, suite=suite)
+    source = open_source(found, directory, manifest)
+    with contextlib.closing(source), clock.stage("reference"):
+        make_golden(file, source, documents, identity_of(manifest))
+    return file.stat().st_size
+
+
+def _manifest(directory: Path) -> Manifest:
+    try:
+        return read_manifest(directory)
+    except GemmaRuntimeError as error:
+        raise FolderUnreadableError(error.message, hint=error.hint) from error
+
+
+def _budget(file: Path | None, manifest: Manifest) -> Budget:
+    if file is not None:
+        return read_budget(file)
+    return default_budget(manifest.precision.name, kv_cache=manifest.precision.options.get("kv_cache"))
+
+
+def _subject(directory: Path, manifest: Manifest, provider: str) -> Subject:
+    hashes = sorted(entry.sha256 for entry in manifest.files if entry.kind == "data")
+    return Subject(
+        directory=str(directory),
+        variant=manifest.variant,
+        family=manifest.family,
+        precision=manifest.precision.name,
+        target=manifest.target,
+        provider=provider,
+        onnxruntime=importlib.metadata.version("onnxruntime"),
+        weights_sha256=hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
+    )
+
+
+@dataclasses.dataclass
+class _Clock:
+    """Seconds of stages, and somebody who is told of them."""
+
+    on_stage: Callable[[str], None] | None
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        if self.on_stage is not None:
+            self.on_stage(f"{name} ...")
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begun
