@@ -46,6 +46,11 @@ class Buffer:
         """The values; for float32 on the CPU the buffer itself."""
         return self.element.to_float32(self.memory)
 
+    def fill(self, values: npt.NDArray[Any]) -> None:
+        """Takes other values of the same shape and storage, as they are; bindings made before hold the former ones."""
+        assert (values.shape, values.dtype) == (self.shape, self.element.storage)
+        self._hold(np.ascontiguousarray(values))
+
     def bind_input(self, binding: Any, name: str, shape: Sequence[int] | None = None) -> None:
         """Binds the buffer as a graph input, or the beginning of it under a smaller shape."""
         shape = self.shape if shape is None else shape

@@ -1,0 +1,130 @@
+"""What the invariances share: one opened graph, a prompt, a few rows, and what each gives by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from gemma_validation.artifact import ArtifactRunner, Step
+from gemma_validation.documents import Document
+from gemma_validation.invariances.bounds import Bounds, bounds_for
+from gemma_validation.invariances.differences import Difference, cache_difference, logits_difference, row_cache
+
+__all__ = ["SIZES", "Scene", "Size", "padded"]
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much text a suite takes."""
+
+    # tokens of the prompt that goes through in parts
+    prompt: int
+    # tokens of each row of a batch, one more each for the step after it
+    rows: tuple[int, ...]
+
+
+# quick: on a 2B in 4 bits about half a minute, and more than one part of 64 tokens
+SIZES = {
+    "quick": Size(prompt=80, rows=(33, 16, 9)),
+    "full": Size(prompt=300, rows=(65, 64, 21, 8, 1)),
+}
+
+
+class Scene:
+    """A graph that gives logits of all positions, and texts for it.
+
+    Args:
+        runner: of the graph of role "all".
+        documents: the texts; without any, ids that are spread over the vocabulary.
+        size: how much of them.
+    """
+
+    def __init__(self, runner: ArtifactRunner, documents: Sequence[Document], size: Size) -> None:
+        self.runner = runner
+        self.bounds: Bounds = bounds_for(runner.manifest)
+        self._batches: dict[str, Step] = {}
+        # one more token comes after a prompt
+        most = runner.context_length - 1
+        self.prompt = _tokens(documents, 0, min(size.prompt, most), runner.vocab_size)
+        # one row more than tokens: the token of the step after the batch
+        self.rows = tuple(
+            _tokens(documents, index, min(length, most) + 1, runner.vocab_size)
+            for index, length in enumerate(size.rows)
+        )
+
+    @functools.cached_property
+    def whole(self) -> Step:
+        """The prompt in one run."""
+        return self.run(self.prompt)
+
+    @functools.cached_property
+    def alone(self) -> tuple[Step, ...]:
+        """Each row in a run of its own, its next token included."""
+        return tuple(self.run(row) for row in self.rows)
+
+    def run(self, tokens: Sequence[int]) -> Step:
+        """One row in one run."""
+        return self.runner.step(np.array([tokens], np.int64), np.ones((1, len(tokens)), np.int64))
+
+    def batch(self, side: str) -> Step:
+        """All rows in one run, padded with id 0, without their next tokens."""
+        if side not in self._batches:
+            self._batches[side] = self.runner.step(*padded([row[:-1] for row in self.rows], side))
+        return self._batches[side]
+
+    def real_cache(self, step: Step, row: int, mask: Integers) -> list[npt.NDArray[np.float32]]:
+        """See `row_cache`."""
+        return row_cache(self.runner.manifest, self.runner.graph, step.present, row, mask)
+
+    def compare(self, found: Step, row: int, mask: Integers, expected: Step, length: int) -> Difference:
+        """One row of a run against the same tokens alone.
+
+        Args:
+            found: logits [batch_size, sequence_length, vocab_size].
+            row: of it.
+            mask: [sequence_length] of that row.
+            expected: the tokens alone.
+            length: of the row; `expected` may have more.
+        """
+        cache = [tensor[:, :length] for tensor in self.real_cache(expected, 0, np.ones(length, np.int64))]
+        return Difference(
+            logits=logits_difference(found.logits[row][mask == 1], expected.logits[0, :length]),
+            cache=cache_difference(self.real_cache(found, row, mask), cache),
+        )
+
+
+def padded(rows: Sequence[Sequence[int]], side: str, pad: int = 0) -> tuple[Integers, Integers]:
+    """Rows of different lengths as a batch.
+
+    Args:
+        rows: token ids.
+        side: "left" or "right": where the padding goes.
+        pad: its id.
+
+    Returns:
+        input_ids and attention_mask [rows, longest].
+    """
+    width = max(map(len, rows))
+    ids, mask = np.full((len(rows), width), pad, np.int64), np.zeros((len(rows), width), np.int64)
+    for index, row in enumerate(rows):
+        columns = slice(width - len(row), None) if side == "left" else slice(0, len(row))
+        ids[index, columns], mask[index, columns] = row, 1
+    return ids, mask
+
+
+def _tokens(documents: Sequence[Document], first: int, length: int, vocab_size: int) -> tuple[int, ...]:
+    """The beginning of a text, continued by the next ones where it is short."""
+    if not documents:
+        # a stride that no vocabulary's size is a multiple of
+        return tuple((7 + 7919 * (first + index)) % vocab_size for index in range(length))
+    start = first % len(documents)
+    texts = itertools.cycle([*documents[start:], *documents[:start]])
+    tokens = itertools.chain.from_iterable(document.token_ids for document in texts)
+    return tuple(itertools.islice(tokens, length))

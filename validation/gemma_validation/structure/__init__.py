@@ -1,0 +1,137 @@
+"""A folder's files and graphs, without running the model: what they are, and whether they say what they must.
+
+facts        the folder as the checks see it
+folder       config.json, generation_config.json, genai_config.json, the tokenizer
+interface    names, symbols, element types, data files, twins
+arithmetic   epsilon, attention, rotary tables, embedding scale, GELU
+wiring       operators and their counts, weights, caches, the residual stream
+providers    where each node runs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from gemma_export.artifact import verify_folder
+from gemma_export.config import DecoderSpec
+from gemma_export.errors import FolderError, GemmaExportError
+from gemma_export.families import family_of
+from gemma_runtime.errors import ManifestError
+from gemma_runtime.manifest import Manifest, verify_hashes
+from gemma_validation.errors import FolderUnreadableError, ProviderUnavailableError
+from gemma_validation.findings import Check
+from gemma_validation.structure import arithmetic, folder, interface, wiring
+from gemma_validation.structure.facts import Finder, FolderFacts, read_json
+from gemma_validation.structure.providers import check_providers
+
+__all__ = ["check_structure"]
+
+# name -> what looks for mistakes, and what it says when there are none
+_CHECKS: dict[str, tuple[Finder, str]] = {
+    "configuration": (folder.configuration, "config.json tells of the manifest's model"),
+    "generation configuration": (folder.generation_configuration, "its ids exist and BOS is config.json's"),
+    "consumer configuration": (folder.consumer_configuration, "genai_config.json has config.json's numbers"),
+    "tokenizer": (folder.tokenizer, "its ids exist, BOS is config.json's, and its files agree"),
+    "names and symbols": (interface.names_and_symbols, "inputs and outputs are those of the contract"),
+    "versions": (interface.versions, "opset and IR version are the target's"),
+    "data locations": (interface.data_locations, "weights lie in the graphs' own data file"),
+    "element types": (interface.element_types, "floating-point values are of the precision's type"),
+    "twins": (interface.twins, "all graphs read the same bytes by the same nodes"),
+    "shared bytes": (interface.shared_bytes, "no two weights lie on the same bytes"),
+    "operators": (wiring.operators, "counts are the architecture's, and the target has every kernel"),
+    "weights": (wiring.weights, "every node reads its own module's weights"),
+    "caches": (wiring.caches, "attention reads and writes its own layer's keys and values, and the mask"),
+    "residual stream": (wiring.residual_stream, "each sum adds a branch of its own layer"),
+    "head": (wiring.head, "logits are the head's output"),
+    "epsilon": (arithmetic.epsilons, "every norm's is config.json's"),
+    "attention": (arithmetic.attention, "heads, scale, softcap and window are config.json's"),
+    "rotary embedding": (arithmetic.rotary_nodes, "cosine and sine are where they belong, in halves"),
+    "rotary tables": (arithmetic.rotary_tables, "recomputed from rope_theta"),
+    "embedding scale": (arithmetic.embedding_scale, "sqrt(hidden_size), exact in its type"),
+    "gelu": (arithmetic.gelus, "the tanh form in every layer"),
+    "products": (arithmetic.products, "none is transposed or scaled"),
+}
+
+
+def check_structure(directory: Path, manifest: Manifest, *, provider: str) -> tuple[Check, ...]:
+    """Looks at everything that can be seen without running the model, and runs one token for the providers.
+
+    Args:
+        directory: the exported folder.
+        manifest: its manifest, read.
+        provider: "cpu", "cuda" or "directml".
+
+    Returns:
+        One check for each thing looked at. What cannot be looked at after a failure is skipped.
+
+    Raises:
+        ProviderUnavailableError: the provider does not start.
+    """
+    checks = [_files(directory), _hashes(directory, manifest)]
+    if checks[0].outcome == "failed":
+        return (
+            *checks,
+            *(_skipped(name, "the files are not those of the manifest") for name in (*_CHECKS, "providers")),
+        )
+    try:
+        spec = _spec(directory)
+    except (OSError, ValueError, GemmaExportError) as error:
+        checks.append(Check(group="structure", name="configuration", outcome="failed", message=str(error)))
+        names = [name for name in (*_CHECKS, "providers") if name != "configuration"]
+        return (*checks, *(_skipped(name, "config.json cannot be read") for name in names))
+    facts = _facts(directory, manifest, spec)
+    checks += [_judge(name, find(facts), passed) for name, (find, passed) in _CHECKS.items()]
+    return (*checks, _providers(directory, manifest, provider))
+
+
+def _files(directory: Path) -> Check:
+    try:
+        report = verify_folder(directory, hash_data=False)
+    except FolderError as error:
+        return Check(group="structure", name="files", outcome="failed", message=error.message)
+    extra = f"; not in the manifest: {', '.join(report.extra_files)}" if report.extra_files else ""
+    message = f"{len(report.manifest.files)} files, {report.external_tensors} references to weights{extra}"
+    return Check(group="structure", name="files", outcome="passed", message=message)
+
+
+def _hashes(directory: Path, manifest: Manifest) -> Check:
+    try:
+        verify_hashes(directory, manifest)
+    except ManifestError as error:
+        return Check(group="structure", name="hashes", outcome="failed", message=error.message)
+    message = f"{manifest.weight_bytes} bytes of weights are those of the manifest"
+    return Check(group="structure", name="hashes", outcome="passed", message=message)
+
+
+def _spec(directory: Path) -> DecoderSpec:
+    config = read_json(directory / "config.json")
+    return family_of(config).parse_config(config)[0]
+
+
+def _facts(directory: Path, manifest: Manifest, spec: DecoderSpec) -> FolderFacts:
+    import onnx_ir as ir
+
+    models = {graph.file: ir.load(directory / graph.file) for graph in manifest.graphs}
+    return FolderFacts(directory=directory, manifest=manifest, spec=spec, models=models)
+
+
+def _judge(name: str, problems: Iterator[str], passed: str) -> Check:
+    found = list(problems)
+    if not found:
+        return Check(group="structure", name=name, outcome="passed", message=passed)
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return Check(group="structure", name=name, outcome="failed", message=f"{found[0]}{more}")
+
+
+def _skipped(name: str, why: str) -> Check:
+    return Check(group="structure", name=name, outcome="skipped", message=why)
+
+
+def _providers(directory: Path, manifest: Manifest, provider: str) -> Check:
+    try:
+        return check_providers(directory, manifest, provider=provider)
+    except ProviderUnavailableError:
+        raise
+    except FolderUnreadableError as error:
+        return Check(group="structure", name="providers", outcome="failed", message=error.message)

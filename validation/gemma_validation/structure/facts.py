@@ -1,0 +1,84 @@
+"""What the structural checks look at: a folder's manifest, its graphs without weights, its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemma_export.config import DecoderSpec
+from gemma_runtime.manifest import Graph, Manifest
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["Finder", "FolderFacts", "attribute", "layer_of", "read_json", "stem"]
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FolderFacts:
+    """A folder whose files are known to be those of its manifest."""
+
+    directory: Path
+    manifest: Manifest
+    # config.json as the exporter reads it
+    spec: DecoderSpec
+    # graph file -> the graph, its weights unread
+    models: Mapping[str, ir.Model]
+
+    @property
+    def graphs(self) -> Iterator[tuple[Graph, ir.Model]]:
+        """The manifest's graphs and what their files hold."""
+        return ((graph, self.models[graph.file]) for graph in self.manifest.graphs)
+
+    @property
+    def main(self) -> tuple[Graph, ir.Model]:
+        """The main graph."""
+        graph = self.manifest.graph("main")
+        return graph, self.models[graph.file]
+
+    @property
+    def residual_shift(self) -> int:
+        """k of the residual stream's scale 2^-k."""
+        scale = self.manifest.precision.options.get("residual_scale")
+        shift = scale.get("shift") if isinstance(scale, Mapping) else None
+        return shift if isinstance(shift, int) else 0
+
+
+# yields one line for each thing that is wrong: what was found where, and what was expected
+Finder = Callable[[FolderFacts], Iterator[str]]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        ValueError: it holds none, or is no JSON.
+        OSError: it cannot be read.
+    """
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{file.name} holds no object")
+    return content
+
+
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    """An attribute's value, or what it is when nobody writes it."""
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def layer_of(name: str | None) -> int | None:
+    """The layer that a node or a weight belongs to by its name."""
+    found = _LAYER.match(name or "")
+    return int(found[1]) if found else None
+
+
+def stem(node: ir.Node) -> str:
+    """The module that a node computes: its name without the operator."""
+    return str(node.name).rpartition(".")[0]

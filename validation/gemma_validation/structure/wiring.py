@@ -1,0 +1,109 @@
+"""Who reads what: weights and caches of a layer in that layer, one residual stream through all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from gemma_export.errors import PassError
+from gemma_export.targets import TARGETS, Target
+from gemma_validation.structure.facts import FolderFacts, layer_of, stem
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["caches", "head", "operators", "residual_stream", "weights"]
+
+# (domain, operator) -> past key and value among its inputs; present key and value are outputs 1 and 2
+_PAST = {
+    ("com.microsoft", "GroupQueryAttention"): (3, 4),
+    ("", "Attention"): (4, 5),
+    ("gemma", "Attention"): (3, 4),
+}
+# (domain, operator) -> input -> what says which positions a row sees
+_MASKS = {
+    ("com.microsoft", "GroupQueryAttention"): {5: "rows.seqlens_k", 6: "rows.total_sequence_length"},
+    ("", "Attention"): {3: "attention.visible"},
+    ("gemma", "Attention"): {5: "attention_mask"},
+}
+
+
+def operators(facts: FolderFacts) -> Iterator[str]:
+    """The target's own check: as many fused operators as the architecture has, and none without a kernel."""
+    for graph, model in facts.graphs:
+        try:
+            _target(facts, model).check(model, facts.spec, facts.manifest.precision.activation_dtype)
+        except PassError as error:
+            yield f"{graph.file}: {error.message}"
+
+
+def weights(facts: FolderFacts) -> Iterator[str]:
+    """Every node reads the weights of the module that it is named after."""
+    for graph, model in facts.graphs:
+        for node in model.graph:
+            module = stem(node)
+            for value in node.inputs:
+                name = "" if value is None else str(value.name)
+                if name not in model.graph.initializers or not name.startswith(("model.", "lm_head.")):
+                    continue
+                tied = module == "lm_head" and facts.spec.tie_word_embeddings
+                expected = "model.embed_tokens" if tied else module
+                if not name.startswith(f"{expected}."):
+                    yield f"{graph.file}, {node.name}: reads {name}, expected a weight of {expected}"
+
+
+def caches(facts: FolderFacts) -> Iterator[str]:
+    """Attention of layer i reads and writes keys and values of layer i, and looks at the mask."""
+    for graph, model in facts.graphs:
+        states = {state.layer: state for state in graph.state}
+        for node in model.graph:
+            places = _PAST.get((node.domain, node.op_type))
+            state = states.get(layer_of(node.name) or 0)
+            if places is None or state is None:
+                continue
+            found = [_name(node, place) for place in places]
+            if found != list(state.past):
+                yield f"{graph.file}, {node.name}: past is {found}, expected {list(state.past)}"
+            written = [str(value.name) for value in node.outputs[1:3]]
+            if written != list(state.present):
+                yield f"{graph.file}, {node.name}: present is {written}, expected {list(state.present)}"
+            for place, expected in _MASKS[(node.domain, node.op_type)].items():
+                if _name(node, place) != expected:
+                    yield f"{graph.file}, {node.name}: input {place} is {_name(node, place)}, expected {expected}"
+
+
+def residual_stream(facts: FolderFacts) -> Iterator[str]:
+    """Each sum adds a branch of its own layer to the sum before it."""
+    for graph, model in facts.graphs:
+        producers = {str(value.name): node for node in model.graph for value in node.outputs if value.name}
+        stream = "model.embed_tokens.ScaledEmbedding"
+        for layer in range(facts.spec.num_hidden_layers):
+            for part in ("attn_residual", "mlp_residual"):
+                point = f"layers.{layer}.{part}"
+                node = producers.get(point)
+                found = [_name(node, place) for place in (0, 1)] if node is not None else [None, None]
+                if found[0] != stream or layer_of(found[1]) != layer:
+                    yield f"{graph.file}: {point} is the sum of {found}, expected {stream} and a branch of its layer"
+                stream = point
+
+
+def head(facts: FolderFacts) -> Iterator[str]:
+    """Logits come from the head and nothing else; a tied head is the embedding table, as `weights` checks."""
+    for graph, model in facts.graphs:
+        logits = next((value for value in model.graph.outputs if value.name == "logits"), None)
+        node = None if logits is None else logits.producer()
+        if node is None or stem(node) != "lm_head":
+            yield f"{graph.file}: logits come from {node.name if node is not None else 'no node'}, expected lm_head"
+
+
+def _target(facts: FolderFacts, model: ir.Model) -> Target:
+    target = TARGETS[facts.manifest.target]
+    if model.functions and target.with_functions is not None:
+        return target.with_functions
+    stored = facts.manifest.precision.options.get("format")
+    return target.with_format(stored if isinstance(stored, str) else None) or target
+
+
+def _name(node: ir.Node | None, place: int) -> str | None:
+    value = node.inputs[place] if node is not None and place < len(node.inputs) else None
+    return None if value is None else str(value.name)
