@@ -32,19 +32,21 @@ _SLICES = ("all", *SLICES, "random")
 _LARGEST_FILE = 1 << 20
 
 
-def default_budget(precision_name: str, *, kv_cache: str | None = None) -> Budget:
+def default_budget(precision_name: str, *, kv_cache: str | None = None, variant: str | None = None) -> Budget:
     """The budget of one of the exporter's number formats.
 
     Args:
         precision_name: `precision.name` of the manifest: "fp32", "int4-fp16", ...
         kv_cache: integer type of keys and values between steps, where they have one: "int8".
+        variant: of the manifest; a few have a budget of their own.
 
     Raises:
         BudgetFileError: there is none.
     """
-    name = precision_name if kv_cache is None else f"{precision_name}-kv-{kv_cache}"
+    general = precision_name if kv_cache is None else f"{precision_name}-kv-{kv_cache}"
     folder = resources.files("gemma_validation.budgets")
     known = sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    name = own if (own := f"{variant}-{general}") in known else general
     if name not in known:
         raise BudgetFileError(
             f"no budget for precision {name!r}, found {', '.join(known)}", hint="Give one with --budget FILE."

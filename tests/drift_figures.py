@@ -1,0 +1,31 @@
+"""A drift whose every number is another, for tests of what reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from gemma_validation.findings import Distribution, Drift
+
+
+def drift(**changes: Any) -> Drift:
+    figures = Drift(
+        slice="all",
+        documents=30,
+        positions=20_000,
+        kl=Distribution(mean=0.1, median=0.05, p95=0.2, p99=0.3, p999=0.4, max=0.5),
+        kl_mean_upper=0.11,
+        top1_disagreement_upper=0.065,
+        probability_shift_mean=0.011,
+        probability_shift_rms=0.012,
+        nll_reference=2.0,
+        nll_test=2.01,
+        perplexity_ratio=1.01,
+        top1_agreement=0.94,
+        decisive_flips=20,
+        near_ties=1180,
+        top10_overlap=0.93,
+        normalised_mse=0.013,
+        max_difference=0.7,
+    )
+    return dataclasses.replace(figures, **changes)
