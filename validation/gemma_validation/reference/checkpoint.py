@@ -47,8 +47,8 @@ class ReferenceCheckpoint:
     name: str
     # None for weights that are generated for a released variant's shapes
     directory: Path | None
-    # config.json as transformers should read it: of the merged model, and nothing of integers in it
-    config: Mapping[str, Any]
+    # its config is as transformers should read it: of the merged model, and nothing of integers in it
+    checkpoint: Checkpoint
     family: Family
     spec: DecoderSpec
     # the checkpoint's tensors by the architecture's names
@@ -57,6 +57,11 @@ class ReferenceCheckpoint:
     merge: Merge | None
     # the weights are those of `directory`, in floating point: transformers can load them itself
     plain: bool
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """config.json, of the merged model."""
+        return self.checkpoint.config
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -111,11 +116,11 @@ def _opened(found: FoundReference, manifest: Manifest) -> ReferenceCheckpoint:
     if found.adapter is not None:
         merge = plan_merge(open_adapter(found.adapter), shapes, tied=spec.tie_word_embeddings)
         spec = dataclasses.replace(spec, tie_word_embeddings=merge.tied)
-        config["tie_word_embeddings"] = merge.tied
+        checkpoint = dataclasses.replace(checkpoint, config={**config, "tie_word_embeddings": merge.tied})
     return ReferenceCheckpoint(
         name=found.name,
         directory=found.path,
-        config=config,
+        checkpoint=checkpoint,
         family=family,
         spec=spec,
         source=source,

@@ -59,11 +59,10 @@ def check_folder(directory: Path, manifest: Manifest, other: Path, other_manifes
     check_tokenizers(directory, manifest, other, other_manifest)
     expected_source, found_source = _weights(manifest.source), _weights(other_manifest.source)
     for name in sorted(expected_source.keys() | found_source.keys()):
-        expected, found = expected_source.get(name), found_source.get(name)
-        if expected != found:
+        wanted, has = expected_source.get(name, "none"), found_source.get(name, "none")
+        if wanted != has:
             raise MismatchError(
-                f"folder {other.name} was exported from other weights: {name}: expected {expected or 'none'}, found "
-                f"{found or 'none'}",
+                f"folder {other.name} was exported from other weights: {name}: expected {wanted}, found {has}",
                 hint="Compare two exports of one checkpoint.",
             )
 

@@ -112,7 +112,7 @@ def _float32(cache: ArtifactCache, types: list[ElementType]) -> Cache:
 
 
 def _distance(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
-    """Root mean square of the difference over that of the expected logits, each row less its mean: softmax ignores it."""
+    """Root mean square of the difference over that of the expected logits, each row less its mean."""
     wide, other = expected.astype(np.float64), found.astype(np.float64)
     wide, other = wide - wide.mean(-1, keepdims=True), other - other.mean(-1, keepdims=True)
     return float(np.sqrt(np.square(other - wide).mean() / np.square(wide).mean()))
@@ -126,7 +126,7 @@ def _check(name: str, found: npt.NDArray[np.float32], expected: npt.NDArray[np.f
         group="invariance",
         name=name,
         outcome="passed" if passed else "failed",
-        message=f"logits of {len(found)} tokens behind the cache are {distance:.2g} of their size from the reference's, "
+        message=f"{len(found)} tokens behind the cache: logits are {distance:.2g} of their size from the reference's, "
         f"at most {bound:.2g} passes",
         measured=distance if np.isfinite(distance) else None,
         bound=bound,

@@ -56,12 +56,10 @@ def open_source(
 
 
 def _layered(checkpoint: ReferenceCheckpoint) -> ReferenceSource:
-    import torch
-
+    # imports nothing heavy itself, but is not needed for most
     from gemma_validation.layered import LayeredReference
 
-    source: ReferenceSource = LayeredReference(checkpoint, dtype=torch.float32)
-    return source
+    return LayeredReference(checkpoint.checkpoint, name=checkpoint.name, weights=checkpoint.weight)
 
 
 def _manifest(directory: Path) -> Manifest:

@@ -15,7 +15,7 @@ __all__ = ["check_tokenizers"]
 
 
 def check_tokenizers(directory: Path, manifest: Manifest, other: Path, other_manifest: Manifest | None = None) -> None:
-    """Holds the folder's tokenizer against another's on texts of every slice, where both have one.
+    """Holds the folder's tokenizer against another's where both have one: every token, and texts of every slice.
 
     Args:
         directory, manifest: the exported folder.
@@ -23,7 +23,7 @@ def check_tokenizers(directory: Path, manifest: Manifest, other: Path, other_man
         other_manifest: of the exported folder.
 
     Raises:
-        MismatchError: shows the text and the tokens of both.
+        MismatchError: shows the token, or the text and the tokens of both.
         FolderUnreadableError, ReferenceMissingError, MissingPackageError: a tokenizer cannot be read.
     """
     first = folder_tokenizer(directory, manifest)
@@ -32,20 +32,22 @@ def check_tokenizers(directory: Path, manifest: Manifest, other: Path, other_man
         return
     if first.bos_id != second.bos_id:
         raise _other(f"BOS: expected {second.bos_id}, found {first.bos_id}", other)
+    for token in range(min(first.size, second.size)):
+        wanted_bytes, found_bytes = second.token_bytes(token), first.token_bytes(token)
+        if wanted_bytes != found_bytes:
+            raise _other(f"token {token}: expected {wanted_bytes!r}, found {found_bytes!r}", other)
     for text in probe_texts():
-        wanted, found_ids = second.encode(text), first.encode(text)
-        if wanted != found_ids:
-            index = next(
-                (index for index, pair in enumerate(zip(wanted, found_ids, strict=False)) if pair[0] != pair[1]),
-                min(len(wanted), len(found_ids)),
-            )
-            part = slice(index, index + 4)
-            raise _other(
-                f"{text[:40]!r}: expected tokens {wanted[part]} at {index}, found {found_ids[part]}",
-                other,
-            )
-        if second.decode(wanted) != first.decode(wanted):
-            raise _other(f"tokens of {text[:40]!r} are decoded to another text", other)
+        wanted, found = second.encode(text), first.encode(text)
+        if wanted != found:
+            raise _other(_first_difference(text, wanted, found), other)
+
+
+def _first_difference(text: str, wanted: list[int], found: list[int]) -> str:
+    pairs = zip(wanted, found, strict=False)
+    shortest = min(len(wanted), len(found))
+    index = next((index for index, (one, other) in enumerate(pairs) if one != other), shortest)
+    part = slice(index, index + 4)
+    return f"text {text[:40]!r}: expected tokens {wanted[part]} at place {index}, found {found[part]}"
 
 
 def _checkpoint_tokenizer(directory: Path) -> Tokenizer | None:

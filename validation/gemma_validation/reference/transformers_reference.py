@@ -1,14 +1,16 @@
-"""The reference as transformers computes it, whole in memory: eager attention, float32, or bfloat16 as a noise floor."""
+"""The reference as transformers computes it, whole in memory: eager, float32, or bfloat16 as a noise floor."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gemma_export.errors import GemmaExportError
 from gemma_validation.documents import Document
 from gemma_validation.errors import ReferenceMissingError
 from gemma_validation.findings import ReferenceAbout
@@ -26,6 +28,8 @@ Cache = tuple[npt.NDArray[np.float32], ...]
 # Tokens that run at once. Eager attention holds heads * chunk * length scores several times over: 64 MB each for 8
 # heads at 4,096 tokens, 512 MB if a document of that length ran in one piece.
 _CHUNK = 512
+# float32 weights up to which a second thread waits more than it works; on a busy machine far more
+_SMALL_BYTES = 256 << 20
 
 
 class TransformersReference:
@@ -45,6 +49,8 @@ class TransformersReference:
         with quiet_transformers() as transformers:
             import torch
 
+            from gemma_export.weights import one_thread
+
             self._torch: Any = torch
             self.model: Any = _model(transformers, checkpoint, getattr(torch, dtype))
         self.vocab_size = checkpoint.spec.vocab_size
@@ -53,6 +59,10 @@ class TransformersReference:
             name=checkpoint.name,
             dtype=dtype,
             versions={name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+        )
+        small = checkpoint.float32_bytes <= _SMALL_BYTES
+        self._threads: Callable[[], contextlib.AbstractContextManager[None]] = (
+            one_thread if small else contextlib.nullcontext
         )
         # of each document: after the last norm, [tokens, hidden_size]
         self._states: list[torch.Tensor] = []
@@ -74,8 +84,9 @@ class TransformersReference:
         states, cache = self._run(token_ids, None)
         chosen: list[tuple[int, float]] = []
         for step in range(steps):
-            second, best = np.partition(self._head(states[-1:])[0], -2)[-2:]
-            token = int(self._head(states[-1:])[0].argmax())
+            row = self._head(states[-1:])[0]
+            second, best = np.partition(row, -2)[-2:]
+            token = int(row.argmax())
             chosen.append((token, float(best - second)))
             if step + 1 < steps:
                 states, cache = self._run((token,), cache)
@@ -104,7 +115,7 @@ class TransformersReference:
     def _run(self, token_ids: Sequence[int], cache: Any) -> tuple[torch.Tensor, Any]:
         """Final hidden states [tokens, hidden_size] of tokens behind a cache, and the cache with them."""
         torch, states = self._torch, []
-        with quiet_transformers() as transformers, torch.no_grad():
+        with quiet_transformers() as transformers, torch.no_grad(), self._threads():
             cache = transformers.DynamicCache(config=self.model.config) if cache is None else cache
             for start in range(0, len(token_ids), _CHUNK):
                 ids = torch.tensor([list(token_ids[start : start + _CHUNK])])
@@ -113,7 +124,7 @@ class TransformersReference:
         return torch.cat(states), cache
 
     def _head(self, states: torch.Tensor) -> npt.NDArray[np.float32]:
-        with self._torch.no_grad():
+        with self._torch.no_grad(), self._threads():
             logits: npt.NDArray[np.float32] = self.model.lm_head(states).float().numpy()
         return logits
 
@@ -127,9 +138,10 @@ def _model(transformers: Any, checkpoint: ReferenceCheckpoint, dtype: torch.dtyp
             )
         else:
             model = _assembled(transformers, config, checkpoint, dtype)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (GemmaExportError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:300]
         raise ReferenceMissingError(
-            f"transformers {transformers.__version__} cannot load {checkpoint.name}: {str(error).splitlines()[0][:300]}",
+            f"transformers {transformers.__version__} cannot load {checkpoint.name}: {reason}",
             hint="The checkpoint may be damaged, or too new or too old for this release of transformers.",
         ) from error
     return model.eval()

@@ -24,7 +24,8 @@ Suite = Literal["quick", "full"]
 # a vocabulary from here on counts as large; Gemma's have 256,000 and more
 _LARGE_VOCABULARY = 1 << 16
 # Gemma's BOS, EOS and padding, for folders that say nothing of them
-_BOS, _SPECIAL = 2, (0, 1, 2)
+_BOS = 2
+_SPECIAL = (_BOS, 1, 0)
 _SEED = 20240221
 
 

@@ -14,8 +14,6 @@ __all__ = ["SliceText", "probe_texts", "slice_texts"]
 _FILE = Path(__file__).with_name("texts.toml")
 # 3,600 tokens of a small tokenizer are some 9,000 characters, this many days have 10,500
 _DAYS = 48
-# characters of each text, for comparing tokenizers
-_PROBE = 160
 # what the texts do not have: runs of spaces, control characters, joined emoji, decomposed letters, special names
 _ODD = (
     "",
@@ -62,8 +60,8 @@ def slice_texts(*, turns: bool) -> tuple[SliceText, ...]:
 
 
 def probe_texts() -> tuple[str, ...]:
-    """Short texts that show where two tokenizers differ."""
-    return (*_ODD, *(entry.text[:_PROBE] for entry in slice_texts(turns=True)))
+    """Texts that show where two tokenizers differ: those of every slice, and odd ones."""
+    return (*_ODD, *(entry.text for entry in slice_texts(turns=True)))
 
 
 def _conversation(spoken: Sequence[str], *, turns: bool) -> str:

@@ -1,0 +1,243 @@
+"""What needs reference and export at once: another folder as reference, greedy text, exchanged caches, the choice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from reference_exports import exported
+
+from gemma_export.precision import WeightOptions
+from gemma_runtime import read_manifest
+from gemma_validation.artifact import ArtifactRunner, Cache, Step
+from gemma_validation.documents import Document
+from gemma_validation.layered import LayeredReference
+from gemma_validation.reference import (
+    FolderReference,
+    ReferenceSource,
+    TransformersReference,
+    check_injection,
+    find_reference,
+    greedy_divergences,
+    open_reference,
+    open_source,
+    runs_whole,
+    select,
+)
+from gemma_validation.reference.inject import INTO_ARTIFACT, INTO_REFERENCE
+from gemma_validation.texts import folder_documents
+
+
+def opened(folder: Path, given: Path | None = None) -> ReferenceSource:
+    manifest = read_manifest(folder)
+    return open_source(find_reference(folder, manifest, given), folder, manifest)
+
+
+def runner_of(folder: Path, **options: Any) -> ArtifactRunner:
+    return ArtifactRunner(folder, read_manifest(folder), threads=1, **options)
+
+
+@pytest.fixture(scope="module")
+def documents(tiny_fp32: Path) -> tuple[Document, ...]:
+    return folder_documents(tiny_fp32, read_manifest(tiny_fp32), suite="quick")
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_fp32: Path) -> Iterator[ReferenceSource]:
+    source = opened(tiny_fp32)
+    yield source
+    source.close()
+
+
+@pytest.fixture(scope="module")
+def runner(tiny_fp32: Path) -> Iterator[ArtifactRunner]:
+    with runner_of(tiny_fp32) as found:
+        yield found
+
+
+# another folder
+
+
+def test_another_folder_gives_its_own_logits(
+    tiny_fp32: Path, tiny_fp16: Path, documents: tuple[Document, ...], runner: ArtifactRunner
+) -> None:
+    source = opened(tiny_fp16, tiny_fp32)
+    assert isinstance(source, FolderReference)
+    assert (source.about.kind, source.about.name, source.about.dtype) == ("folder", "fp32", "fp32")
+    assert "onnxruntime" in source.about.versions
+    assert source.vocab_size == 3072
+    assert source.noise() is None
+    source.prepare(documents)
+    (long,) = [index for index, document in enumerate(documents) if document.slice == "long"]
+    ids = documents[long].token_ids
+    whole = np.concatenate([block for _, block in runner.logits(ids)])
+    # across the blocks that are read at a time, and back again
+    for first, last in ((0, 10), (10, 250), (250, 260), (260, len(ids)), (5, 8)):
+        assert np.abs(source.logits(long, first, last) - whole[first:last]).max() < 1e-4
+    other = np.concatenate([block for _, block in runner.logits(documents[0].token_ids)])
+    assert np.abs(source.logits(0, 3, 9) - other[3:9]).max() < 1e-4
+    source.close()
+
+
+def test_another_folder_writes(
+    tiny_fp32: Path, tiny_fp16: Path, documents: tuple[Document, ...], reference: ReferenceSource
+) -> None:
+    source = opened(tiny_fp16, tiny_fp32)
+    written = source.greedy(documents[0].token_ids[:20], 10)
+    expected = reference.greedy(documents[0].token_ids[:20], 10)
+    assert written is not None
+    assert expected is not None
+    assert [token for token, _ in written] == [token for token, _ in expected]
+    assert np.allclose([margin for _, margin in written], [margin for _, margin in expected], atol=1e-3)
+    source.close()
+
+
+# greedy text
+
+
+def test_the_same_text_has_no_divergence(
+    reference: ReferenceSource, runner: ArtifactRunner, documents: tuple[Document, ...]
+) -> None:
+    found = greedy_divergences(reference, runner, documents[:2], 12)
+    assert [(entry.document, entry.slice, entry.tokens) for entry in found] == [
+        ("python", "code", 12),
+        ("c", "code", 12),
+    ]
+    assert all(entry.first is None and entry.margin is None for entry in found)
+
+
+class Changed:
+    """A reference that writes another token at one place."""
+
+    def __init__(self, source: ReferenceSource, place: int) -> None:
+        self.source, self.place = source, place
+
+    def greedy(self, token_ids: Sequence[int], steps: int) -> list[tuple[int, float]] | None:
+        written = self.source.greedy(token_ids, steps)
+        assert written is not None
+        written[self.place] = (written[self.place][0] + 1, 0.75)
+        return written
+
+
+def test_the_first_divergence_and_its_margin(
+    reference: ReferenceSource, runner: ArtifactRunner, documents: tuple[Document, ...]
+) -> None:
+    changed: Any = Changed(reference, 5)
+    (found,) = greedy_divergences(changed, runner, documents[:1], 8)
+    assert (found.first, found.margin, found.tokens) == (5, 0.75, 8)
+
+
+def test_text_ends_with_the_context(local: Any) -> None:
+    source = opened(local.folder)
+    document = Document(slice="random", name="x", token_ids=tuple(range(3, 63)))
+    (found,) = greedy_divergences(source, runner_of(local.folder), [document], 100)
+    # 64 tokens of context, 30 of the prompt
+    assert found.tokens == 34
+
+
+def test_a_reference_that_does_not_write(runner: ArtifactRunner, documents: tuple[Document, ...]) -> None:
+    class Silent:
+        def greedy(self, token_ids: Sequence[int], steps: int) -> None:
+            return None
+
+    silent: Any = Silent()
+    assert greedy_divergences(silent, runner, documents, 8) == ()
+
+
+# exchanged caches
+
+
+def test_caches_can_be_exchanged(
+    reference: ReferenceSource, runner: ArtifactRunner, documents: tuple[Document, ...]
+) -> None:
+    checks = check_injection(reference, runner, documents[0])
+    assert [check.name for check in checks] == [INTO_ARTIFACT, INTO_REFERENCE]
+    for check in checks:
+        assert (check.group, check.outcome, check.bound) == ("invariance", "passed", 1e-4)
+        assert check.measured is not None
+        assert check.measured < 1e-5
+
+
+@pytest.mark.parametrize("changes", [{"precision": "fp16"}, {"weights": WeightOptions(scheme="int4")}])
+def test_other_precisions_pass_within_their_own_rounding(local: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
+    export = exported(tmp_path, local.checkpoint, **changes)
+    (document, *_) = folder_documents(export.folder, export.manifest, suite="quick")
+    source = opened(export.folder, local.checkpoint)
+    checks = check_injection(source, runner_of(export.folder), document)
+    assert [check.outcome for check in checks] == ["passed", "passed"]
+    assert all(check.measured is not None and check.measured > 1e-6 for check in checks)
+
+
+class Altered:
+    """A runner whose cache is wrong in steps behind a cache, and right in one shot."""
+
+    def __init__(self, runner: ArtifactRunner, change: str) -> None:
+        self.runner, self.change = runner, change
+        self.graph, self.manifest = runner.graph, runner.manifest
+
+    def step(self, input_ids: Any, attention_mask: Any, past: Cache | None = None) -> Step:
+        step = self.runner.step(input_ids, attention_mask, self._wrong(past))
+        return dataclasses.replace(step, present=self._wrong(step.present) or ())
+
+    def _wrong(self, cache: Cache | None) -> Cache | None:
+        if cache is None:
+            return None
+        if self.change == "keys and values exchanged":
+            return tuple(cache[index ^ 1] for index in range(len(cache)))
+        if self.change == "values one token off":
+            # both together would be the same cache: attention does not know the order of its keys
+            return tuple(np.ascontiguousarray(np.roll(part, index % 2, axis=2)) for index, part in enumerate(cache))
+        return tuple(np.full_like(part, np.nan) for part in cache)
+
+
+@pytest.mark.parametrize("change", ["keys and values exchanged", "values one token off", "not finite"])
+def test_a_wrong_cache_fails(
+    reference: ReferenceSource, runner: ArtifactRunner, documents: tuple[Document, ...], change: str
+) -> None:
+    wrong: Any = Altered(runner, change)
+    checks = check_injection(reference, wrong, documents[0])
+    assert [check.outcome for check in checks] == ["failed", "failed"]
+    for check in checks:
+        assert check.bound is not None
+        assert check.measured is None if change == "not finite" else (check.measured or 0) > 100 * check.bound
+
+
+def test_exchanges_that_cannot_be(
+    tiny_fp32: Path, tiny_fp16: Path, tmp_path: Path, local: Any, reference: ReferenceSource, runner: ArtifactRunner
+) -> None:
+    document = Document(slice="random", name="x", token_ids=(2, 5, 6, 7))
+    int8 = exported(tmp_path, local.checkpoint, kv_cache="int8")
+    for source, other, ids, words in (
+        (opened(tiny_fp16, tiny_fp32), runner, document.token_ids, "no model in memory (folder)"),
+        (opened(int8.folder, local.checkpoint), runner_of(int8.folder), document.token_ids, "the cache holds int8"),
+        (reference, runner, (2,), "no two tokens"),
+    ):
+        checks = check_injection(source, other, dataclasses.replace(document, token_ids=ids))
+        assert [check.outcome for check in checks] == ["skipped", "skipped"]
+        assert all(words in check.message for check in checks)
+
+
+# which implementation
+
+
+def test_small_models_run_whole_and_large_ones_layer_by_layer(
+    local: Any, tiny_fp32: Path, monkeypatch: pytest.MonkeyPatch, documents: tuple[Document, ...]
+) -> None:
+    manifest = read_manifest(tiny_fp32)
+    checkpoint = open_reference(find_reference(tiny_fp32, manifest), manifest)
+    assert runs_whole(checkpoint)
+    assert isinstance(opened(tiny_fp32), TransformersReference)
+    monkeypatch.setattr(select, "_WHOLE_BYTES", checkpoint.float32_bytes - 1)
+    assert not runs_whole(checkpoint)
+    whole, layered = TransformersReference(checkpoint), opened(tiny_fp32)
+    assert isinstance(layered, LayeredReference)
+    assert (layered.about.name, layered.about.dtype) == ("built-in", "float32")
+    for source in (whole, layered):
+        source.prepare(documents[:1])
+    last = len(documents[0].token_ids)
+    expected, found = whole.logits(0, 0, last), layered.logits(0, 0, last)
+    assert np.abs(found - expected).max() < 1e-4 * expected.std()
