@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,12 @@ def steps() -> list[dict[str, Any]]:
     return found
 
 
-def run_job(place: Path, before: Callable[[str], None] = lambda name: None) -> dict[str, int]:
+def run_job(place: Path, first: str = "") -> dict[str, int]:
     """Runs the job's commands but for the installation, in a directory, by the shell of a runner.
 
     Args:
         place: the job's directory; `summary.md` in it becomes the step summary.
-        before: called with each step's name before it runs.
+        first: name of the step to begin with, where another job left what it needs.
 
     Returns:
         Exit codes of the steps that ran, by their names.
@@ -45,12 +44,13 @@ def run_job(place: Path, before: Callable[[str], None] = lambda name: None) -> d
         "GITHUB_STEP_SUMMARY": str(place / "summary.md"),
     }
     codes: dict[str, int] = {}
+    begun = not first
     for step in steps():
-        if "run" not in step or step["run"].startswith("pip install"):
+        begun = begun or step.get("name") == first
+        if not begun or "run" not in step or step["run"].startswith("pip install"):
             continue
         if any(codes.values()) and step.get("if") != _ALWAYS:
             continue
-        before(step["name"])
         command = [str(shutil.which("bash")), "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
         result = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
         codes[step["name"]] = result.returncode

@@ -61,11 +61,18 @@ def test_a_linear_axis_begins_at_zero_and_has_round_ticks() -> None:
     assert tick_labels(chart(5.0, 10.0, log=False))[:6] == ["0", "2", "4", "6", "8", "10"]
 
 
-@pytest.mark.parametrize("values", [(), (math.nan,), (0.0,), (7.0,), (1e-300, 1e300)])
+@pytest.mark.parametrize("values", [(), (math.nan,), (0.0,), (7.0,), (1e-300, 1e300), (5e-324, 1.7e308)])
 def test_odd_data_makes_a_chart(values: tuple[float, ...]) -> None:
     for log in (True, False):
         for run in drawn(chart(*values, log=log)):
             assert all(0 <= x <= 360 and 0 <= y <= 216 for x, y in run)
+
+
+def test_ticks_beyond_the_data_are_not_drawn() -> None:
+    line = Line(name="a", style="s1", points=(Point(x=1, y=1.0), Point(x=2, y=2.0)))
+    options = {"title": "T", "description": "D", "x_label": "x", "y_label": "y"}
+    root = ET.fromstring(line_chart([line], **options, x_ticks=[(0.0, "before"), (1.0, "first"), (9.0, "behind")]))
+    assert {"before", "first", "behind"} & set(tick_labels(root)) == {"first"}
 
 
 def test_titles_are_read_aloud_and_escaped() -> None:

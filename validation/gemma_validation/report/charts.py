@@ -155,6 +155,8 @@ def _grid(across: _Axis, up: _Axis) -> Markup:
         parts.append(tag("line", class_="grid", x1=_LEFT, y1=y, x2=_WIDTH - _RIGHT, y2=y))
         parts.append(tag("text", label, class_="tick", x=_LEFT - 4, y=y + 4, text_anchor="end"))
     for value, label in across.ticks:
+        if not across.low <= value <= across.high:
+            continue
         x = _x(across, value)
         parts.append(tag("line", class_="grid", x1=x, y1=_HEIGHT - _BOTTOM, x2=x, y2=_HEIGHT - _BOTTOM + 3))
         parts.append(tag("text", label, class_="tick", x=x, y=_HEIGHT - _BOTTOM + 14, text_anchor="middle"))
@@ -185,8 +187,9 @@ def _drawn(line: Line, across: _Axis, up: _Axis) -> Markup:
 
 def _logarithmic(values: Sequence[float]) -> _Axis:
     positive = [value for value in values if value > 0] or [1e-1]
-    low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
-    high = max(high, low + 1)
+    # powers of ten that a float can hold
+    low = max(math.floor(math.log10(min(positive))), -307)
+    high = max(min(math.ceil(math.log10(max(positive))), 308), low + 1)
     step = math.ceil((high - low) / 6)
     ticks = tuple((10.0**power, superscript(power)) for power in range(low, high + 1, step))
     return _Axis(low=10.0**low, high=10.0**high, ticks=ticks, transform=math.log10)
