@@ -26,7 +26,8 @@ from gemma_validation.findings import Check, Localisation, ReferenceAbout, Repor
 from gemma_validation.golden import GoldenReference, identity_of, make_golden
 from gemma_validation.invariances import check_invariances
 from gemma_validation.layered import LayeredReference
-from gemma_validation.localise import compare_blocks, localise_against
+from gemma_validation.localise import localise_against
+from gemma_validation.localise.blocks import compare_blocks
 from gemma_validation.metrics import TAU
 from gemma_validation.reference import FoundReference, find_reference, open_reference, open_source
 from gemma_validation.structure import check_structure
@@ -112,7 +113,14 @@ _NO_REFERENCE = ReferenceAbout(kind="none", name="", dtype="", versions={})
 
 
 def _measured(
-    directory: Path, manifest: Manifest, found: FoundReference, clock: _Clock, *, suite: Suite, provider: str, tau: float
+    directory: Path,
+    manifest: Manifest,
+    found: FoundReference,
+    clock: _Clock,
+    *,
+    suite: Suite,
+    provider: str,
+    tau: float,
 ) -> tuple[Comparison, list[Check]]:
     """Everything that runs the graphs."""
     checks: list[Check] = []
@@ -132,7 +140,7 @@ def _measured(
         checks += check_invariances(directory, manifest, documents, provider=provider, suite=suite)
     if found.kind == "checkpoint" and manifest.precision.options.get("scheme"):
         with clock.stage("stored blocks"):
-            checks += compare_blocks(directory, manifest, found)
+            checks += compare_blocks(directory, manifest, open_reference(found, manifest).weight)
     return comparison, checks
 
 
