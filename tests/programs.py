@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["assert_error", "gemma_export", "gemma_run", "start"]
+__all__ = ["assert_error", "gemma_export", "gemma_run", "gemma_validate", "start"]
 
 
 def start(module: str, *arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
@@ -39,6 +39,11 @@ def gemma_export(*arguments: object, cwd: Path | None = None, **environment: str
 def gemma_run(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """gemma-run, finished."""
     return _run("gemma_runtime", *arguments, cwd=cwd, **environment)
+
+
+def gemma_validate(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """gemma-validate, finished."""
+    return _run("gemma_validation", *arguments, cwd=cwd, **environment)
 
 
 def assert_error(result: subprocess.CompletedProcess[str], code: int, *phrases: str) -> None:

@@ -1,4 +1,4 @@
-"""Shell completion of both programs, in the real bash."""
+"""Shell completion of the programs, in the real bash."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from pathlib import Path
 
 import pytest
 from completions import complete, install
-from programs import assert_error, gemma_export, gemma_run
+from programs import assert_error, gemma_export, gemma_run, gemma_validate
 
 from gemma_export.variants import VARIANTS
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 
 
+MODULES = {"gemma-export": "gemma_export", "gemma-run": "gemma_runtime", "gemma-validate": "gemma_validation"}
+
+
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("bin")
-    install("gemma-export", "gemma_export", directory)
-    install("gemma-run", "gemma_runtime", directory)
+    for program, module in MODULES.items():
+        install(program, module, directory)
     return directory
 
 
@@ -75,11 +78,19 @@ def test_a_space_in_a_name(programs: Path, tmp_path: Path) -> None:
     assert complete("gemma-run", programs, ["a"], cwd=tmp_path) == ["<directories>"]
 
 
+def test_gemma_validate(programs: Path, tmp_path: Path) -> None:
+    (tmp_path / "gemma-tiny-q4").mkdir()
+    (tmp_path / "gemma-tiny-q4/gemma_export.json").write_text("{}")
+    assert complete("gemma-validate", programs, ["gemma-t"], cwd=tmp_path) == ["gemma-tiny-q4"]
+    assert complete("gemma-validate", programs, ["--suite", ""], cwd=tmp_path) == ["quick", "full"]
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_scripts(shell: str) -> None:
     for program, run, variable in (
         ("gemma-export", gemma_export, "_GEMMA_EXPORT_COMPLETE"),
         ("gemma-run", gemma_run, "_GEMMA_RUN_COMPLETE"),
+        ("gemma-validate", gemma_validate, "_GEMMA_VALIDATE_COMPLETE"),
     ):
         result = run("--completion", shell)
         assert (result.returncode, result.stderr) == (0, "")
@@ -94,10 +105,14 @@ def test_another_shell() -> None:
     assert_error(gemma_run("--completion", "powershell"), 2, "powershell")
 
 
-@pytest.mark.parametrize("words", ["gemma-export --variant 2", "gemma-export --target ", "gemma-run "])
+@pytest.mark.parametrize(
+    "words", ["gemma-export --variant 2", "gemma-export --target ", "gemma-run ", "gemma-validate "]
+)
 def test_completion_imports_nothing_heavy(words: str) -> None:
     program = words.split()[0]
-    module = {"gemma-export": "gemma_export", "gemma-run": "gemma_runtime"}[program]
+    module = {"gemma-export": "gemma_export", "gemma-run": "gemma_runtime", "gemma-validate": "gemma_validation"}[
+        program
+    ]
     code = (
         "import atexit, os, sys\n"
         f"os.environ.update(_{program.replace('-', '_').upper()}_COMPLETE='bash_complete', COMP_WORDS={words!r}, "

@@ -14,10 +14,11 @@ from typing import Any
 import jsonschema
 import pytest
 from json_schemas import SCHEMAS, validated
-from programs import gemma_export, gemma_run
+from programs import gemma_export, gemma_run, gemma_validate
 
 from gemma_export import errors as export_errors
 from gemma_runtime import errors as runtime_errors
+from gemma_validation import errors as validation_errors
 
 # a folder whose name needs more than ASCII, a space and a quote
 NAME = "größe 你's"
@@ -48,6 +49,7 @@ def _nodes(node: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
     [
         ("gemma_export/error", export_errors, export_errors.GemmaExportError),
         ("gemma_runtime/error", runtime_errors, runtime_errors.GemmaRuntimeError),
+        ("gemma_validation/error", validation_errors, validation_errors.GemmaValidationError),
     ],
 )
 def test_every_error_class_has_its_word(schema: str, module: Any, root: type[Exception]) -> None:
@@ -112,6 +114,19 @@ def test_errors_of_gemma_export(arguments: list[str], kind: str, code: int, phra
 )
 def test_errors_of_gemma_run(arguments: list[str], kind: str, code: int, phrase: str, tmp_path: Path) -> None:
     _check_error(gemma_run(*arguments, cwd=tmp_path), "gemma_runtime/error", kind, code, phrase)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "code", "phrase"),
+    [
+        ([NAME, "--json"], "folder_unreadable", 3, NAME),
+        (["--json"], "usage", 2, "DIR"),
+        ([".", "--json", "--suite", "some"], "usage", 2, "some"),
+        ([".", "--json", "--make-golden", "x", "--budget", "y"], "validation_usage", 2, "--budget"),
+    ],
+)
+def test_errors_of_gemma_validate(arguments: list[str], kind: str, code: int, phrase: str, tmp_path: Path) -> None:
+    _check_error(gemma_validate(*arguments, cwd=tmp_path), "gemma_validation/error", kind, code, phrase)
 
 
 def _check_error(result: subprocess.CompletedProcess[str], schema: str, kind: str, code: int, phrase: str) -> None:
