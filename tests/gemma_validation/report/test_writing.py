@@ -100,3 +100,13 @@ def test_a_link_laid_where_the_partial_file_goes_is_not_followed(tmp_path: Path)
     (tmp_path / ".a.partial").symlink_to(victim)
     replace_file(tmp_path / "a", b"new")
     assert victim.read_text() == "kept"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows replaces no file that is open")
+def test_whoever_reads_the_old_file_reads_all_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(b"old")
+    with file.open("rb") as reader:
+        replace_file(file, b"new and longer")
+        assert reader.read() == b"old"
+    assert file.read_bytes() == b"new and longer"
