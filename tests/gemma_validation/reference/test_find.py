@@ -18,6 +18,7 @@ from gemma_runtime import Manifest, read_manifest
 from gemma_runtime.manifest import AdapterSource
 from gemma_validation.errors import MismatchError, ReferenceMissingError
 from gemma_validation.reference import FoundReference, find_reference, open_reference
+from gemma_validation.reference.source_files import first_difference
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -78,6 +79,13 @@ def test_a_folder_of_that_name_that_is_another_checkpoint(
         find_reference(folder, local.manifest)
 
 
+def test_a_manifest_that_points_elsewhere(local: Any) -> None:
+    with pytest.raises(ReferenceMissingError, match="is no name of the checkpoint's folder"):
+        find_reference(local.folder, with_source(local.manifest, name="../base"))
+    file = dataclasses.replace(local.manifest.source.files[0], name="../config.json")
+    assert first_difference(local.checkpoint, [file]) == "'../config.json' is no file name"
+
+
 def test_a_repository_in_the_hub_cache(local: Any, cache: Path) -> None:
     manifest = with_source(local.manifest, kind="hub", repository="some/model", revision=COMMIT, name=None)
     with pytest.raises(ReferenceMissingError, match=r"some/model at commit 0123.*not in the Hub cache") as error:
@@ -101,6 +109,9 @@ def test_synthetic_weights_of_a_variant(tiny_fp32: Path) -> None:
     assert opened.float32_bytes == 4 * 2_506_172_416
     assert not opened.plain
     assert opened.weight("model.layers.17.mlp.down_proj.weight").shape == (2048, 16384)
+    assert find_reference(tiny_fp32, manifest, tiny_fp32).kind == "folder"
+    with pytest.raises(MismatchError, match="generated from seed 3, no checkpoint has them"):
+        find_reference(tiny_fp32, manifest, BUILTIN_DIRECTORY)
     with pytest.raises(ReferenceMissingError, match="variant 'gone'"):
         open_reference(found, dataclasses.replace(manifest, variant="gone"))
 

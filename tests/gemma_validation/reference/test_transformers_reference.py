@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from gemma_validation.reference import (
     open_source,
 )
 from gemma_validation.reference import transformers_reference as module
+from gemma_validation.reference.packages import quiet_transformers
 
 # the same operations in float32, cut into other pieces
 SAME = 1e-5
@@ -165,15 +167,34 @@ def test_an_untied_head(tmp_path: Path) -> None:
     assert_same(every_logit(source), expected(base))
 
 
+@pytest.fixture
+def talkative() -> Iterator[None]:
+    """transformers as it is for a user, and more so."""
+    logging = transformers.utils.logging
+    logging.set_verbosity_info()
+    logging.enable_progress_bar()
+    yield
+    logging.set_verbosity_error()
+
+
+@pytest.mark.usefixtures("talkative")
 def test_nothing_is_printed(local: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    # gelu in config.json makes transformers warn
     source = open_source(find_reference(local.folder, local.manifest), local.folder, local.manifest)
     every_logit(source)
     source.greedy(IDS[:4], 2)
     noise = source.noise()
     assert noise is not None
     assert capfd.readouterr() == ("", "")
-    assert transformers.utils.logging.get_verbosity() == transformers.utils.logging.ERROR
+
+
+@pytest.mark.usefixtures("talkative")
+def test_transformers_is_as_loud_afterwards_as_before() -> None:
+    logging = transformers.utils.logging
+    with quiet_transformers():
+        assert logging.get_verbosity() == logging.ERROR
+        assert not logging.is_progress_bar_enabled()
+    assert logging.get_verbosity() == logging.INFO
+    assert logging.is_progress_bar_enabled()
 
 
 def test_missing_packages(tiny: TransformersReference, monkeypatch: pytest.MonkeyPatch, tiny_fp32: Path) -> None:

@@ -71,6 +71,11 @@ def _given(given: str | Path, manifest: Manifest) -> FoundReference:
         if (path / MANIFEST_FILE).is_file():
             return FoundReference(kind="folder", path=path, name=name)
         if (path / _CONFIG).is_file():
+            if _generated(manifest):
+                raise MismatchError(
+                    f"the folder's weights were generated from seed {manifest.source.seed}, no checkpoint has them",
+                    hint="Leave --reference out: they are generated again.",
+                )
             return FoundReference(kind="checkpoint", path=path, name=name)
         raise ReferenceMissingError(
             f"--reference {given} has neither {_CONFIG} nor {MANIFEST_FILE}",
@@ -104,8 +109,14 @@ def _from_source(directory: Path, manifest: Manifest) -> FoundReference:
         )
     if source.kind == "builtin" or source.files:
         return FoundReference(kind="checkpoint", path=BUILTIN_DIRECTORY, name="built-in")
+    assert _generated(manifest)
     name = f"synthetic {manifest.variant}, seed {source.seed}"
     return FoundReference(kind="checkpoint", path=None, name=name)
+
+
+def _generated(manifest: Manifest) -> bool:
+    """Whether nothing but the variant's shapes and a seed made the weights."""
+    return manifest.source.kind == "synthetic" and not manifest.source.files
 
 
 def _in_hub_cache(manifest: Manifest) -> Path:
@@ -139,6 +150,8 @@ def _adapter(places: tuple[Path, ...], manifest: Manifest) -> Path:
 
 def _beside(name: str, places: tuple[Path, ...], fits: Callable[[Path], str | None], what: str) -> Path:
     """The folder of that name beside one of the places, or in the working directory; `fits` says what is wrong."""
+    if os.path.basename(name) != name or name in (".", ".."):
+        raise ReferenceMissingError(f"{name!r} is no name of the {what}'s folder", hint=_GIVE)
     refused: list[str] = []
     looked: list[str] = []
     for folder in _folders(places):

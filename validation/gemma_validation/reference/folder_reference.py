@@ -82,6 +82,8 @@ class FolderReference:
         assert self._reading is not None
         while self._block is None or position >= self._block[0] + len(self._block[1]):
             self._block = next(self._reading[1])
+        # else the caller would wait for ever for a part that is behind it
+        assert position >= self._block[0]
         return self._block
 
 

@@ -19,6 +19,8 @@ def first_difference(directory: Path, files: Sequence[SourceFile]) -> str | None
     right one is read from end to end.
     """
     for file in files:
+        if Path(file.name).name != file.name:
+            return f"{file.name!r} is no file name"
         path = directory / file.name
         if not path.is_file():
             return f"{file.name} is missing"

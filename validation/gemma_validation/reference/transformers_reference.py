@@ -134,7 +134,13 @@ def _model(transformers: Any, checkpoint: ReferenceCheckpoint, dtype: torch.dtyp
         config = transformers.GemmaConfig.from_dict(dict(checkpoint.config))
         if checkpoint.plain:
             model = transformers.GemmaForCausalLM.from_pretrained(
-                checkpoint.directory, config=config, dtype=dtype, attn_implementation="eager", local_files_only=True
+                checkpoint.directory,
+                config=config,
+                dtype=dtype,
+                attn_implementation="eager",
+                local_files_only=True,
+                # never a pickle
+                use_safetensors=True,
             )
         else:
             model = _assembled(transformers, config, checkpoint, dtype)

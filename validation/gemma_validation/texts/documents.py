@@ -37,10 +37,10 @@ class _Share:
     tokens: int
 
 
-# Quick is 1,300 positions of a small vocabulary and 530 of a large one. There every position has a megabyte of logits
-# on both sides, and a 2B of 4 bits takes a core some 0.2 s for each of them in float32: five minutes and 4 GiB are
-# what a quick run may take. Many short documents serve better than a few long ones, because the confidence interval
-# resamples documents. Full is ten times that: an hour for a 2B.
+# Quick is 1,300 positions of a small vocabulary and 530 of a large one: there every position has a megabyte of logits
+# on each side and several times that in the metrics' float64, a bfloat16 run as noise floor comes on top, and a quick
+# run of a 2B may take five minutes on two cores and 4 GiB. Many short documents serve better than a few long ones,
+# because the confidence interval resamples documents. Full is ten times that.
 _SHARES: Mapping[tuple[Suite, bool], Mapping[str, _Share]] = {
     ("quick", False): {
         "code": _Share(documents=4, tokens=72),
