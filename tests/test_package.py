@@ -43,6 +43,7 @@ def test_wheel_holds_three_packages_and_the_built_in_model(wheel: Path) -> None:
     assert {"gemma_runtime/manifest.schema.json", "gemma_export/py.typed", "gemma_validation/drift.py"} <= names
     assert {"gemma_export/schemas/plan.schema.json", "gemma_runtime/schemas/doctor.schema.json"} <= names
     assert {"gemma_validation/schemas/report.schema.json", "gemma_validation/report/page.css"} <= names
+    assert {"gemma_validation/budgets/int4.toml", "gemma_validation/budgets/tiny-fp32.toml"} <= names
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"gemma_export", "gemma_runtime", "gemma_validation"}
 

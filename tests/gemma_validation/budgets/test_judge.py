@@ -39,6 +39,21 @@ def test_all_within_bounds_passes_and_says_how_close() -> None:
     assert reasons == ("every bound holds; closest: kl_p99 of all positions 0.3 of at most 0.31",)
 
 
+def test_a_ratio_counts_from_one_and_is_shown_in_full() -> None:
+    budget = _budget(("all", "kl_mean", 0.12), ("all", "perplexity_ratio", 1.00002))
+    near = drift(perplexity_ratio=1.000019)
+    assert judge(budget, [near], ())[2] == (
+        "every bound holds; closest: perplexity_ratio of all positions 1.000019 of at most 1.00002",
+    )
+    far = drift(perplexity_ratio=1.0)
+    assert judge(budget, [far], ())[2] == ("every bound holds; closest: kl_mean of all positions 0.11 of at most 0.12",)
+    assert judge(budget, [drift(perplexity_ratio=1.00003)], ())[2] == (
+        "perplexity_ratio of all positions: 1.00003, at most 1.00002 passes",
+    )
+    none = _budget(("all", "decisive_flips", 0.0))
+    assert judge(none, [drift(decisive_flips=0)], ())[1:] == ("passed", ("every bound holds",))
+
+
 @pytest.mark.parametrize(
     ("bound", "outcome", "verdict"),
     [

@@ -143,6 +143,20 @@ def test_positions_are_shared_out(tmp_path: Path) -> None:
     assert [document.name for document in GoldenReference.read(tmp_path / "pack").documents] == ["code 0", "prose 1"]
 
 
+def test_positions_may_be_apart(tmp_path: Path) -> None:
+    """Any positions, in chunks that end before, at and behind them."""
+    documents, reference, test = _sides((40,))
+    make_golden(tmp_path / "pack", ArraySource(reference), documents, identity(_VOCABULARY))
+    pack = GoldenReference.read(tmp_path / "pack")
+    whole = measure_golden(pack, Runner(documents, test), tau=TAU).positions()[0].kl
+    chosen = [2, 6, 7, 21, 30]
+    rows = type(pack.rows)(**{name: array[chosen] for name, array in vars(pack.rows).items()})
+    apart = dataclasses.replace(pack, counts=(len(chosen),), rows=rows)
+    for step in (1, 7, 40):
+        found = measure_golden(apart, Runner(documents, test, rows=step), tau=TAU).positions()[0]
+        assert (found.first, found.kl) == (2, tuple(whole[position] for position in chosen))
+
+
 def test_the_runner_stops_when_every_position_is_known(tmp_path: Path) -> None:
     documents, reference, test = _sides((40,))
     make_golden(tmp_path / "pack", ArraySource(reference), documents, identity(_VOCABULARY))

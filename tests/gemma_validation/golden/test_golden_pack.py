@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from golden_packs import ArraySource, identity
 
-from gemma_runtime.manifest import Manifest, read_manifest
+from gemma_runtime.manifest import AdapterSource, Manifest, read_manifest
 from gemma_validation.errors import GoldenPackError
 from gemma_validation.findings import ReferenceAbout
 from gemma_validation.golden import GoldenReference, identity_of, make_golden
@@ -211,8 +211,11 @@ def test_identity_is_the_checkpoints(tiny_fp32: Path, tiny_fp16: Path, tmp_path:
         assert changed != files
         source = dataclasses.replace(manifest.source, files=changed)
         others.append((dataclasses.replace(manifest, source=source), words))
-    seeded = dataclasses.replace(manifest.source, seed=5, files=())
-    others.append((dataclasses.replace(manifest, source=seeded), "weights hash to"))
     for other, words in others:
         with pytest.raises(GoldenPackError, match=words):
             pack.require(other)
+    # synthetic weights have a seed in the place of files, tuned ones an adapter beside them
+    seeds = [dataclasses.replace(manifest.source, seed=seed, files=()) for seed in (5, 6)]
+    adapter = AdapterSource(repository=None, revision=None, name="tuned", ranks=(8,), files=files[:1])
+    sources = [manifest.source, *seeds, dataclasses.replace(manifest.source, adapter=adapter)]
+    assert len({identity_of(dataclasses.replace(manifest, source=source)) for source in sources}) == 4

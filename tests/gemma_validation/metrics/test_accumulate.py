@@ -144,6 +144,14 @@ def test_a_changed_token_within_tau_is_a_near_tie() -> None:
     assert [flip.position for flip in meter.flips(_decode)] == [1]
 
 
+def test_of_equal_margins_the_first_flips_are_shown() -> None:
+    reference, test = np.zeros((30, 9), np.float32), np.zeros((30, 9), np.float32)
+    reference[:, 1], test[:, 2] = 1, 1
+    meter = DriftMeter(tau=TAU)
+    meter.add(formulas.document(31, vocab_size=9), 0, reference, test)
+    assert [flip.position for flip in meter.flips(_decode)] == list(range(20))
+
+
 def test_charts_have_the_longest_document_of_each_slice() -> None:
     found = _measured(_documents()).positions()
     assert [(part.slice, part.document, part.first, len(part.kl)) for part in found] == [

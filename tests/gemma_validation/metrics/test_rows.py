@@ -50,11 +50,12 @@ def test_top_tokens_are_those_of_a_full_sort(pair: tuple[formulas.Rows, formulas
 
 
 def test_ties_across_blocks_go_to_the_smaller_id() -> None:
-    """Fifteen equal tokens, one in each of fifteen blocks, and three larger ones in the last."""
+    """Fifteen equal tokens, one in each of fifteen blocks; three larger ones and an equal one in a later block."""
     row = np.zeros((1, 2000), np.float32)
     row[0, 64 * np.arange(1, 16) + 5] = 1
-    row[0, [1990, 1995, 1998]] = 2
-    assert top_tokens(row, 10)[0].tolist() == [1990, 1995, 1998, *(64 * block + 5 for block in range(1, 8))]
+    row[0, [1922, 1925, 1928]] = 2
+    row[0, 1921] = 1
+    assert top_tokens(row, 10)[0].tolist() == [1922, 1925, 1928, *(64 * block + 5 for block in range(1, 8))]
 
 
 def test_blocks_of_rows_are_as_one_row_at_a_time() -> None:

@@ -84,11 +84,23 @@ def _open_ends(
 
 def _passed(gates: Sequence[Gate]) -> str:
     """The gate that came closest."""
-    decided = [gate for gate in gates if gate.outcome == "passed" and gate.bound > 0]
+    decided = [gate for gate in gates if gate.outcome == "passed" and gate.bound > METRICS[gate.metric].least]
     if not decided:
         return "every bound holds"
-    closest = max(decided, key=lambda gate: _deciding(gate) / gate.bound)
-    return f"every bound holds; closest: {_name(closest)} {_deciding(closest):.3g} of at most {closest.bound:.3g}"
+    closest = max(decided, key=_share_of_bound)
+    value, bound = _shown(closest, _deciding(closest)), _shown(closest, closest.bound)
+    return f"every bound holds; closest: {_name(closest)} {value} of at most {bound}"
+
+
+def _share_of_bound(gate: Gate) -> float:
+    """Of the way from no drift at all to the bound."""
+    least = METRICS[gate.metric].least
+    return (_deciding(gate) - least) / (gate.bound - least)
+
+
+def _shown(gate: Gate, value: float) -> str:
+    # a ratio of 1.00002 is no 1
+    return f"{value:.7g}" if METRICS[gate.metric].least else f"{value:.3g}"
 
 
 def _deciding(gate: Gate) -> float:
@@ -96,7 +108,7 @@ def _deciding(gate: Gate) -> float:
 
 
 def _gate_line(gate: Gate) -> str:
-    return f"{_name(gate)}: {gate.measured:.3g}, at most {gate.bound:.3g} passes"
+    return f"{_name(gate)}: {_shown(gate, gate.measured)}, at most {_shown(gate, gate.bound)} passes"
 
 
 def _name(gate: Gate) -> str:
