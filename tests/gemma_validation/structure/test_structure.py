@@ -291,9 +291,9 @@ def test_weights_in_a_file_of_another_name(tiny_fp32: Path, tmp_path: Path) -> N
                     entry.value = "weights.bin"
 
     failed = _failed(edited(folder, tmp_path / "edited", rename))
-    assert failed["data locations"].startswith(
-        "onnx/model.onnx, cos_cache: its data file is weights.bin, expected"
-    ) or ("its data file is weights.bin, expected model.onnx_data" in failed["data locations"])
+    told = "onnx/model.onnx, {}: its data file is weights.bin, expected model.onnx_data"
+    first = failed["data locations"].partition(", ")[2].partition(":")[0]
+    assert failed["data locations"].startswith(told.format(first))
 
 
 def test_more_files_than_the_manifest_lists_are_told(tiny_fp32: Path, tmp_path: Path) -> None:
