@@ -14,6 +14,7 @@ import pytest
 from folders import altered, rewrite_manifest
 from graph_edits import attribute, constant, edited, named, nodes_of
 
+from gemma_runtime.element_types import ELEMENT_TYPES
 from gemma_runtime.manifest import read_manifest
 from gemma_validation.artifact import ArtifactRunner
 from gemma_validation.documents import Document
@@ -311,3 +312,16 @@ def test_the_quantity_nearer_to_its_bound_is_told() -> None:
     worst = Difference(logits=np.nan).worst(Difference(logits=0.0, wrong="told"))
     assert np.isnan(worst.logits)
     assert worst.wrong == "told"
+
+
+def test_another_key_in_every_storage() -> None:
+    """Minus four times a value; bfloat16 as its bits, int8 within its range."""
+    for name, given, expected in (
+        ("float32", np.float32([1.5]), np.float32([-6])),
+        ("float16", np.float16([1.5]), np.float16([-6])),
+        ("bfloat16", np.uint16([0x3FC0]), np.uint16([0xC0C0])),
+        ("int8", np.int8([10, 100]), np.int8([-40, -127])),
+    ):
+        found = windows.other_values(given, ELEMENT_TYPES[name])
+        assert found.dtype == given.dtype
+        assert np.array_equal(found, expected)

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_runtime.element_types import ELEMENT_TYPES, ElementType
-from gemma_runtime.errors import GemmaRuntimeError, ManifestError, ProviderError
+from gemma_runtime.errors import GemmaRuntimeError, ProviderError
 from gemma_runtime.graph_choice import PROVIDERS, release
-from gemma_runtime.manifest import Graph, Manifest
+from gemma_runtime.manifest import MANIFEST_FILE, Graph, Manifest
 from gemma_runtime.opening import open_session, session_options
 from gemma_runtime.session import default_threads
 from gemma_runtime.state import Buffer, InPlaceState
@@ -279,12 +279,16 @@ def graph_of_role(manifest: Manifest, role: str) -> Graph:
     Raises:
         FolderUnreadableError: the folder has none.
     """
-    if role == "all" and manifest.graph("main").logits == "all":
-        return manifest.graph("main")
-    try:
-        return manifest.graph(role)
-    except ManifestError as error:
-        raise FolderUnreadableError(error.message, hint="Export it again: this release writes such a graph.") from error
+    found = {graph.role: graph for graph in manifest.graphs}
+    main = found.get("main")
+    if role == "all" and "all" not in found and main is not None and main.logits == "all":
+        return main
+    if role not in found:
+        raise FolderUnreadableError(
+            f"{MANIFEST_FILE}: no graph of role {role!r}, found {', '.join(found)}",
+            hint="Export it again: this release writes such a graph.",
+        )
+    return found[role]
 
 
 def _import_onnxruntime() -> Any:
