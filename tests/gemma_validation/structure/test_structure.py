@@ -171,6 +171,15 @@ def test_an_edited_graph_is_found(
     assert told in failed[check]
 
 
+def test_a_graph_that_onnxruntime_refuses(tiny_fp32: Path, tmp_path: Path) -> None:
+    def unknown(model: onnx.ModelProto) -> None:
+        nodes_of(model, "Gelu")[0].op_type = "NoSuchOperator"
+
+    failed = _failed(edited(tiny_fp32, tmp_path / "edited", unknown, ["main"]))
+    assert failed["providers"].startswith("onnxruntime 1.")
+    assert "cannot load onnx/model.onnx on cpu" in failed["providers"]
+
+
 def test_a_twin_that_was_edited_alone(tiny_fp32: Path, tmp_path: Path) -> None:
     def move(model: onnx.ModelProto) -> None:
         constant(model, "model.layers.3.mlp.up_proj.weight").external_data[1].value = "5767168"
