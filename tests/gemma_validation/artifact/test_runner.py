@@ -156,3 +156,48 @@ def test_a_main_graph_of_all_positions_is_the_twin_too(tiny_fp32: Path, tmp_path
     with _open(folder) as runner:
         assert runner.graph.role == "main"
         assert runner.step(np.array([[2, 3]]), _ones(1, 2)).logits.shape == (1, 2, 3072)
+
+
+def test_bfloat16_travels_as_its_bits(tiny_fp16: Path, tmp_path: Path) -> None:
+    """No CPU computes in bfloat16; what only hands values on shows that they arrive."""
+    manifest = read_manifest(tiny_fp16)
+    entry = manifest.graph("all").state[0]
+    state = dataclasses.replace(entry, dtype="bfloat16", shape=("batch_size", 1, "past_sequence_length", 4))
+    graph = dataclasses.replace(manifest.graph("all"), file="graph.onnx", logits="last", state=(state,))
+    precision = dataclasses.replace(manifest.precision, activation_dtype="bfloat16")
+    manifest = dataclasses.replace(manifest, graphs=(graph,), precision=precision, vocab_size=3, providers=("cpu",))
+    _write_passing_on(tmp_path / "graph.onnx", state.past, state.present)
+    with ArtifactRunner(tmp_path, manifest, taps=["inside"]) as runner:
+        past = tuple(np.full((1, 1, 6, 4), bits, np.uint16) for bits in (0x3F80, 0xC000))
+        step = runner.step(np.array([[1]]), _ones(1, 2), past)
+    assert step.logits.tolist() == [[[1.0, -2.0, 0.5]]]
+    assert step.taps["inside"].tolist() == step.logits.tolist()
+    assert all(np.array_equal(found, given) for found, given in zip(step.present, past, strict=True))
+    assert step.present[0].dtype == np.uint16
+
+
+def _write_passing_on(file: Path, past: tuple[str, ...], present: tuple[str, ...]) -> None:
+    from onnx import TensorProto, helper, save
+
+    kind = TensorProto.BFLOAT16
+    cache = ["batch_size", 1, "length", 4]
+    ids = [helper.make_tensor_value_info(name, TensorProto.INT64, ["b", name]) for name in _INPUTS]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Identity", ["numbers"], ["inside"]),
+            helper.make_node("Identity", ["inside"], ["logits"]),
+            *(helper.make_node("Identity", [old], [new]) for old, new in zip(past, present, strict=True)),
+        ],
+        "passing on",
+        [*ids, *(helper.make_tensor_value_info(name, kind, cache) for name in past)],
+        [
+            helper.make_tensor_value_info("logits", kind, ["batch_size", 1, 3]),
+            *(helper.make_tensor_value_info(name, kind, cache) for name in present),
+        ],
+        [helper.make_tensor("numbers", kind, [1, 1, 3], [1.0, -2.0, 0.5])],
+        value_info=[helper.make_tensor_value_info("inside", kind, ["batch_size", "s", 3])],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), file)
+
+
+_INPUTS = ("input_ids", "attention_mask")

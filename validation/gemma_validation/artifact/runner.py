@@ -7,7 +7,6 @@ what generation never does: every position, padded batches, caches from elsewher
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,20 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_runtime.element_types import ELEMENT_TYPES, ElementType
-from gemma_runtime.errors import GemmaRuntimeError, ManifestError, ProviderError
-from gemma_runtime.graph_choice import PROVIDERS, release
-from gemma_runtime.manifest import Graph, Manifest
-from gemma_runtime.opening import open_session, session_options
+from gemma_runtime.manifest import Manifest
+from gemma_runtime.opening import session_options
 from gemma_runtime.session import default_threads
 from gemma_runtime.state import Buffer, InPlaceState
-from gemma_validation.artifact.tapping import tapped
-from gemma_validation.errors import (
-    FolderUnreadableError,
-    MismatchError,
-    MissingPackageError,
-    ProviderUnavailableError,
-    ValidationUsageError,
+from gemma_validation.artifact.opening import (
+    VERIFY,
+    check_provider,
+    element_of,
+    graph_of_role,
+    import_onnxruntime,
+    open_graph,
 )
+from gemma_validation.artifact.tapping import tapped
+from gemma_validation.errors import FolderUnreadableError, MismatchError, ValidationUsageError
 
 __all__ = ["ArtifactRunner", "Cache", "Step"]
 
@@ -37,7 +36,6 @@ __all__ = ["ArtifactRunner", "Cache", "Step"]
 Cache = tuple[npt.NDArray[Any], ...]
 
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "directml": "dml"}
-_VERIFY = "`gemma-export verify` checks the folder; export it again."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,14 +83,14 @@ class ArtifactRunner:
         self.graph = graph_of_role(manifest, role)
         self.vocab_size, self.context_length = manifest.vocab_size, manifest.context_length
         self.taps = tuple(dict.fromkeys(taps))
-        self._onnxruntime = _import_onnxruntime()
-        _check_provider(self._onnxruntime, manifest, self.graph, provider)
+        self._onnxruntime = import_onnxruntime()
+        check_provider(self._onnxruntime, manifest, self.graph, provider)
         file = directory / self.graph.file
         # before the session takes its seconds: an unknown tap is known from the graph alone
         graph = tapped(file, self.taps) if self.taps else None
         options = session_options(self._onnxruntime, default_threads() if threads is None else threads, profile)
-        self._session: Any = _open(self._onnxruntime, file, provider, options, graph)
-        self._types = {value.name: _element(value, self.graph) for value in self._session.get_outputs()}
+        self._session: Any = open_graph(self._onnxruntime, file, provider, options, graph)
+        self._types = {value.name: element_of(value, self.graph) for value in self._session.get_outputs()}
         self._past = [name for state in self.graph.state for name in state.past]
         self._present = [name for state in self.graph.state for name in state.present]
 
@@ -269,75 +267,5 @@ class ArtifactRunner:
         except Exception as error:
             # onnxruntime's exceptions share no base class of their own
             raise FolderUnreadableError(
-                f"onnxruntime could not run {self.graph.file}: {str(error).splitlines()[0]}", hint=_VERIFY
+                f"onnxruntime could not run {self.graph.file}: {str(error).splitlines()[0]}", hint=VERIFY
             ) from error
-
-
-def graph_of_role(manifest: Manifest, role: str) -> Graph:
-    """The graph of a role; a main graph that gives all positions needs no twin for it.
-
-    Raises:
-        FolderUnreadableError: the folder has none.
-    """
-    if role == "all" and manifest.graph("main").logits == "all":
-        return manifest.graph("main")
-    try:
-        return manifest.graph(role)
-    except ManifestError as error:
-        raise FolderUnreadableError(error.message, hint="Export it again: this release writes such a graph.") from error
-
-
-def _import_onnxruntime() -> Any:
-    # telemetry is on by default since 1.29 and reads this only while it is imported
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingPackageError(
-            f"onnxruntime is not installed: {error}", hint='pip install "gemma-export[cpu]"'
-        ) from error
-    return onnxruntime
-
-
-def _check_provider(onnxruntime: Any, manifest: Manifest, graph: Graph, provider: str) -> None:
-    if provider not in PROVIDERS:
-        raise ValidationUsageError(f"no provider {provider!r}", hint=f"There are {', '.join(PROVIDERS)}.")
-    if provider not in manifest.providers:
-        raise ProviderUnavailableError(
-            f"this folder ({manifest.target}, {manifest.precision.name}) runs on {', '.join(manifest.providers)}, "
-            f"not on {provider}",
-            hint=f"Choose --provider {manifest.providers[0]}, or export with a precision that runs on {provider}.",
-        )
-    available = onnxruntime.get_available_providers()
-    if PROVIDERS[provider] not in available:
-        raise ProviderUnavailableError(
-            f"the installed onnxruntime {onnxruntime.__version__} has no {provider} provider, found "
-            f"{', '.join(available)}",
-            hint="gemma-run --doctor says which package to install.",
-        )
-    if release(onnxruntime.__version__) < release(graph.min_onnxruntime):
-        raise ProviderUnavailableError(
-            f"{graph.file} needs onnxruntime {graph.min_onnxruntime} or later, found {onnxruntime.__version__}",
-            hint="pip install --upgrade the onnxruntime package that is installed.",
-        )
-
-
-def _open(onnxruntime: Any, file: Path, provider: str, options: Any, graph: bytes | None) -> Any:
-    try:
-        return open_session(onnxruntime, file, provider, options, graph=graph)
-    except ProviderError as error:
-        if error.__cause__ is None:
-            # it started on another provider
-            raise ProviderUnavailableError(error.message, hint=error.hint) from error
-        raise FolderUnreadableError(error.message, hint=_VERIFY) from error
-    except GemmaRuntimeError as error:
-        raise FolderUnreadableError(error.message, hint=error.hint) from error
-
-
-def _element(value: Any, graph: Graph) -> ElementType:
-    found = next((element for element in ELEMENT_TYPES.values() if element.onnxruntime == value.type), None)
-    if found is None:
-        raise FolderUnreadableError(
-            f"{graph.file}: {value.name} is {value.type}, expected a floating-point type or int8", hint=_VERIFY
-        )
-    return found

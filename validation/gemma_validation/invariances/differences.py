@@ -46,8 +46,11 @@ class Difference:
         what = max(shares, key=lambda key: math.inf if math.isnan(shares[key]) else shares[key])
         measured, bound = getattr(self, what), getattr(bounds, what)
         finite = not math.isnan(measured)
-        unit = "standard deviations" if what == "logits" else "of their size"
-        message = self.wrong or f"{what} differ by {measured:.2g} {unit}, at most {bound:.2g}: {bounds.reason}"
+        told = {
+            "logits": f"logits differ by {measured:.2g} standard deviations",
+            "cache": f"cache differs by {measured:.2g} of its size",
+        }
+        message = self.wrong or f"{told[what]}, at most {bound:.2g}: {bounds.reason}"
         if not finite:
             message = f"{what}: not finite"
         good = finite and self.wrong is None and measured <= bound

@@ -58,10 +58,14 @@ def in_place(scene: Scene) -> Difference:
 def state_symbols(scene: Scene) -> str | None:
     """The state's dimensions are what their symbols say, with and without a cache; else what is wrong."""
     length = len(scene.prompt)
+    # first: a cache of another shape is no cache to go on with
+    wrong = _wrong_shape(scene, scene.whole, length)
+    if wrong is not None:
+        return wrong
     last = scene.runner.step(
         np.array([scene.prompt[-1:]], np.int64), np.ones((1, length + 1), np.int64), scene.whole.present
     )
-    return _wrong_shape(scene, scene.whole, length) or _wrong_shape(scene, last, length + 1)
+    return _wrong_shape(scene, last, length + 1)
 
 
 def _wrong_shape(scene: Scene, step: Step, total: int) -> str | None:

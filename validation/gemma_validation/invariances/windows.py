@@ -15,9 +15,10 @@ from gemma_validation.artifact import Cache
 from gemma_validation.artifact.tapping import load_graph
 from gemma_validation.invariances.scene import Scene
 
-__all__ = ["layer_windows", "unread_positions"]
+__all__ = ["layer_windows", "other_values", "unread_positions"]
 
 Logits = npt.NDArray[np.float32]
+_LARGEST = {"float16": 65504.0, "int8": 127.0}
 
 
 def layer_windows(directory: Path, graph: Graph) -> dict[int, int]:
@@ -76,17 +77,17 @@ def _changed(scene: Scene, past: Cache, layer: int, position: int, length: int) 
     for (owner, dtype), array in zip(states, past, strict=True):
         if owner == layer:
             array = array.copy()
-            array[:, :, position] = _louder(array[:, :, position], ELEMENT_TYPES[dtype])
+            array[:, :, position] = other_values(array[:, :, position], ELEMENT_TYPES[dtype])
         changed.append(array)
     return _next_logits(scene, tuple(changed), length)
 
 
-def _louder(values: npt.NDArray[Any], element: ElementType) -> npt.NDArray[Any]:
+def other_values(values: npt.NDArray[Any], element: ElementType) -> npt.NDArray[Any]:
     """Opposite keys and values, four times as large: whatever attention there was, now there is another."""
     loud = element.to_float32(values) * np.float32(-4)
     if element.name == "bfloat16":
         return (loud.view(np.uint32) >> 16).astype(np.uint16)
-    limit = np.iinfo(np.int8).max if element.name == "int8" else np.inf
+    limit = _LARGEST.get(element.name, np.inf)
     changed: npt.NDArray[Any] = np.clip(loud, -limit, limit).astype(element.storage)
     return changed
 

@@ -1,0 +1,60 @@
+"""Folders that several tests of the validation share; tiny_fp32 and tiny_fp16 are everybody's."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_int4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model with int4 weights, whose kernels round activations block by block."""
+    return _export(tmp_path_factory, variant="tiny", scheme="int4")
+
+
+@pytest.fixture(scope="session")
+def tiny_int8_dynamic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model with 8-bit weights and activations."""
+    return _export(tmp_path_factory, variant="tiny", scheme="int8-dynamic")
+
+
+@pytest.fixture(scope="session")
+def tiny_portable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model in standard operators, whose cache keeps the mask's columns."""
+    return _export(tmp_path_factory, variant="tiny", target="portable")
+
+
+@pytest.fixture(scope="session")
+def random_grouped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, grouped heads, no tokenizer, a hidden size without a whole square root, an odd rotary base."""
+    config = {
+        "model_type": "gemma",
+        "vocab_size": 301,
+        "hidden_size": 40,
+        "intermediate_size": 72,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "hidden_act": "gelu_pytorch_tanh",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 777.7,
+        "max_position_embeddings": 96,
+    }
+    checkpoint = tmp_path_factory.mktemp("checkpoint")
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    return _export(tmp_path_factory, checkpoint=checkpoint, synthetic_seed=1)
+
+
+def _export(tmp_path_factory: pytest.TempPathFactory, *, scheme: str | None = None, **options: object) -> Path:
+    from gemma_export.pipeline import ExportRequest, export
+    from gemma_export.precision import WeightOptions
+
+    weights = {} if scheme is None else {"weights": WeightOptions(scheme=scheme)}
+    output = tmp_path_factory.mktemp("export") / "folder"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return export(ExportRequest(output=output, **weights, **options)).folder.directory  # type: ignore[arg-type]
