@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +25,16 @@ if TYPE_CHECKING:
 
 __all__ = ["BadBlock", "BlocksFound", "compare_blocks", "find_blocks"]
 
-# The most steps between a weight and what is stored for it; a block's step is what its own range asks for. Rounding
-# moves a weight by half a step, a searched scale clips the largest by up to two, and a block that is zeroed, or whose
-# scale is doubled, moves it by half its codes or more: 7.5 steps in 4 bits, 127 in 8.
+# The most steps between a weight and what is stored for it, where a block's step is what its own range asks for.
+# Measured on the built-in model: rounding moves a weight by half a step, and by one at the end of the range; a searched
+# scale clips the largest weights by up to 1.9; gptq, which moves weights to make up for each other's errors, by 3.2.
+# A block that is zeroed moves by 7.5 or more, one whose scale is doubled by 5.
 _STEPS = 4.0
-# gptq moves weights further, to make up for each other's errors: up to 3.2 steps on the built-in model. Where a
-# matrix's blocks move far, so may each of them, up to a bound that a block gone wrong is still beyond.
-_OUTLIER, _MOST_STEPS = 3.0, 6.0
+# where most of a matrix's blocks move far, as gptq may make them, so may each: times the 99th percentile
+_OUTLIER = 3.0
+# The most squared error of a block, relative to its squares, whatever its matrix does. Measured: at most 0.034 in
+# 4 bits; a zeroed block has 1, a doubled one 0.8 or more.
+_RELATIVE = 0.4
 # bad blocks in a message
 _NAMED = 3
 
@@ -49,10 +52,14 @@ class BadBlock:
     # largest distance of a weight from the checkpoint's, in steps of the block, and the most that passes
     steps: float
     bound: float
+    # squared error over squares
+    relative: float
 
     def __str__(self) -> str:
         where = f"{self.tensor}, row {self.row}, columns {self.first_column} to {self.last_column}"
-        return f"{where}: {self.steps:.3g} steps from its weights, expected at most {self.bound:.2g}"
+        if self.steps > self.bound:
+            return f"{where}: {self.steps:.3g} steps from its weights, expected at most {self.bound:.2g}"
+        return f"{where}: squared error {self.relative:.2g} of its weights, expected at most {_RELATIVE:g}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,14 +145,13 @@ def find_blocks(directory: Path, manifest: Manifest, weights: Callable[[str], We
     blocks, steps = 0, 0.0
     bad: list[BadBlock] = []
     for matrix in stored.values():
-        distances = _distances(matrix, _source(sources, matrix))
-        blocks += distances.size
-        bound = float(np.clip(_OUTLIER * np.quantile(distances, 0.99), _STEPS, _MOST_STEPS))
-        steps = max(steps, float(distances[distances <= bound].max(initial=0.0)))
-        bad += [
-            _bad_block(matrix, sources, int(row), int(block), steps=float(distances[row, block]), bound=bound)
-            for row, block in np.argwhere(~(distances <= bound))
-        ]
+        source = _source(sources, matrix)
+        distances = _distances(matrix, source)
+        blocks += distances.steps.size
+        bound = max(_STEPS, _OUTLIER * float(np.quantile(distances.steps, 0.99)))
+        wrong = (distances.steps > bound) | (distances.relative > _RELATIVE)
+        steps = max(steps, float(distances.steps[~wrong].max(initial=0.0)))
+        bad += [_bad_block(matrix, source, distances, row, block, bound) for row, block in np.argwhere(wrong).tolist()]
     bad.sort(key=lambda block: -block.steps)
     return BlocksFound(matrices=len(stored), blocks=blocks, steps=steps, bad=tuple(bad))
 
@@ -158,42 +164,63 @@ def _source(sources: Sources, matrix: StoredMatrix) -> SourceMatrix:
             f"the folder stores {matrix.name}, the checkpoint has no {error.args[0]}",
             hint="Give the checkpoint that this folder was exported from.",
         ) from error
-    rows = sum(rows for _, rows in source.parts)
-    if rows != matrix.rows:
+    shape = (sum(rows for _, rows in source.parts), source.columns)
+    # a table that is only looked up does not say how much of its last block is padding
+    if shape[0] != matrix.rows or not 0 <= matrix.columns - shape[1] < matrix.block_size:
         raise MismatchError(
-            f"the folder stores {matrix.rows} rows of {matrix.name}, the checkpoint has {rows}",
+            f"the folder stores {matrix.name} as {[matrix.rows, matrix.columns]}, the checkpoint has {list(shape)}",
             hint="Give the checkpoint that this folder was exported from.",
         )
     return source
 
 
-def _distances(matrix: StoredMatrix, source: SourceMatrix) -> npt.NDArray[np.float32]:
-    """[rows, blocks]: the largest distance of each block's weights from the source, in steps; infinite for NaN."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Distances:
+    """Of each block [rows, blocks] from the checkpoint's; infinite where a value is not finite."""
+
+    # largest distance of a weight, in steps
+    steps: npt.NDArray[np.float32]
+    # squared error over squares
+    relative: npt.NDArray[np.float32]
+
+
+def _distances(matrix: StoredMatrix, source: SourceMatrix) -> _Distances:
     read = matrix.open()
-    starts = np.arange(0, matrix.columns, matrix.block_size)
-    found = np.empty((matrix.rows, len(starts)), np.float32)
-    top, middle = float((1 << matrix.bits) - 1), float(1 << (matrix.bits - 1))
+    starts = np.arange(0, source.columns, matrix.block_size)
+    steps, relative = (np.empty((matrix.rows, len(starts)), np.float32) for _ in range(2))
     for first, piece in source.pieces():
-        values = read(first, first + len(piece))[:, : piece.shape[1]]
-        low = np.minimum(np.minimum.reduceat(piece, starts, axis=1), 0)
-        high = np.maximum(np.maximum.reduceat(piece, starts, axis=1), 0)
-        step = np.maximum(high, -low) / middle if matrix.symmetric else (high - low) / top
-        # a block of zeros has no step of its own: what is small beside the others is none
-        floor = max(matrix.smallest_scale, 1e-3 * float(np.median(step)), float(np.finfo(np.float32).tiny))
+        rows = slice(first, first + len(piece))
+        step = _steps(matrix, piece, starts)
+        squares = np.add.reduceat(np.square(piece), starts, axis=1)
         with np.errstate(invalid="ignore", over="ignore"):
-            moved = np.maximum.reduceat(np.abs(values - piece), starts, axis=1) / np.maximum(step, floor)
-        found[first : first + len(piece)] = np.nan_to_num(moved, nan=np.inf, posinf=np.inf)
-    return found
+            moved = np.abs(read(rows.start, rows.stop)[:, : source.columns] - piece)
+            steps[rows] = np.maximum.reduceat(moved, starts, axis=1) / step
+            relative[rows] = np.add.reduceat(np.square(moved), starts, axis=1) / np.maximum(squares, np.square(step))
+    return _Distances(steps=np.nan_to_num(steps, nan=np.inf), relative=np.nan_to_num(relative, nan=np.inf))
 
 
-def _bad_block(matrix: StoredMatrix, sources: Sources, row: int, block: int, *, steps: float, bound: float) -> BadBlock:
-    tensor, own_row = sources.matrix(matrix.name).row_name(row)
+def _steps(matrix: StoredMatrix, piece: npt.NDArray[np.float32], starts: npt.NDArray[np.int64]) -> Any:
+    """The step that each block's own range asks for, float32 [rows, blocks]."""
+    low = np.minimum(np.minimum.reduceat(piece, starts, axis=1), 0)
+    high = np.maximum(np.maximum.reduceat(piece, starts, axis=1), 0)
+    top, middle = (1 << matrix.bits) - 1, 1 << (matrix.bits - 1)
+    step = np.maximum(high, -low) / middle if matrix.symmetric else (high - low) / top
+    # a block of zeros asks for none: what is small beside the others' steps is none
+    floor = max(matrix.smallest_scale, 1e-3 * float(np.median(step)), float(np.finfo(np.float32).tiny))
+    return np.maximum(step, np.float32(floor))
+
+
+def _bad_block(
+    matrix: StoredMatrix, source: SourceMatrix, distances: _Distances, row: int, block: int, bound: float
+) -> BadBlock:
+    tensor, own_row = source.row_name(row)
     first = block * matrix.block_size
     return BadBlock(
         tensor=tensor,
         row=own_row,
         first_column=first,
-        last_column=min(first + matrix.block_size, matrix.columns) - 1,
-        steps=min(steps, NOT_FINITE),
+        last_column=min(first + matrix.block_size, source.columns) - 1,
+        steps=min(float(distances.steps[row, block]), NOT_FINITE),
         bound=bound,
+        relative=min(float(distances.relative[row, block]), NOT_FINITE),
     )

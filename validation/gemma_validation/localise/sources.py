@@ -34,6 +34,7 @@ class SourceMatrix:
 
     # the checkpoint's tensors from top to bottom, and their rows
     parts: tuple[tuple[str, int], ...]
+    columns: int
     # (first row, float32 [n, columns]) in order
     pieces: Callable[[], Iterator[tuple[int, npt.NDArray[np.float32]]]]
 
@@ -104,7 +105,9 @@ class Sources:
                     first += len(piece)
 
         return SourceMatrix(
-            parts=tuple((part, weight.shape[0]) for part, weight in zip(names, weights, strict=True)), pieces=pieces
+            parts=tuple((part, weight.shape[0]) for part, weight in zip(names, weights, strict=True)),
+            columns=weights[0].shape[1],
+            pieces=pieces,
         )
 
     def _column_order(self, name: str) -> npt.NDArray[np.int64] | None:
@@ -132,7 +135,7 @@ class Sources:
             return None
         if name.endswith("up_proj.weight"):
             columns = self._fit_of(name.replace("up_proj", "down_proj"))
-            return None if columns is None else 1 / columns
+            return None if columns is None else np.reciprocal(columns)
         if name.endswith((".qkv_proj.weight", ".v_proj.weight")):
             part = name.rpartition(".")[0].rpartition(".")[0]
             columns = self._fit_of(f"{part}.o_proj.weight")
@@ -140,7 +143,7 @@ class Sources:
                 return None
             # the query heads that share a value head share its factors
             by_head = columns.reshape(self._kv_heads, -1, self._head_dim)[:, 0]
-            factors = np.ones(self._stored[name].rows, np.float32)
+            factors: Vector = np.ones(self._stored[name].rows, np.float32)
             factors[len(factors) - by_head.size :] = 1 / by_head.reshape(-1)
             return factors
         return None
@@ -161,7 +164,8 @@ class Sources:
                 wide *= rows[first : first + len(piece), None]
             both += (wide * read(first, first + len(piece))).sum(0)
             own += np.square(wide).sum(0)
-        return np.divide(both, own, out=np.ones_like(both), where=(own > 0) & (both > 0)).astype(np.float32)
+        fitted: Vector = np.divide(both, own, out=np.ones_like(both), where=(own > 0) & (both > 0)).astype(np.float32)
+        return fitted
 
 
 def _in_order(weight: Weight, rows: npt.NDArray[np.int64] | None) -> Iterator[npt.NDArray[np.float32]]:

@@ -76,6 +76,10 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {attribute.name: attribute.i for attribute in node.attribute}
 
 
+def _other(node: onnx.NodeProto) -> int:
+    return 0 if node.op_type == "MatMulNBits" else 1
+
+
 def _smallest(initializers: Initializers, scales: str) -> float:
     # half a precision's subnormals end early: exporters round their scales up
     return 2.0**-24 if initializers.bits(scales) == 16 else 0.0
@@ -85,10 +89,8 @@ def _row_blocks(node: onnx.NodeProto, initializers: Initializers) -> StoredMatri
     """MatMulNBits and GatherBlockQuantized."""
     attributes = _attributes(node)
     bits, block_size = attributes.get("bits", 4), attributes["block_size"]
-    if node.op_type == "MatMulNBits":
-        data, scales, *rest = node.input[1:]
-    else:
-        data, scales, *rest = node.input[0], *node.input[2:]
+    # the other input is what is multiplied or looked up
+    data, scales, *rest = [name for index, name in enumerate(node.input) if index != _other(node)]
     zero_points = rest[0] if rest and rest[0] else None
     rows, blocks = initializers.shape(scales)
     columns = attributes.get("K", blocks * block_size)
