@@ -6,12 +6,21 @@ session   running those over the folder's data files
 streams   the reference's values
 measure   errors
 culprit   the half that stands out
-blocks    stored integers against the checkpoint's weights
+blocks    stored integers against the checkpoint's weights: what is stored, what should be, and where they differ
 """
 
 from __future__ import annotations
 
+from gemma_validation.localise.blocks import BadBlock, BlocksFound, compare_blocks, find_blocks
 from gemma_validation.localise.localise import localise, localise_against
 from gemma_validation.localise.measure import NOT_FINITE
 
-__all__ = ["NOT_FINITE", "localise", "localise_against"]
+__all__ = [
+    "NOT_FINITE",
+    "BadBlock",
+    "BlocksFound",
+    "compare_blocks",
+    "find_blocks",
+    "localise",
+    "localise_against",
+]

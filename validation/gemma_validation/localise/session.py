@@ -41,6 +41,11 @@ class MemorySession:
         options = session_options(onnxruntime, 0, None)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         wanted = PROVIDERS[provider]
+        if wanted not in onnxruntime.get_available_providers():
+            raise ProviderUnavailableError(
+                f"onnxruntime {onnxruntime.__version__} was built without the {provider} provider",
+                hint="Install the onnxruntime package that has it, or choose --provider cpu.",
+            )
         if provider == "cuda":
             getattr(onnxruntime, "preload_dlls", lambda: None)()
         try:

@@ -1,0 +1,259 @@
+"""Stored blocks are the checkpoint's in every format, and one that is not is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from decoders import CONFIGS, reference_model, write_checkpoint
+from quantised_checkpoints import Layout, write
+
+from gemma_export.checkpoint import BUILTIN_DIRECTORY
+from gemma_export.weights import Constant
+from gemma_runtime.manifest import read_manifest
+from gemma_validation.errors import FolderUnreadableError, MismatchError
+from gemma_validation.findings import Check
+from gemma_validation.localise import compare_blocks, find_blocks
+from gemma_validation.localise.blocks import _distances
+from gemma_validation.localise.sources import Sources
+from gemma_validation.localise.stored import StoredMatrix
+
+_QKV = "model.layers.1.self_attn.qkv_proj.weight"
+
+
+def check(folder: Path, checkpoint: Path = BUILTIN_DIRECTORY) -> Check:
+    (result,) = compare_blocks(folder, read_manifest(folder), checkpoint)
+    return result
+
+
+def copy_of(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def alter(folder: Path, name: str, change: Callable[[np.ndarray], None]) -> None:
+    """Changes an initializer's elements, in the data file or, where it is small, in the main graph."""
+    graph = folder / read_manifest(folder).graph("main").file
+    model = onnx.load_model(graph, load_external_data=False)
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    if not entries:
+        elements = np.frombuffer(tensor.raw_data, dtype).copy()
+        change(elements)
+        tensor.raw_data = elements.tobytes()
+        onnx.save_model(model, graph)
+        return
+    count = int(entries["length"]) // dtype.itemsize
+    stored = np.memmap(graph.parent / entries["location"], dtype, "r+", offset=int(entries["offset"]), shape=(count,))
+    change(stored)
+    stored.flush()
+
+
+def exported(checkpoint: Path, output: Path, **options: Any) -> Path:
+    from gemma_export.pipeline import ExportRequest, export
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return export(ExportRequest(checkpoint=checkpoint, output=output, **options)).folder.directory
+
+
+@pytest.mark.parametrize(
+    ("folder", "matrices", "steps"),
+    # a searched scale clips the largest weights; rounding alone moves by half a step, or one at the end of the range
+    [("tiny_q4", 21, 2.5), ("tiny_dynamic", 21, 1.5), ("tiny_qdq", 29, 2.5)],
+)
+def test_good_folders_pass(folder: str, matrices: int, steps: float, request: pytest.FixtureRequest) -> None:
+    result = check(request.getfixturevalue(folder))
+    assert result.outcome == "passed"
+    # 4 layers of 5 or, unpacked, 7 matrices, and one table that is the head too
+    assert f"of {matrices} matrices" in result.message
+    assert result.measured is not None
+    assert 0.4 < result.measured < steps
+
+
+def test_nothing_to_compare(tiny_fp32: Path) -> None:
+    assert check(tiny_fp32).outcome == "skipped"
+
+
+def test_a_doubled_scale_is_named(tiny_q4: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_q4, tmp_path)
+    # 512 rows of query, 128 of key, 128 of value; two blocks of 128 a row
+
+    def double(scales: np.ndarray) -> None:
+        scales.reshape(768, 2)[512 + 7, 1] *= 2
+
+    alter(folder, f"{_QKV}.scales", double)
+    result = check(folder)
+    assert result.outcome == "failed"
+    assert "1 of 28672 blocks" in result.message
+    assert "model.layers.1.self_attn.k_proj.weight, row 7, columns 128 to 255: " in result.message
+    assert result.measured is not None
+    assert result.bound is not None
+    assert result.measured > 1.5 * result.bound
+
+
+@pytest.mark.parametrize("folder", ["tiny_q4", "tiny_qdq"])
+def test_a_zeroed_block_is_named(folder: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    copy = copy_of(request.getfixturevalue(folder), tmp_path)
+    name = "model.layers.3.mlp.down_proj.weight"
+
+    def zero(scales: np.ndarray) -> None:
+        # [rows, blocks] or, in standard operators, [blocks, rows]
+        by_row = scales.reshape(256, 4) if folder == "tiny_q4" else scales.reshape(4, 256).T
+        by_row[200, 2] = 0
+
+    alter(copy, f"{name}.scales", zero)
+    result = check(copy)
+    assert result.outcome == "failed"
+    assert f"1 of 28672 blocks are not the checkpoint's: {name}, row 200, columns 256 to 383: " in result.message
+
+
+def test_many_bad_blocks_are_counted(tiny_q4: Path, tmp_path: Path) -> None:
+    """A whole matrix that is wrong is no measure for itself."""
+    folder = copy_of(tiny_q4, tmp_path)
+
+    def double(scales: np.ndarray) -> None:
+        scales *= 2
+
+    alter(folder, f"{_QKV}.scales", double)
+    result = check(folder)
+    assert result.outcome == "failed"
+    assert "1536 of 28672 blocks" in result.message
+    assert result.message.endswith("; 1533 more")
+
+
+def test_a_nan_is_a_bad_block(tiny_q4: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_q4, tmp_path)
+
+    def spoil(scales: np.ndarray) -> None:
+        scales[0] = np.nan
+
+    alter(folder, f"{_QKV}.scales", spoil)
+    result = check(folder)
+    assert "model.layers.1.self_attn.q_proj.weight, row 0, columns 0 to 127" in result.message
+    assert result.measured is not None
+    assert np.isfinite(result.measured)
+
+
+def test_dynamic_rows(tiny_dynamic: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_dynamic, tmp_path)
+
+    def double(scales: np.ndarray) -> None:
+        scales[5] *= 2
+
+    alter(folder, "model.layers.0.mlp.up_proj.weight.scales", double)
+    assert "model.layers.0.mlp.up_proj.weight, row 5, columns 0 to 255" in check(folder).message
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_rescaled_streams_and_checkpoints_in_integers(precision: str, tmp_path: Path) -> None:
+    """Codes of a GPTQ checkpoint with an order of its own are its numbers exactly, also times 2^-k."""
+    from gemma_export.precision import WeightOptions
+
+    quantised = write(tmp_path / "gptq", Layout(desc_act=True))
+    folder = exported(
+        quantised.directory,
+        tmp_path / "folder",
+        precision=precision,
+        residual_scale="5" if precision == "fp16" else "auto",
+        weights=WeightOptions(scheme="int4"),
+    )
+    result = check(folder, quantised.directory)
+    assert result.outcome == "passed"
+    assert result.measured is not None
+    # the table is rounded here, its blocks are not the checkpoint's own
+    assert result.measured < 2.5
+
+    def double(scales: np.ndarray) -> None:
+        scales[3] *= 2
+
+    name = "model.layers.1.mlp.down_proj.weight"
+    alter(folder, f"{name}.scales", double)
+    assert (
+        f"1 of {result.message.split()[0]} blocks are not the checkpoint's: {name}, row 1, "
+        in check(folder, quantised.directory).message
+    )
+
+
+def matrix(name: str, values: torch.Tensor) -> StoredMatrix:
+    """As if it had been stored without rounding."""
+    return StoredMatrix(
+        name=name,
+        rows=values.shape[0],
+        columns=values.shape[1],
+        block_size=32,
+        bits=4,
+        symmetric=True,
+        smallest_scale=0.0,
+        order=None,
+        open=lambda: lambda first, last: values[first:last].numpy(),
+    )
+
+
+def test_calibrated_channels_are_undone() -> None:
+    """Factors on columns of every projection, and their inverses on the rows that make those channels."""
+    torch.manual_seed(0)
+    shapes = {"q": (128, 64), "k": (64, 64), "v": (64, 64), "o": (64, 128), "gate": (96, 64), "up": (96, 64)}
+    shapes["down"] = (64, 96)
+    where = {part: "self_attn" if part in "qkvo" else "mlp" for part in shapes}
+    names = {part: f"model.layers.0.{where[part]}.{part}_proj.weight" for part in shapes}
+    weights = {names[part]: torch.randn(shape) for part, shape in shapes.items()}
+    by_value = torch.exp2(torch.randn(2, 32)).repeat_interleave(2, 0)
+    columns = {part: torch.exp2(torch.randn(shape[1])) for part, shape in shapes.items()}
+    columns["k"] = columns["v"] = columns["q"]
+    columns["gate"] = columns["up"]
+    columns["o"] = by_value.reshape(-1)
+    stored = {part: weights[names[part]] * columns[part] for part in shapes}
+    stored["up"] /= columns["down"][:, None]
+    stored["v"] /= by_value[::2].reshape(-1)[:, None]
+    packed = "model.layers.0.self_attn.qkv_proj.weight"
+    matrices = {names[part]: matrix(names[part], stored[part]) for part in ("o", "gate", "up", "down")}
+    matrices[packed] = matrix(packed, torch.cat([stored[part] for part in "qkv"]))
+    options = {"shift": 0, "kv_heads": 2, "head_dim": 32}
+    sources = Sources(lambda name: Constant(weights[name], name), matrices, calibrated=True, **options)
+    plain = Sources(lambda name: Constant(weights[name], name), matrices, calibrated=False, **options)
+    for name, one in matrices.items():
+        assert _distances(one, sources.matrix(name)).steps.max() < 1e-3, name
+        assert _distances(one, plain.matrix(name)).steps.max() > 1, name
+
+
+def test_another_checkpoint(tiny_q4: Path, tmp_path: Path) -> None:
+    write_checkpoint(reference_model(CONFIGS["gqa"]), tmp_path, CONFIGS["gqa"], BUILTIN_DIRECTORY)
+    with pytest.raises(
+        MismatchError, match=r"stores model\.embed_tokens\.weight as \[3072, 256\], the checkpoint has \[3072, 48\]"
+    ):
+        check(tiny_q4, tmp_path)
+
+
+def test_a_matrix_that_the_checkpoint_lacks(tiny_q4: Path) -> None:
+    def weights(name: str) -> Constant:
+        raise KeyError(name)
+
+    with pytest.raises(MismatchError, match=r"the checkpoint has no model\.embed_tokens\.weight"):
+        find_blocks(tiny_q4, read_manifest(tiny_q4), weights)
+
+
+def test_data_that_ends_early(tiny_q4: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_q4, tmp_path)
+    data = next((folder / "onnx").glob("*.onnx_data"))
+    data.write_bytes(data.read_bytes()[:100_000])
+    with pytest.raises(FolderUnreadableError, match=r"expected \d+ bytes in .*onnx_data, found"):
+        check(folder)
+    data.unlink()
+    with pytest.raises(FolderUnreadableError, match=r"onnx_data cannot be read"):
+        check(folder)
+
+
+def test_only_the_main_graph_is_read(tiny_q4: Path) -> None:
+    """Twins share its bytes."""
+    manifest = read_manifest(tiny_q4)
+    alone = dataclasses.replace(manifest, graphs=(manifest.graph("main"),))
+    assert compare_blocks(tiny_q4, alone, BUILTIN_DIRECTORY) == compare_blocks(tiny_q4, manifest, BUILTIN_DIRECTORY)

@@ -1,0 +1,226 @@
+"""Stored blocks of integers against the checkpoint's weights: a block that no rounding explains is named."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gemma_runtime.manifest import Manifest
+from gemma_validation.errors import MismatchError
+from gemma_validation.findings import Check
+from gemma_validation.layered import checkpoint_weights, open_reference
+from gemma_validation.localise.graphs import load_graph
+from gemma_validation.localise.initializers import Initializers
+from gemma_validation.localise.measure import NOT_FINITE, residual_shift
+from gemma_validation.localise.sources import SourceMatrix, Sources
+from gemma_validation.localise.stored import StoredMatrix, stored_matrices
+
+if TYPE_CHECKING:
+    from gemma_export.weights import Weight
+
+__all__ = ["BadBlock", "BlocksFound", "compare_blocks", "find_blocks"]
+
+# The most steps between a weight and what is stored for it, where a block's step is what its own range asks for.
+# Measured on the built-in model: rounding moves a weight by half a step, and by one at the end of the range; a searched
+# scale clips the largest weights by up to 1.9; gptq, which moves weights to make up for each other's errors, by 3.2.
+# A block that is zeroed moves by 7.5 or more, one whose scale is doubled by 5.
+_STEPS = 4.0
+# where most of a matrix's blocks move far, as gptq may make them, so may each: times the 99th percentile
+_OUTLIER = 3.0
+# The most squared error of a block, relative to its squares, whatever its matrix does. Measured: at most 0.034 in
+# 4 bits; a zeroed block has 1, a doubled one 0.8 or more.
+_RELATIVE = 0.4
+# bad blocks in a message
+_NAMED = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BadBlock:
+    """One block that is not the checkpoint's."""
+
+    # of the checkpoint
+    tensor: str
+    row: int
+    # within the stored row
+    first_column: int
+    last_column: int
+    # largest distance of a weight from the checkpoint's, in steps of the block, and the most that passes
+    steps: float
+    bound: float
+    # squared error over squares
+    relative: float
+
+    def __str__(self) -> str:
+        where = f"{self.tensor}, row {self.row}, columns {self.first_column} to {self.last_column}"
+        if self.steps > self.bound:
+            return f"{where}: {self.steps:.3g} steps from its weights, expected at most {self.bound:.2g}"
+        return f"{where}: squared error {self.relative:.2g} of its weights, expected at most {_RELATIVE:g}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlocksFound:
+    """What the comparison found."""
+
+    matrices: int
+    blocks: int
+    # largest distance among the blocks that pass, in steps
+    steps: float
+    # worst first
+    bad: tuple[BadBlock, ...]
+
+
+def compare_blocks(directory: Path, manifest: Manifest, checkpoint: Path) -> tuple[Check, ...]:
+    """Holds every quantised matrix of a folder against the checkpoint that it was made from.
+
+    Args:
+        directory: an exported folder.
+        manifest: of it.
+        checkpoint: folder of the checkpoint.
+
+    Returns:
+        One check; skipped where nothing is quantised.
+
+    Raises:
+        MismatchError: a stored matrix is none of the checkpoint's, or of another shape.
+        FolderUnreadableError: a graph or data file cannot be read.
+        GemmaExportError: the checkpoint cannot be used.
+    """
+    found = find_blocks(directory, manifest, checkpoint_weights(open_reference(checkpoint)))
+    if not found.matrices:
+        return (
+            Check(group="structure", name="stored blocks", outcome="skipped", message="no weight is stored in blocks"),
+        )
+    worst = max([found.steps, *(block.steps for block in found.bad)])
+    if not found.bad:
+        message = (
+            f"{found.blocks} blocks of {found.matrices} matrices are the checkpoint's, within {found.steps:.1f} steps"
+        )
+    else:
+        named = "; ".join(map(str, found.bad[:_NAMED]))
+        more = f"; {len(found.bad) - _NAMED} more" if len(found.bad) > _NAMED else ""
+        message = f"{len(found.bad)} of {found.blocks} blocks are not the checkpoint's: {named}{more}"
+    return (
+        Check(
+            group="structure",
+            name="stored blocks",
+            outcome="failed" if found.bad else "passed",
+            message=message,
+            measured=worst,
+            bound=_STEPS,
+        ),
+    )
+
+
+def find_blocks(directory: Path, manifest: Manifest, weights: Callable[[str], Weight]) -> BlocksFound:
+    """The same with weights from anywhere.
+
+    Memory: a few rows of a matrix; where codes lie across the rows, one matrix with a byte for each code.
+
+    Args:
+        directory, manifest: see `compare_blocks`.
+        weights: name -> lazy weight of the checkpoint, with an adapter merged if the export has one.
+
+    Raises:
+        See `compare_blocks`.
+    """
+    entry = manifest.graph("main")
+    model = load_graph(directory / entry.file)
+    stored = {
+        matrix.name: matrix for matrix in stored_matrices(model, Initializers(model, (directory / entry.file).parent))
+    }
+    options, state = manifest.precision.options, entry.state[0]
+    sources = Sources(
+        weights,
+        stored,
+        shift=residual_shift(manifest),
+        calibrated=any(key in options for key in ("smoothing", "activation_aware")),
+        kv_heads=int(state.shape[1]),
+        head_dim=int(state.shape[3]),
+    )
+    blocks, steps = 0, 0.0
+    bad: list[BadBlock] = []
+    for matrix in stored.values():
+        source = _source(sources, matrix)
+        distances = _distances(matrix, source)
+        blocks += distances.steps.size
+        bound = max(_STEPS, _OUTLIER * float(np.quantile(distances.steps, 0.99)))
+        wrong = (distances.steps > bound) | (distances.relative > _RELATIVE)
+        steps = max(steps, float(distances.steps[~wrong].max(initial=0.0)))
+        bad += [_bad_block(matrix, source, distances, row, block, bound) for row, block in np.argwhere(wrong).tolist()]
+    bad.sort(key=lambda block: -block.steps)
+    return BlocksFound(matrices=len(stored), blocks=blocks, steps=steps, bad=tuple(bad))
+
+
+def _source(sources: Sources, matrix: StoredMatrix) -> SourceMatrix:
+    try:
+        source = sources.matrix(matrix.name)
+    except KeyError as error:
+        raise MismatchError(
+            f"the folder stores {matrix.name}, the checkpoint has no {error.args[0]}",
+            hint="Give the checkpoint that this folder was exported from.",
+        ) from error
+    shape = (sum(rows for _, rows in source.parts), source.columns)
+    # a table that is only looked up does not say how much of its last block is padding
+    if shape[0] != matrix.rows or not 0 <= matrix.columns - shape[1] < matrix.block_size:
+        raise MismatchError(
+            f"the folder stores {matrix.name} as {[matrix.rows, matrix.columns]}, the checkpoint has {list(shape)}",
+            hint="Give the checkpoint that this folder was exported from.",
+        )
+    return source
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Distances:
+    """Of each block [rows, blocks] from the checkpoint's; infinite where a value is not finite."""
+
+    # largest distance of a weight, in steps
+    steps: npt.NDArray[np.float32]
+    # squared error over squares
+    relative: npt.NDArray[np.float32]
+
+
+def _distances(matrix: StoredMatrix, source: SourceMatrix) -> _Distances:
+    read = matrix.open()
+    starts = np.arange(0, source.columns, matrix.block_size)
+    steps, relative = (np.empty((matrix.rows, len(starts)), np.float32) for _ in range(2))
+    for first, piece in source.pieces():
+        rows = slice(first, first + len(piece))
+        step = _steps(matrix, piece, starts)
+        squares = np.add.reduceat(np.square(piece), starts, axis=1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            moved = np.abs(read(rows.start, rows.stop)[:, : source.columns] - piece)
+            steps[rows] = np.maximum.reduceat(moved, starts, axis=1) / step
+            relative[rows] = np.add.reduceat(np.square(moved), starts, axis=1) / np.maximum(squares, np.square(step))
+    return _Distances(steps=np.nan_to_num(steps, nan=np.inf), relative=np.nan_to_num(relative, nan=np.inf))
+
+
+def _steps(matrix: StoredMatrix, piece: npt.NDArray[np.float32], starts: npt.NDArray[np.int64]) -> Any:
+    """The step that each block's own range asks for, float32 [rows, blocks]."""
+    low = np.minimum(np.minimum.reduceat(piece, starts, axis=1), 0)
+    high = np.maximum(np.maximum.reduceat(piece, starts, axis=1), 0)
+    top, middle = (1 << matrix.bits) - 1, 1 << (matrix.bits - 1)
+    step = np.maximum(high, -low) / middle if matrix.symmetric else (high - low) / top
+    # a block of zeros asks for none: what is small beside the others' steps is none
+    floor = max(matrix.smallest_scale, 1e-3 * float(np.median(step)), float(np.finfo(np.float32).tiny))
+    return np.maximum(step, np.float32(floor))
+
+
+def _bad_block(
+    matrix: StoredMatrix, source: SourceMatrix, distances: _Distances, row: int, block: int, bound: float
+) -> BadBlock:
+    tensor, own_row = source.row_name(row)
+    first = block * matrix.block_size
+    return BadBlock(
+        tensor=tensor,
+        row=own_row,
+        first_column=first,
+        last_column=min(first + matrix.block_size, source.columns) - 1,
+        steps=min(float(distances.steps[row, block]), NOT_FINITE),
+        bound=bound,
+        relative=min(float(distances.relative[row, block]), NOT_FINITE),
+    )
