@@ -21,6 +21,7 @@ from gemma_export.weights import Constant
 from gemma_runtime.manifest import read_manifest
 from gemma_validation.errors import FolderUnreadableError, MismatchError
 from gemma_validation.findings import Check
+from gemma_validation.layered import checkpoint_weights, open_reference
 from gemma_validation.localise import compare_blocks, find_blocks
 from gemma_validation.localise.blocks import _distances
 from gemma_validation.localise.sources import Sources
@@ -30,7 +31,7 @@ _QKV = "model.layers.1.self_attn.qkv_proj.weight"
 
 
 def check(folder: Path, checkpoint: Path = BUILTIN_DIRECTORY) -> Check:
-    (result,) = compare_blocks(folder, read_manifest(folder), checkpoint)
+    (result,) = compare_blocks(folder, read_manifest(folder), checkpoint_weights(open_reference(checkpoint)))
     return result
 
 
@@ -256,4 +257,5 @@ def test_only_the_main_graph_is_read(tiny_q4: Path) -> None:
     """Twins share its bytes."""
     manifest = read_manifest(tiny_q4)
     alone = dataclasses.replace(manifest, graphs=(manifest.graph("main"),))
-    assert compare_blocks(tiny_q4, alone, BUILTIN_DIRECTORY) == compare_blocks(tiny_q4, manifest, BUILTIN_DIRECTORY)
+    weights = checkpoint_weights(open_reference(BUILTIN_DIRECTORY))
+    assert compare_blocks(tiny_q4, alone, weights) == compare_blocks(tiny_q4, manifest, weights)

@@ -11,7 +11,7 @@ import pytest
 from gemma_validation.errors import MismatchError
 from gemma_validation.findings import Report
 from gemma_validation.mutations import BASES, DEFECTS, Base, Defect
-from gemma_validation.validate import validate
+from gemma_validation.run import validate
 
 Make = Callable[[str], object]
 

@@ -94,7 +94,7 @@ def cli(**options: Any) -> int:
         terminal_text,
         write_reports,
     )
-    from gemma_validation.validate import validate
+    from gemma_validation.run import validate
 
     if options["report_dir"] is not None:
         # before minutes of work
@@ -128,7 +128,7 @@ def _make_golden(options: dict[str, Any]) -> int:
                 f"--make-golden does not validate: --{name} has no meaning there",
                 hint=f"Leave --{name} out; validate with --reference FILE afterwards.",
             )
-    from gemma_validation.validate import make_golden_pack
+    from gemma_validation.run import make_golden_pack
 
     size = make_golden_pack(
         options["directory"],

@@ -13,7 +13,6 @@ import numpy.typing as npt
 from gemma_runtime.manifest import Manifest
 from gemma_validation.errors import MismatchError
 from gemma_validation.findings import Check
-from gemma_validation.layered import checkpoint_weights, open_reference
 from gemma_validation.localise.graphs import load_graph
 from gemma_validation.localise.initializers import Initializers
 from gemma_validation.localise.measure import NOT_FINITE, residual_shift
@@ -74,13 +73,13 @@ class BlocksFound:
     bad: tuple[BadBlock, ...]
 
 
-def compare_blocks(directory: Path, manifest: Manifest, checkpoint: Path) -> tuple[Check, ...]:
+def compare_blocks(directory: Path, manifest: Manifest, weights: Callable[[str], Weight]) -> tuple[Check, ...]:
     """Holds every quantised matrix of a folder against the checkpoint that it was made from.
 
     Args:
         directory: an exported folder.
         manifest: of it.
-        checkpoint: folder of the checkpoint.
+        weights: tensor -> lazy float32 weight of the checkpoint that it was made from.
 
     Returns:
         One check; skipped where nothing is quantised.
@@ -90,7 +89,7 @@ def compare_blocks(directory: Path, manifest: Manifest, checkpoint: Path) -> tup
         FolderUnreadableError: a graph or data file cannot be read.
         GemmaExportError: the checkpoint cannot be used.
     """
-    found = find_blocks(directory, manifest, checkpoint_weights(open_reference(checkpoint)))
+    found = find_blocks(directory, manifest, weights)
     if not found.matrices:
         return (
             Check(group="structure", name="stored blocks", outcome="skipped", message="no weight is stored in blocks"),

@@ -26,8 +26,7 @@ from gemma_validation.findings import Check, Localisation, ReferenceAbout, Repor
 from gemma_validation.golden import GoldenReference, identity_of, make_golden
 from gemma_validation.invariances import check_invariances
 from gemma_validation.layered import LayeredReference
-from gemma_validation.localise import localise_against
-from gemma_validation.localise.blocks import compare_blocks
+from gemma_validation.localise import compare_blocks, localise_against
 from gemma_validation.metrics import TAU
 from gemma_validation.reference import FoundReference, find_reference, open_reference, open_source
 from gemma_validation.structure import check_structure
@@ -203,7 +202,10 @@ def _manifest(directory: Path) -> Manifest:
 def _budget(file: Path | None, manifest: Manifest) -> Budget:
     if file is not None:
         return read_budget(file)
-    return default_budget(manifest.precision.name, kv_cache=manifest.precision.options.get("kv_cache"))
+    cache = manifest.precision.options.get("kv_cache")
+    return default_budget(
+        manifest.precision.name, kv_cache=None if cache is None else cache["dtype"], variant=manifest.variant
+    )
 
 
 def _subject(directory: Path, manifest: Manifest, provider: str) -> Subject:
