@@ -26,7 +26,7 @@ from gemma_validation.findings import Check, Localisation, ReferenceAbout, Repor
 from gemma_validation.golden import GoldenReference, identity_of, make_golden
 from gemma_validation.invariances import check_invariances
 from gemma_validation.layered import LayeredReference
-from gemma_validation.localise import compare_blocks, localise_against
+from gemma_validation.localise import BlocksFound, blocks_check, compare_blocks, localise_against, with_blocks
 from gemma_validation.metrics import TAU
 from gemma_validation.reference import FoundReference, find_reference, open_reference, open_source
 from gemma_validation.structure import check_structure
@@ -72,6 +72,7 @@ def validate(
         checks = list(check_structure(directory, manifest, provider=provider))
     comparison = Comparison.nothing()
     found: FoundReference | None = None
+    blocks: BlocksFound | None = None
     if _is_what_was_written(checks):
         found = find_reference(directory, manifest, reference)
         if localise and found.kind != "checkpoint":
@@ -79,14 +80,18 @@ def validate(
                 f"--localise needs a checkpoint's layers, {found.name} is a {_KINDS[found.kind]}",
                 hint="Give the checkpoint with --reference, or leave --localise out.",
             )
-        comparison, more = _measured(directory, manifest, found, clock, suite=suite, provider=provider, tau=tau)
-        checks += more
+        comparison = _measured(directory, manifest, found, clock, suite=suite, provider=provider, tau=tau)
+        checks += comparison.checks
+        blocks = _blocks(directory, manifest, found, clock)
+        checks += [blocks_check(blocks)] if blocks is not None else []
     gates, verdict, reasons = judge(bounds, comparison.drift, checks)
     localisation = None
     wanted = verdict in ("drift", "broken") if localise is None else localise
     if wanted and found is not None and found.kind == "checkpoint":
         with clock.stage("layers"):
             localisation = _localised(directory, manifest, found, provider)
+        if blocks is not None:
+            localisation = with_blocks(localisation, blocks)
     return Report(
         subject=_subject(directory, manifest, provider),
         reference=comparison.about or _NO_REFERENCE,
@@ -120,9 +125,8 @@ def _measured(
     suite: Suite,
     provider: str,
     tau: float,
-) -> tuple[Comparison, list[Check]]:
+) -> Comparison:
     """Everything that runs the graphs."""
-    checks: list[Check] = []
     documents = folder_documents(directory, manifest, suite=suite)
     if found.kind == "golden":
         assert found.path is not None
@@ -134,13 +138,17 @@ def _measured(
         source = open_source(found, directory, manifest, provider=provider)
         with contextlib.closing(source), clock.stage("drift"):
             comparison = compare(directory, manifest, source, documents, suite=suite, provider=provider, tau=tau)
-    checks += comparison.checks
     with clock.stage("invariances"):
-        checks += check_invariances(directory, manifest, documents, provider=provider, suite=suite)
-    if found.kind == "checkpoint" and manifest.precision.options.get("scheme"):
-        with clock.stage("stored blocks"):
-            checks += compare_blocks(directory, manifest, open_reference(found, manifest).weight)
-    return comparison, checks
+        own = check_invariances(directory, manifest, documents, provider=provider, suite=suite)
+    return dataclasses.replace(comparison, checks=(*comparison.checks, *own))
+
+
+def _blocks(directory: Path, manifest: Manifest, found: FoundReference, clock: _Clock) -> BlocksFound | None:
+    """Stored integers against the checkpoint, where there are both."""
+    if found.kind != "checkpoint" or not manifest.precision.options.get("scheme"):
+        return None
+    with clock.stage("stored blocks"):
+        return compare_blocks(directory, manifest, open_reference(found, manifest).weight)
 
 
 def _is_what_was_written(checks: Sequence[Check]) -> bool:

@@ -20,10 +20,10 @@ from gemma_export.checkpoint import BUILTIN_DIRECTORY
 from gemma_export.weights import Constant
 from gemma_runtime.manifest import read_manifest
 from gemma_validation.errors import FolderUnreadableError, MismatchError
-from gemma_validation.findings import Check
+from gemma_validation.findings import Check, Localisation
 from gemma_validation.layered import checkpoint_weights, open_reference
-from gemma_validation.localise import compare_blocks, find_blocks
-from gemma_validation.localise.blocks import _distances
+from gemma_validation.localise import blocks_check, compare_blocks, with_blocks
+from gemma_validation.localise.blocks import _distances, point_of
 from gemma_validation.localise.sources import Sources
 from gemma_validation.localise.stored import StoredMatrix
 
@@ -31,8 +31,7 @@ _QKV = "model.layers.1.self_attn.qkv_proj.weight"
 
 
 def check(folder: Path, checkpoint: Path = BUILTIN_DIRECTORY) -> Check:
-    (result,) = compare_blocks(folder, read_manifest(folder), checkpoint_weights(open_reference(checkpoint)))
-    return result
+    return blocks_check(compare_blocks(folder, read_manifest(folder), checkpoint_weights(open_reference(checkpoint))))
 
 
 def copy_of(folder: Path, tmp_path: Path) -> Path:
@@ -239,7 +238,7 @@ def test_a_matrix_that_the_checkpoint_lacks(tiny_q4: Path) -> None:
         raise KeyError(name)
 
     with pytest.raises(MismatchError, match=r"the checkpoint has no model\.embed_tokens\.weight"):
-        find_blocks(tiny_q4, read_manifest(tiny_q4), weights)
+        compare_blocks(tiny_q4, read_manifest(tiny_q4), weights)
 
 
 def test_data_that_ends_early(tiny_q4: Path, tmp_path: Path) -> None:
@@ -259,3 +258,34 @@ def test_only_the_main_graph_is_read(tiny_q4: Path) -> None:
     alone = dataclasses.replace(manifest, graphs=(manifest.graph("main"),))
     weights = checkpoint_weights(open_reference(BUILTIN_DIRECTORY))
     assert compare_blocks(tiny_q4, alone, weights) == compare_blocks(tiny_q4, manifest, weights)
+
+
+def test_a_bad_block_names_its_half(tiny_q4: Path, tmp_path: Path) -> None:
+    """One block of thousands does not stand out by what its layer computes."""
+    folder = copy_of(tiny_q4, tmp_path)
+
+    def double(scales: np.ndarray) -> None:
+        scales[np.abs(scales).argmax()] *= 2
+
+    alter(folder, "model.layers.2.mlp.down_proj.weight.scales", double)
+    weights = checkpoint_weights(open_reference(BUILTIN_DIRECTORY))
+    nothing = Localisation(points=(), culprit=None, message="no point stands out")
+    found = with_blocks(nothing, compare_blocks(folder, read_manifest(folder), weights))
+    assert found.culprit == "layers.2.mlp_residual"
+    assert "model.layers.2.mlp.down_proj.weight, row" in found.message
+    sound = compare_blocks(tiny_q4, read_manifest(tiny_q4), weights)
+    assert with_blocks(nothing, sound) == nothing
+
+
+@pytest.mark.parametrize(
+    ("tensor", "point"),
+    [
+        ("model.layers.12.self_attn.v_proj.weight", "layers.12.attn_residual"),
+        ("model.layers.0.mlp.gate_proj.weight", "layers.0.mlp_residual"),
+        ("model.embed_tokens.weight", "embedding"),
+        ("lm_head.weight", "logits"),
+        ("model.norm.weight", None),
+    ],
+)
+def test_the_point_behind_a_tensor(tensor: str, point: str | None) -> None:
+    assert point_of(tensor) == point

@@ -11,7 +11,7 @@ blocks    stored integers against the checkpoint's weights: what is stored, what
 
 from __future__ import annotations
 
-from gemma_validation.localise.blocks import BadBlock, BlocksFound, compare_blocks, find_blocks
+from gemma_validation.localise.blocks import BadBlock, BlocksFound, blocks_check, compare_blocks, with_blocks
 from gemma_validation.localise.localise import localise, localise_against
 from gemma_validation.localise.measure import NOT_FINITE
 
@@ -19,8 +19,9 @@ __all__ = [
     "NOT_FINITE",
     "BadBlock",
     "BlocksFound",
+    "blocks_check",
     "compare_blocks",
-    "find_blocks",
     "localise",
     "localise_against",
+    "with_blocks",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from gemma_runtime.manifest import Manifest
 from gemma_validation.errors import MismatchError
-from gemma_validation.findings import Check
+from gemma_validation.findings import Check, Localisation
 from gemma_validation.localise.graphs import load_graph
 from gemma_validation.localise.initializers import Initializers
 from gemma_validation.localise.measure import NOT_FINITE, residual_shift
@@ -22,7 +23,7 @@ from gemma_validation.localise.stored import StoredMatrix, stored_matrices
 if TYPE_CHECKING:
     from gemma_export.weights import Weight
 
-__all__ = ["BadBlock", "BlocksFound", "compare_blocks", "find_blocks"]
+__all__ = ["BadBlock", "BlocksFound", "blocks_check", "compare_blocks", "point_of", "with_blocks"]
 
 # The most steps between a weight and what is stored for it, where a block's step is what its own range asks for.
 # Measured on the built-in model: rounding moves a weight by half a step, and by one at the end of the range; a searched
@@ -73,59 +74,20 @@ class BlocksFound:
     bad: tuple[BadBlock, ...]
 
 
-def compare_blocks(directory: Path, manifest: Manifest, weights: Callable[[str], Weight]) -> tuple[Check, ...]:
-    """Holds every quantised matrix of a folder against the checkpoint that it was made from.
-
-    Args:
-        directory: an exported folder.
-        manifest: of it.
-        weights: tensor -> lazy float32 weight of the checkpoint that it was made from.
-
-    Returns:
-        One check; skipped where nothing is quantised.
-
-    Raises:
-        MismatchError: a stored matrix is none of the checkpoint's, or of another shape.
-        FolderUnreadableError: a graph or data file cannot be read.
-        GemmaExportError: the checkpoint cannot be used.
-    """
-    found = find_blocks(directory, manifest, weights)
-    if not found.matrices:
-        return (
-            Check(group="structure", name="stored blocks", outcome="skipped", message="no weight is stored in blocks"),
-        )
-    worst = max([found.steps, *(block.steps for block in found.bad)])
-    if not found.bad:
-        message = (
-            f"{found.blocks} blocks of {found.matrices} matrices are the checkpoint's, within {found.steps:.1f} steps"
-        )
-    else:
-        named = "; ".join(map(str, found.bad[:_NAMED]))
-        more = f"; {len(found.bad) - _NAMED} more" if len(found.bad) > _NAMED else ""
-        message = f"{len(found.bad)} of {found.blocks} blocks are not the checkpoint's: {named}{more}"
-    return (
-        Check(
-            group="structure",
-            name="stored blocks",
-            outcome="failed" if found.bad else "passed",
-            message=message,
-            measured=worst,
-            bound=_STEPS,
-        ),
-    )
-
-
-def find_blocks(directory: Path, manifest: Manifest, weights: Callable[[str], Weight]) -> BlocksFound:
-    """The same with weights from anywhere.
+def compare_blocks(directory: Path, manifest: Manifest, weights: Callable[[str], Weight]) -> BlocksFound:
+    """Holds every quantised matrix of a folder against the checkpoint's weights.
 
     Memory: a few rows of a matrix; where codes lie across the rows, one matrix with a byte for each code.
 
     Args:
-        directory, manifest: see `compare_blocks`.
-        weights: name -> lazy weight of the checkpoint, with an adapter merged if the export has one.
+        directory: an exported folder.
+        manifest: of it.
+        weights: name -> lazy float32 weight of the checkpoint that it was made from, adapter merged if it has one.
 
     Raises:
-        See `compare_blocks`.
+        MismatchError: a stored matrix is none of the checkpoint's, or of another shape.
+        FolderUnreadableError: a graph or data file cannot be read.
+        GemmaExportError: a weight cannot be read.
     """
     entry = manifest.graph("main")
     model = load_graph(directory / entry.file)
@@ -153,6 +115,53 @@ def find_blocks(directory: Path, manifest: Manifest, weights: Callable[[str], We
         bad += [_bad_block(matrix, source, distances, row, block, bound) for row, block in np.argwhere(wrong).tolist()]
     bad.sort(key=lambda block: -block.steps)
     return BlocksFound(matrices=len(stored), blocks=blocks, steps=steps, bad=tuple(bad))
+
+
+def blocks_check(found: BlocksFound) -> Check:
+    """What was found, as a check of the folder; skipped where nothing is quantised."""
+    if not found.matrices:
+        message = "no weight is stored in blocks"
+        return Check(group="structure", name="stored blocks", outcome="skipped", message=message)
+    if not found.bad:
+        message = (
+            f"{found.blocks} blocks of {found.matrices} matrices are the checkpoint's, within {found.steps:.1f} steps"
+        )
+    else:
+        message = f"{len(found.bad)} of {found.blocks} blocks are not the checkpoint's: {_named(found.bad)}"
+    return Check(
+        group="structure",
+        name="stored blocks",
+        outcome="failed" if found.bad else "passed",
+        message=message,
+        measured=max([found.steps, *(block.steps for block in found.bad)]),
+        bound=_STEPS,
+    )
+
+
+def with_blocks(localisation: Localisation, found: BlocksFound) -> Localisation:
+    """The same, with what stored blocks say: the half of the worst one is the culprit if no other stands out.
+
+    One block in thousands changes a layer's output less than its 4 bits do.
+    """
+    if not found.bad:
+        return localisation
+    culprit = localisation.culprit or point_of(found.bad[0].tensor)
+    message = f"stored blocks are not the checkpoint's: {_named(found.bad)}; {localisation.message}"
+    return dataclasses.replace(localisation, culprit=culprit, message=message)
+
+
+def point_of(tensor: str) -> str | None:
+    """The residual point behind a tensor of the checkpoint: "model.layers.3.mlp.up_proj.weight" writes to
+    "layers.3.mlp_residual"; None for one that no layer has."""
+    layer = re.fullmatch(r"model\.(layers\.\d+)\.(self_attn|mlp)\..*", tensor)
+    if layer is not None:
+        return f"{layer[1]}.{'attn' if layer[2] == 'self_attn' else 'mlp'}_residual"
+    return {"model.embed_tokens.weight": "embedding", "lm_head.weight": "logits"}.get(tensor)
+
+
+def _named(bad: tuple[BadBlock, ...]) -> str:
+    more = f"; {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+    return "; ".join(map(str, bad[:_NAMED])) + more
 
 
 def _source(sources: Sources, matrix: StoredMatrix) -> SourceMatrix:
