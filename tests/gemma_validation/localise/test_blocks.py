@@ -289,3 +289,19 @@ def test_a_bad_block_names_its_half(tiny_q4: Path, tmp_path: Path) -> None:
 )
 def test_the_point_behind_a_tensor(tensor: str, point: str | None) -> None:
     assert point_of(tensor) == point
+
+
+def test_zero_points_off_by_one_move_a_whole_matrix(tiny_q4: Path, tmp_path: Path) -> None:
+    """Each weight is within four steps of the checkpoint's; all of them are on one side."""
+    folder = copy_of(tiny_q4, tmp_path)
+
+    def shift(packed: np.ndarray) -> None:
+        low, high = np.minimum((packed & 15) + 1, 15), np.minimum((packed >> 4) + 1, 15)
+        packed[:] = low | high << 4
+
+    alter(folder, "model.layers.3.self_attn.o_proj.weight.zero_points", shift)
+    weights = checkpoint_weights(open_reference(BUILTIN_DIRECTORY))
+    found = compare_blocks(folder, read_manifest(folder), weights)
+    assert [one.tensor for one in found.shifted] == ["model.layers.3.self_attn.o_proj.weight"]
+    assert -1.1 < found.shifted[0].steps < -0.7
+    assert blocks_check(found).outcome == "failed"

@@ -21,7 +21,8 @@ def terminal_text(report: Report) -> str:
 def _lines(report: Report) -> Iterator[str]:
     subject, reference = report.subject, report.reference
     against = f"against {public_name(reference.name)} ({reference.kind})" if reference.kind != "none" else "alone"
-    yield f"{subject.variant or subject.family} {subject.precision} on {subject.provider}, {against}, {report.suite} suite"
+    what = f"{subject.variant or subject.family} {subject.precision}"
+    yield f"{what} on {subject.provider}, {against}, {report.suite} suite"
     yield ""
     yield from _drift_table(report)
     yield from _gates(report)
