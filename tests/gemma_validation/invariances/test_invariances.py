@@ -231,6 +231,16 @@ def test_a_twin_that_gives_other_numbers(
                 assert ask(scene, twin).judged(role, scene.bounds).outcome == outcome
 
 
+def test_a_main_graph_that_gives_all_positions(tiny_fp32: Path, tmp_path: Path) -> None:
+    """As `--logits all` writes it: padding has logits too there, which mean nothing."""
+    content = (tiny_fp32 / "onnx/model_all.onnx").read_bytes()
+    folder = altered(tiny_fp32, tmp_path / "all", {"onnx/model.onnx": content})
+    main, *others = read_manifest(folder).graphs
+    rewrite_manifest(folder, graphs=(dataclasses.replace(main, logits="all"), *others))
+    with _scene(folder) as scene, ArtifactRunner(folder, read_manifest(folder), role="main", threads=1) as twin:
+        assert twins.last_positions(scene, twin).judged("main", scene.bounds).outcome == "passed"
+
+
 def test_a_twin_that_does_not_load_is_a_finding(tiny_fp32: Path, tmp_path: Path) -> None:
     def unknown(model: onnx.ModelProto) -> None:
         nodes_of(model, "Gelu")[0].op_type = "NoSuchOperator"

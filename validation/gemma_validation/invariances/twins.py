@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from gemma_validation.artifact import ArtifactRunner, Step
 from gemma_validation.invariances.differences import Difference, cache_difference, logits_difference, row_cache
@@ -13,12 +14,14 @@ __all__ = ["batched_chunks", "last_positions", "static_step"]
 
 def last_positions(scene: Scene, twin: ArtifactRunner) -> Difference:
     """A prompt, and rows padded on either side: the twin's positions are the last ones of all of them."""
-    step = twin.step(np.array([scene.prompt], np.int64), np.ones((1, len(scene.prompt)), np.int64))
-    worst = _compare(scene, twin, step, 0, scene.whole, len(scene.prompt))
+    mask = np.ones((1, len(scene.prompt)), np.int64)
+    step = twin.step(np.array([scene.prompt], np.int64), mask)
+    worst = _last_of(_own(twin, step, 0, mask), scene.whole, len(scene.prompt))
     for side in ("left", "right"):
-        found = twin.step(*padded([row[:-1] for row in scene.rows], side))
+        ids, mask = padded([row[:-1] for row in scene.rows], side)
+        found = twin.step(ids, mask)
         for index, (row, alone) in enumerate(zip(scene.rows, scene.alone, strict=True)):
-            worst = worst.worst(_compare(scene, twin, found, index, alone, len(row) - 1))
+            worst = worst.worst(_last_of(_own(twin, found, index, mask), alone, len(row) - 1))
     return worst
 
 
@@ -35,7 +38,7 @@ def batched_chunks(scene: Scene, twin: ArtifactRunner) -> Difference:
         for index, (row, alone) in enumerate(zip(scene.rows, scene.alone, strict=True)):
             held = row_cache(twin.manifest, twin.graph, found.present, index, mask[index])
             difference = Difference(
-                logits=logits_difference(found.logits[index][-1:], alone.logits[0, -1:]),
+                logits=logits_difference(_own(twin, found, index, more)[-1:], alone.logits[0, -1:]),
                 cache=cache_difference(held, scene.real_cache(alone, 0, np.ones(len(row), np.int64))),
             )
             worst = worst.worst(difference)
@@ -62,7 +65,13 @@ def static_step(scene: Scene, twin: ArtifactRunner) -> Difference:
     return Difference(logits=logits, cache=cache_difference(held, scene.real_cache(scene.whole, 0, mask)))
 
 
-def _compare(scene: Scene, twin: ArtifactRunner, found: Step, row: int, expected: Step, length: int) -> Difference:
+def _own(twin: ArtifactRunner, found: Step, row: int, mask: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """A row's logits without its padding: of a graph that gives every column, those of real tokens."""
+    logits: npt.NDArray[np.float32] = found.logits[row]
+    return logits[mask[row] == 1] if twin.graph.logits == "all" else logits
+
+
+def _last_of(logits: npt.NDArray[np.float32], expected: Step, length: int) -> Difference:
     # a row that is shorter than the positions asked for has its own at the right end
-    count = min(found.logits.shape[1], length)
-    return Difference(logits=logits_difference(found.logits[row, -count:], expected.logits[0, length - count : length]))
+    count = min(len(logits), length)
+    return Difference(logits=logits_difference(logits[-count:], expected.logits[0, length - count : length]))
