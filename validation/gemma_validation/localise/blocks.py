@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -226,19 +226,19 @@ class _Distances:
 
 def _distances(matrix: StoredMatrix, source: SourceMatrix) -> _Distances:
     read = matrix.open()
-    starts = np.arange(0, source.columns, matrix.block_size)
-    steps, relative = (np.empty((matrix.rows, len(starts)), np.float32) for _ in range(2))
+    count = -(-source.columns // matrix.block_size)
+    steps, relative = (np.empty((matrix.rows, count), np.float32) for _ in range(2))
     shift = 0.0
     for first, piece in source.pieces():
         rows = slice(first, first + len(piece))
-        step = _steps(matrix, piece, starts)
-        squares = np.add.reduceat(np.square(piece), starts, axis=1)
+        blocks = _in_blocks(piece, matrix.block_size)
+        step = _steps(matrix, blocks)
+        squares = np.einsum("rbc,rbc->rb", blocks, blocks)
         with np.errstate(invalid="ignore", over="ignore"):
-            moved = read(rows.start, rows.stop)[:, : source.columns] - piece
-            shift += float((np.add.reduceat(moved, starts, axis=1) / step).sum(dtype=np.float64))
-            np.abs(moved, out=moved)
-            steps[rows] = np.maximum.reduceat(moved, starts, axis=1) / step
-            relative[rows] = np.add.reduceat(np.square(moved), starts, axis=1) / np.maximum(squares, np.square(step))
+            moved = _in_blocks(read(rows.start, rows.stop)[:, : source.columns], matrix.block_size) - blocks
+            shift += float((moved.sum(-1) / step).sum(dtype=np.float64))
+            steps[rows] = np.maximum(moved.max(-1), -moved.min(-1)) / step
+            relative[rows] = np.einsum("rbc,rbc->rb", moved, moved) / np.maximum(squares, np.square(step))
     return _Distances(
         steps=np.nan_to_num(steps, nan=np.inf),
         relative=np.nan_to_num(relative, nan=np.inf),
@@ -246,12 +246,18 @@ def _distances(matrix: StoredMatrix, source: SourceMatrix) -> _Distances:
     )
 
 
-def _steps(matrix: StoredMatrix, piece: npt.NDArray[np.float32], starts: npt.NDArray[np.int64]) -> Any:
-    """The step that each block's own range asks for, float32 [rows, blocks]."""
-    low = np.minimum(np.minimum.reduceat(piece, starts, axis=1), 0)
-    high = np.maximum(np.maximum.reduceat(piece, starts, axis=1), 0)
+def _in_blocks(rows: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:
+    """[rows, columns] as [rows, blocks, size], the last block padded with zeros."""
+    missing = -rows.shape[1] % size
+    padded = np.pad(rows, ((0, 0), (0, missing))) if missing else rows
+    return padded.reshape(len(rows), -1, size)
+
+
+def _steps(matrix: StoredMatrix, blocks: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The step that each block's own range asks for, [rows, blocks]."""
+    low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
     top, middle = (1 << matrix.bits) - 1, 1 << (matrix.bits - 1)
-    step = np.maximum(high, -low) / middle if matrix.symmetric else (high - low) / top
+    step: npt.NDArray[np.float32] = np.maximum(high, -low) / middle if matrix.symmetric else (high - low) / top
     # a block of zeros asks for none: what is small beside the others' steps is none
     floor = max(matrix.smallest_scale, 1e-3 * float(np.median(step)), float(np.finfo(np.float32).tiny))
     return np.maximum(step, np.float32(floor))

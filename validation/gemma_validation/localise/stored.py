@@ -97,13 +97,12 @@ def _row_blocks(node: onnx.NodeProto, initializers: Initializers) -> StoredMatri
 
     def read(first: int, last: int) -> npt.NDArray[np.float32]:
         count = last - first
-        codes = _unpacked(initializers.rows(data, first, last).reshape(count, -1), bits)
-        values = codes.reshape(count, blocks, block_size).astype(np.float32)
+        values = _unpacked(initializers.rows(data, first, last), bits).reshape(count, blocks, block_size)
         if zero_points is None:
             values -= np.float32(1 << (bits - 1))
         else:
-            levels = _unpacked(initializers.rows(zero_points, first, last).reshape(count, -1), bits)[:, :blocks]
-            values -= levels[..., None].astype(np.float32)
+            levels = _unpacked(initializers.rows(zero_points, first, last), bits)
+            values -= levels[:, :blocks, None]
         values *= initializers.rows(scales, first, last).astype(np.float32)[..., None]
         return values.reshape(count, -1)[:, :columns]
 
@@ -178,11 +177,14 @@ def _scaled_rows(node: onnx.NodeProto, initializers: Initializers) -> StoredMatr
     )
 
 
-def _unpacked(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
-    """uint8 codes of packed bytes [rows, n], the lower half first."""
-    if bits == 8:
-        return packed
-    return np.stack((packed & 15, packed >> 4), axis=-1).reshape(len(packed), -1)
+# both codes of a byte, the lower half first
+_PAIRS = np.stack((np.arange(256) & 15, np.arange(256) >> 4), axis=-1).astype(np.float32)
+
+
+def _unpacked(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.float32]:
+    """Codes of packed bytes, float32 [rows, n]."""
+    rows = packed.reshape(len(packed), -1)
+    return rows.astype(np.float32) if bits == 8 else _PAIRS.take(rows, axis=0).reshape(len(rows), -1)
 
 
 # operator -> (its reader, which of its inputs holds codes)
