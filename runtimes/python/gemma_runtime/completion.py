@@ -8,14 +8,14 @@ import re
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-__all__ = ["SHELLS", "exported_folders", "print_script"]
+__all__ = ["completion_option", "exported_folders"]
 
-SHELLS = ("bash", "zsh", "fish")
+_SHELLS = ("bash", "zsh", "fish")
 # what no shell has to quote: for any other name the shell's own completion of directories knows how
 _PLAIN = re.compile(r"[\w@%+=./~-]*")
 
 
-def print_script(context: click.Context, parameter: click.Parameter, shell: str | None) -> None:
+def _print_script(context: click.Context, parameter: click.Parameter, shell: str | None) -> None:
     """Callback of `--completion SHELL`: prints the script and ends the program."""
     if shell is None or context.resilient_parsing:
         return
@@ -26,6 +26,17 @@ def print_script(context: click.Context, parameter: click.Parameter, shell: str 
     variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
     click.echo(completion(context.command, {}, program, variable).source())
     context.exit()
+
+
+completion_option = click.option(
+    "--completion",
+    metavar="SHELL",
+    type=click.Choice(_SHELLS),
+    is_eager=True,
+    expose_value=False,
+    callback=_print_script,
+    help="Print the completion script: bash, zsh, fish.",
+)
 
 
 def exported_folders(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

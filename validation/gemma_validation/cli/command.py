@@ -13,7 +13,7 @@ from gemma_export.errors import GemmaExportError
 from gemma_runtime.cli.failures import Program
 from gemma_runtime.cli.output import notice, print_text
 from gemma_runtime.cli.program import run_program
-from gemma_runtime.completion import SHELLS, exported_folders, print_script
+from gemma_runtime.completion import completion_option, exported_folders
 from gemma_runtime.errors import GemmaRuntimeError
 from gemma_validation.errors import GemmaValidationError, ValidationUsageError
 
@@ -64,15 +64,7 @@ _PROGRAM = Program(
     help="Instead of validating, keep what the reference says in FILE: a --reference without torch and checkpoint.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
-@click.option(
-    "--completion",
-    metavar="SHELL",
-    type=click.Choice(SHELLS),
-    is_eager=True,
-    expose_value=False,
-    callback=print_script,
-    help="Print the completion script: bash, zsh, fish.",
-)
+@completion_option
 @click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
 def cli(**options: Any) -> int:
     """Prove that an exported folder computes what its checkpoint computes. Exit codes: 0 passed, 6 drift,

@@ -19,7 +19,7 @@ from gemma_runtime.cli.options import (
 )
 from gemma_runtime.cli.output import print_text
 from gemma_runtime.cli.program import run_program
-from gemma_runtime.completion import SHELLS, exported_folders, print_script
+from gemma_runtime.completion import completion_option, exported_folders
 
 __all__ = ["cli", "main"]
 
@@ -109,15 +109,7 @@ _PROVIDERS = click.Choice(["auto", "cpu", "cuda", "directml"])
     "that folder would run.",
 )
 @click.option("--bench", is_flag=True, help="Instead of generating, measure speed and memory.")
-@click.option(
-    "--completion",
-    metavar="SHELL",
-    type=click.Choice(SHELLS),
-    is_eager=True,
-    expose_value=False,
-    callback=print_script,
-    help="Print the completion script: bash, zsh, fish.",
-)
+@completion_option
 @click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
 @click.pass_context
 def cli(context: click.Context, /, **values: Any) -> int:
