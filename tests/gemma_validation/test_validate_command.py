@@ -215,6 +215,35 @@ def test_an_interrupted_run(tiny_fp32: Path, tmp_path: Path) -> None:
     assert (tmp_path / "folder/gemma_export.json").read_bytes() == before
 
 
+def test_a_reader_that_goes_away_changes_no_exit_code(tiny_fp32: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_fp32, tmp_path / "folder"))
+    with (folder / "onnx/model.onnx_data").open("r+b") as data:
+        data.write(b"\xff")
+    command = [sys.executable, "-m", "gemma_validation", str(folder), "--no-record"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    stderr = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 3, stderr
+
+
+def test_reports_of_an_earlier_run_do_not_outlive_a_failure(tiny_fp32: Path, tmp_path: Path) -> None:
+    (tmp_path / "reports").mkdir()
+    for name in ("report.json", "junit.xml", "report.html", "notes.txt"):
+        (tmp_path / "reports" / name).write_text("passed")
+    (tmp_path / "budget.toml").write_text("[all\n")
+    options = ("--report-dir", tmp_path / "reports", "--budget", tmp_path / "budget.toml")
+    assert gemma_validate(tiny_fp32, *options).returncode == 2
+    assert [path.name for path in (tmp_path / "reports").iterdir()] == ["notes.txt"]
+
+
+def test_the_folder_as_its_own_reference(tiny_fp32: Path) -> None:
+    result = gemma_validate(tiny_fp32, "--reference", tiny_fp32, "--no-record")
+    assert_error_after_stages(result, 2, "itself")
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nsys.argv = ['gemma-validate', '--help']\n"

@@ -32,7 +32,7 @@ from gemma_validation.reference import FoundReference, find_reference, open_refe
 from gemma_validation.structure import check_structure
 from gemma_validation.texts import folder_documents
 
-__all__ = ["make_golden_pack", "validate"]
+__all__ = ["folder_manifest", "make_golden_pack", "validate"]
 
 Suite = Literal["quick", "full"]
 
@@ -66,7 +66,7 @@ def validate(
     directory = Path(directory)
     clock = _Clock(on_stage)
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    manifest = _manifest(directory)
+    manifest = folder_manifest(directory)
     bounds = _budget(budget, manifest)
     with clock.stage("structure"):
         checks = list(check_structure(directory, manifest, provider=provider))
@@ -187,7 +187,7 @@ def make_golden_pack(
         GemmaValidationError: no reference, one of another model, or the file cannot be written.
     """
     clock = _Clock(on_stage)
-    manifest = _manifest(directory)
+    manifest = folder_manifest(directory)
     found = find_reference(directory, manifest, reference)
     if found.kind == "golden":
         raise ValidationUsageError(
@@ -200,7 +200,12 @@ def make_golden_pack(
     return file.stat().st_size
 
 
-def _manifest(directory: Path) -> Manifest:
+def folder_manifest(directory: Path) -> Manifest:
+    """The manifest of an exported folder.
+
+    Raises:
+        FolderUnreadableError: there is none, or it cannot be read.
+    """
     try:
         return read_manifest(directory)
     except GemmaRuntimeError as error:

@@ -11,8 +11,8 @@ import click
 
 from gemma_export.errors import GemmaExportError
 from gemma_runtime.cli.failures import Program
-from gemma_runtime.cli.output import notice, print_text
-from gemma_runtime.cli.program import run_program
+from gemma_runtime.cli.output import ReaderGoneError, notice, print_text
+from gemma_runtime.cli.program import leave_stdout, run_program
 from gemma_runtime.completion import completion_option, exported_folders
 from gemma_runtime.errors import GemmaRuntimeError
 from gemma_validation.errors import GemmaValidationError, ValidationUsageError
@@ -86,11 +86,12 @@ def cli(**options: Any) -> int:
         terminal_text,
         write_reports,
     )
-    from gemma_validation.run import validate
+    from gemma_validation.run import folder_manifest, validate
 
     if options["report_dir"] is not None:
         # before minutes of work
         prepare_directory(options["report_dir"])
+    manifest = folder_manifest(options["directory"])
     found = validate(
         options["directory"],
         reference=options["reference"],
@@ -105,10 +106,14 @@ def cli(**options: Any) -> int:
             notice(f"wrote {file}")
     append_step_summary(found)
     if options["record"]:
-        why = record_verdict(options["directory"], found)
+        why = record_verdict(options["directory"], found, validated=manifest)
         if why is not None:
             notice(f"note: {why}")
-    print_text(json_text(found) if options["as_json"] else terminal_text(found))
+    try:
+        print_text(json_text(found) if options["as_json"] else terminal_text(found))
+    except ReaderGoneError:
+        # the exit code still tells
+        leave_stdout()
     return found.exit_code
 
 

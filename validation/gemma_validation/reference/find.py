@@ -10,7 +10,7 @@ from typing import Literal
 
 from gemma_export.checkpoint import BUILTIN_DIRECTORY, GENERATOR_VERSION
 from gemma_runtime.manifest import MANIFEST_FILE, Manifest, SourceFile
-from gemma_validation.errors import MismatchError, ReferenceMissingError
+from gemma_validation.errors import MismatchError, ReferenceMissingError, ValidationUsageError
 from gemma_validation.reference.hub_cache import cached_snapshot
 from gemma_validation.reference.source_files import first_difference
 
@@ -47,7 +47,13 @@ def find_reference(directory: Path, manifest: Manifest, given: str | Path | None
     Raises:
         ReferenceMissingError: it is not here.
         MismatchError: the weights are generated, and this release generates others.
+        ValidationUsageError: it is the folder itself.
     """
+    if given is not None and os.path.isdir(given) and os.path.samefile(given, directory):
+        raise ValidationUsageError(
+            f"--reference {given} is the folder that is to be validated: it would agree with itself",
+            hint="Give its checkpoint, another exported folder or a golden pack, or leave --reference out.",
+        )
     found = _from_source(directory, manifest) if given is None else _given(given, manifest)
     adapter = manifest.source.adapter
     if found.kind != "checkpoint" or adapter is None:

@@ -13,9 +13,13 @@ from gemma_validation.report.page import html_text
 
 __all__ = ["prepare_directory", "write_reports"]
 
+_FILES = ("report.json", "junit.xml", "report.html")
+
 
 def prepare_directory(directory: Path) -> None:
-    """Makes the directory and tries to write there, so that a long run never ends without its reports.
+    """Makes the directory, tries to write there and removes the reports of an earlier run.
+
+    So a long run never ends without its reports, and one that was interrupted leaves none that say "passed".
 
     Raises:
         ReportDirectoryError: reports could not be written there.
@@ -25,6 +29,8 @@ def prepare_directory(directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         replace_file(probe, b"")
         probe.unlink()
+        for name in _FILES:
+            (directory / name).unlink(missing_ok=True)
     except OSError as error:
         raise _refused(directory, error) from error
 
@@ -38,11 +44,7 @@ def write_reports(report: Report, directory: Path) -> tuple[Path, ...]:
     Raises:
         ReportDirectoryError: it is no directory, may not be written, or its disk is full.
     """
-    contents = {
-        "report.json": json_text(report),
-        "junit.xml": junit_text(report),
-        "report.html": html_text(report),
-    }
+    contents = dict(zip(_FILES, (json_text(report), junit_text(report), html_text(report)), strict=True))
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():

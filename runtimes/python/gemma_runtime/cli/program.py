@@ -10,7 +10,12 @@ import click
 from gemma_runtime.cli.failures import Program, report
 from gemma_runtime.cli.output import ReaderGoneError
 
-__all__ = ["run_program"]
+__all__ = ["leave_stdout", "run_program"]
+
+
+def leave_stdout() -> None:
+    """Nobody reads it any more: Python flushes it once more when it ends, which then is no error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run_program(command: click.Command, program: Program) -> None:
@@ -21,8 +26,7 @@ def run_program(command: click.Command, program: Program) -> None:
     try:
         code = command.main(prog_name=program.name, standalone_mode=False)
     except ReaderGoneError:
-        # Python flushes stdout once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave_stdout()
         code = 0
     except SystemExit as ended:
         # a shell's completion has been answered
