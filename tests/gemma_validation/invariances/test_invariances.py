@@ -209,8 +209,8 @@ def _last_column(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("folder", "role", "edit", "ask"),
     [
-        ("tiny_fp32", "main", _first_instead_of_last, twins.last_positions),
-        ("tiny_fp32", "last8", _last_column, twins.last_positions),
+        ("tiny_fp32", "main", _first_instead_of_last, twins.same_steps),
+        ("tiny_fp32", "last8", _last_column, twins.same_steps),
         ("tiny_fp32", "batched", _last_column, twins.batched_chunks),
         ("tiny_fp16", "static", _no_mask, twins.static_step),
     ],
@@ -238,7 +238,7 @@ def test_a_main_graph_that_gives_all_positions(tiny_fp32: Path, tmp_path: Path) 
     main, *others = read_manifest(folder).graphs
     rewrite_manifest(folder, graphs=(dataclasses.replace(main, logits="all"), *others))
     with _scene(folder) as scene, ArtifactRunner(folder, read_manifest(folder), role="main", threads=1) as twin:
-        assert twins.last_positions(scene, twin).judged("main", scene.bounds).outcome == "passed"
+        assert twins.same_steps(scene, twin).judged("main", scene.bounds).outcome == "passed"
 
 
 def test_a_twin_that_does_not_load_is_a_finding(tiny_fp32: Path, tmp_path: Path) -> None:
