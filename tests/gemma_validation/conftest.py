@@ -28,6 +28,12 @@ def tiny_portable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_fp16_short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model in float16 with a context of 16 tokens."""
+    return _export(tmp_path_factory, variant="tiny", precision="fp16", context=16)
+
+
+@pytest.fixture(scope="session")
 def random_grouped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights, grouped heads, no tokenizer, a hidden size without a whole square root, an odd rotary base."""
     config = {

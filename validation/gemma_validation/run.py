@@ -1,7 +1,7 @@
 """The order of a validation: the only file that knows all its parts.
 
 folder's structure -> reference found, known to be of the same model -> texts -> logits of both sides compared
-  -> greedy text, caches exchanged -> the artifact against itself -> stored blocks against the source
+  -> greedy text, caches exchanged -> the artifact against itself -> stored blocks and gains against the source
   -> budget, verdict -> the layer that is to blame, where there is drift
 """
 
@@ -26,7 +26,15 @@ from gemma_validation.findings import Check, Localisation, ReferenceAbout, Repor
 from gemma_validation.golden import GoldenReference, identity_of, make_golden
 from gemma_validation.invariances import check_invariances
 from gemma_validation.layered import LayeredReference
-from gemma_validation.localise import BlocksFound, blocks_check, compare_blocks, localise_against, with_blocks
+from gemma_validation.localise import (
+    BlocksFound,
+    blocks_check,
+    compare_blocks,
+    compare_gains,
+    localise_against,
+    with_blocks,
+    with_gains,
+)
 from gemma_validation.metrics import TAU
 from gemma_validation.reference import FoundReference, find_reference, open_reference, open_source
 from gemma_validation.structure import check_structure
@@ -73,6 +81,7 @@ def validate(
     comparison = Comparison.nothing()
     found: FoundReference | None = None
     blocks: BlocksFound | None = None
+    gains: Check | None = None
     if _is_what_was_written(checks):
         found = find_reference(directory, manifest, reference)
         if localise and found.kind != "checkpoint":
@@ -83,7 +92,9 @@ def validate(
         comparison = _measured(directory, manifest, found, clock, suite=suite, provider=provider, tau=tau)
         checks += comparison.checks
         blocks = _blocks(directory, manifest, found, clock)
+        gains = _gains(directory, manifest, found, clock)
         checks += [blocks_check(blocks)] if blocks is not None else []
+        checks += [gains] if gains is not None else []
     gates, verdict, reasons = judge(bounds, comparison.drift, checks)
     localisation = None
     wanted = verdict in ("drift", "broken") if localise is None else localise
@@ -92,6 +103,8 @@ def validate(
             localisation = _localised(directory, manifest, found, provider)
         if blocks is not None:
             localisation = with_blocks(localisation, blocks)
+        if gains is not None:
+            localisation = with_gains(localisation, gains)
     return Report(
         subject=_subject(directory, manifest, provider),
         reference=comparison.about or _NO_REFERENCE,
@@ -149,6 +162,14 @@ def _blocks(directory: Path, manifest: Manifest, found: FoundReference, clock: _
         return None
     with clock.stage("stored blocks"):
         return compare_blocks(directory, manifest, open_reference(found, manifest).weight)
+
+
+def _gains(directory: Path, manifest: Manifest, found: FoundReference, clock: _Clock) -> Check | None:
+    """Norm gains against the checkpoint, where there is one."""
+    if found.kind != "checkpoint":
+        return None
+    with clock.stage("norm gains"):
+        return compare_gains(directory, manifest, open_reference(found, manifest).weight)
 
 
 def _is_what_was_written(checks: Sequence[Check]) -> bool:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from decoders import CONFIGS, reference_model, write_checkpoint
 from quantised_checkpoints import Layout, write
+from stored_edits import alter, copy_of
 
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
 from gemma_export.weights import Constant
@@ -32,29 +30,6 @@ _QKV = "model.layers.1.self_attn.qkv_proj.weight"
 
 def check(folder: Path, checkpoint: Path = BUILTIN_DIRECTORY) -> Check:
     return blocks_check(compare_blocks(folder, read_manifest(folder), checkpoint_weights(open_reference(checkpoint))))
-
-
-def copy_of(folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
-
-
-def alter(folder: Path, name: str, change: Callable[[np.ndarray], None]) -> None:
-    """Changes an initializer's elements, in the data file or, where it is small, in the main graph."""
-    graph = folder / read_manifest(folder).graph("main").file
-    model = onnx.load_model(graph, load_external_data=False)
-    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    if not entries:
-        elements = np.frombuffer(tensor.raw_data, dtype).copy()
-        change(elements)
-        tensor.raw_data = elements.tobytes()
-        onnx.save_model(model, graph)
-        return
-    count = int(entries["length"]) // dtype.itemsize
-    stored = np.memmap(graph.parent / entries["location"], dtype, "r+", offset=int(entries["offset"]), shape=(count,))
-    change(stored)
-    stored.flush()
 
 
 def exported(checkpoint: Path, output: Path, **options: Any) -> Path:

@@ -21,17 +21,13 @@ from gemma_validation.documents import Document
 from gemma_validation.errors import FolderUnreadableError, ProviderUnavailableError
 from gemma_validation.findings import Check
 from gemma_validation.invariances import batches, prompts, twins, windows
+from gemma_validation.invariances.bounds import Bounds, same_shape_bounds
 from gemma_validation.invariances.differences import Difference, passed, skipped
 from gemma_validation.invariances.scene import SIZES, Scene
 
 __all__ = ["check_invariances"]
 
 _CHUNKS = {"quick": (7, 64), "full": (2, 7, 64, 128)}
-# role -> what is asked of that twin
-_TWINS: dict[str, Callable[[Scene, ArtifactRunner], Difference]] = {
-    "batched": twins.batched_chunks,
-    "static": twins.static_step,
-}
 
 
 def check_invariances(
@@ -63,9 +59,11 @@ def check_invariances(
         except FolderUnreadableError as error:
             return (Check(group="invariance", name="one run", outcome="failed", message=error.message),)
         checks = [*_single_row(scene, suite), *_several_rows(scene), *_cached_positions(directory, scene)]
-    checks += [
-        _twin(directory, scene, graph, provider) for graph in manifest.graphs if graph.role != scene.runner.graph.role
-    ]
+        # before the session closes: what the others are compared with
+        _ = scene.asked
+    for graph in manifest.graphs:
+        if graph.role != scene.runner.graph.role:
+            checks += _twin(directory, scene, graph, provider)
     return tuple(checks)
 
 
@@ -104,23 +102,28 @@ def _cached_positions(directory: Path, scene: Scene) -> list[Check]:
     return [_told("cached positions", message, partial(windows.unread_positions, scene, found))]
 
 
-def _twin(directory: Path, scene: Scene, graph: Graph, provider: str) -> Check:
+def _twin(directory: Path, scene: Scene, graph: Graph, provider: str) -> list[Check]:
     name = f"graph {graph.role}"
-    function = _TWINS.get(graph.role, twins.last_positions)
     try:
         runner = ArtifactRunner(directory, scene.runner.manifest, provider=provider, role=graph.role)
     except ProviderUnavailableError as error:
         # a twin may need a later onnxruntime than the main graph
-        return skipped(name, error.message)
+        return [skipped(name, error.message)]
     except FolderUnreadableError as error:
-        return Check(group="invariance", name=name, outcome="failed", message=error.message)
+        return [Check(group="invariance", name=name, outcome="failed", message=error.message)]
     with runner:
-        return _measured(name, scene, partial(function, scene, runner))
+        if graph.role == "static":
+            return [_measured(name, scene, partial(twins.static_step, scene, runner))]
+        bounds = same_shape_bounds(scene.runner.manifest)
+        checks = [_measured(name, scene, partial(twins.same_steps, scene, runner), bounds)]
+        if graph.role == "batched":
+            checks.append(_measured("chunks of several rows", scene, partial(twins.batched_chunks, scene, runner)))
+        return checks
 
 
-def _measured(name: str, scene: Scene, ask: Callable[[], Difference]) -> Check:
+def _measured(name: str, scene: Scene, ask: Callable[[], Difference], bounds: Bounds | None = None) -> Check:
     try:
-        return ask().judged(name, scene.bounds)
+        return ask().judged(name, bounds or scene.bounds)
     except FolderUnreadableError as error:
         # a graph that runs one way and not another breaks its promise
         return Check(group="invariance", name=name, outcome="failed", message=error.message)

@@ -31,7 +31,7 @@ def padding(scene: Scene, side: str) -> Difference:
     _, mask = padded([row[:-1] for row in scene.rows], side)
     found = scene.batch(side)
     longer = np.concatenate((mask, np.ones((len(mask), 1), np.int64)), axis=1)
-    after = scene.runner.step(np.array([row[-1:] for row in scene.rows], np.int64), longer, found.present)
+    after = scene.after(side)
     worst = _SAME
     for index, (row, alone) in enumerate(zip(scene.rows, scene.alone, strict=True)):
         length = len(row) - 1

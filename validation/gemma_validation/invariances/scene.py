@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -10,14 +11,17 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from gemma_validation.artifact import ArtifactRunner, Step
+from gemma_validation.artifact import ArtifactRunner, Cache, Step
 from gemma_validation.documents import Document
+from gemma_validation.errors import FolderUnreadableError
 from gemma_validation.invariances.bounds import Bounds, bounds_for
 from gemma_validation.invariances.differences import Difference, cache_difference, logits_difference, row_cache
 
-__all__ = ["SIZES", "Scene", "Size", "padded"]
+__all__ = ["SIZES", "Asked", "Scene", "Size", "padded"]
 
 Integers = npt.NDArray[np.int64]
+# tokens of a step of several behind a cache: fewer than any graph of the last positions gives
+_CHUNK = 7
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,23 @@ SIZES = {
     "quick": Size(prompt=80, rows=(33, 16, 9)),
     "full": Size(prompt=300, rows=(65, 64, 21, 8, 1)),
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One step, and what the graph of all positions gives for it."""
+
+    # [batch_size, sequence_length]
+    input_ids: Integers
+    # [batch_size, total_sequence_length]
+    attention_mask: Integers
+    past: Cache | None
+    step: Step
+
+    @property
+    def is_chunk(self) -> bool:
+        """Several tokens behind a cache, which not every graph takes."""
+        return self.past is not None and self.input_ids.shape[1] > 1
 
 
 class Scene:
@@ -68,6 +89,53 @@ class Scene:
     def alone(self) -> tuple[Step, ...]:
         """Each row in a run of its own, its next token included."""
         return tuple(self.run(row) for row in self.rows)
+
+    def after(self, side: str) -> Step:
+        """The step behind `batch`: one token more for each row."""
+        name = f"after {side}"
+        if name not in self._batches:
+            ids, mask = self._next(side)
+            self._batches[name] = self.runner.step(ids, mask, self.batch(side).present)
+        return self._batches[name]
+
+    @functools.cached_property
+    def asked(self) -> tuple[Asked, ...]:
+        """Steps for the other graphs: a prompt, tokens behind its cache, padded rows, and tokens behind theirs.
+
+        To be asked for while the runner is open. A step that it refuses is left out: an invariance of its own tells.
+        """
+        found = [self._behind(0)]
+        found += [self._behind(max(1, len(self.prompt) - count)) for count in ((1, _CHUNK) if self._chunked else (1,))]
+        for side in ("left", "right"):
+            with contextlib.suppress(FolderUnreadableError):
+                ids, mask = padded([row[:-1] for row in self.rows], side)
+                batch = self.batch(side)
+                found.append(Asked(input_ids=ids, attention_mask=mask, past=None, step=batch))
+                ids, mask = self._next(side)
+                found.append(Asked(input_ids=ids, attention_mask=mask, past=batch.present, step=self.after(side)))
+        return tuple(one for one in found if one is not None)
+
+    @property
+    def _chunked(self) -> bool:
+        return self.runner.chunked and len(self.prompt) > _CHUNK
+
+    def _behind(self, read: int) -> Asked | None:
+        """The prompt's tokens from `read` on, behind the cache of those before."""
+        ids, mask = np.array([self.prompt[read:]], np.int64), np.ones((1, len(self.prompt)), np.int64)
+        if not read:
+            return Asked(input_ids=ids, attention_mask=mask, past=None, step=self.whole)
+        past = tuple(np.ascontiguousarray(array[:, :, :read]) for array in self.whole.present)
+        try:
+            step = self.runner.step(ids, mask, past)
+        except FolderUnreadableError:
+            return None
+        return Asked(input_ids=ids, attention_mask=mask, past=past, step=step)
+
+    def _next(self, side: str) -> tuple[Integers, Integers]:
+        """Each row's token behind its batch, and the mask of both."""
+        _, mask = padded([row[:-1] for row in self.rows], side)
+        longer = np.concatenate((mask, np.ones((len(mask), 1), np.int64)), axis=1)
+        return np.array([row[-1:] for row in self.rows], np.int64), longer
 
     def run(self, tokens: Sequence[int]) -> Step:
         """One row in one run."""

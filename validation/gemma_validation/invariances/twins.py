@@ -9,19 +9,33 @@ from gemma_validation.artifact import ArtifactRunner, Step
 from gemma_validation.invariances.differences import Difference, cache_difference, logits_difference, row_cache
 from gemma_validation.invariances.scene import Scene, padded
 
-__all__ = ["batched_chunks", "last_positions", "static_step"]
+__all__ = ["batched_chunks", "same_steps", "static_step"]
 
 
-def last_positions(scene: Scene, twin: ArtifactRunner) -> Difference:
-    """A prompt, and rows padded on either side: the twin's positions are the last ones of all of them."""
-    mask = np.ones((1, len(scene.prompt)), np.int64)
-    step = twin.step(np.array([scene.prompt], np.int64), mask)
-    worst = _last_of(_own(twin, step, 0, mask), scene.whole, len(scene.prompt))
-    for side in ("left", "right"):
-        ids, mask = padded([row[:-1] for row in scene.rows], side)
-        found = twin.step(ids, mask)
-        for index, (row, alone) in enumerate(zip(scene.rows, scene.alone, strict=True)):
-            worst = worst.worst(_last_of(_own(twin, found, index, mask), alone, len(row) - 1))
+def same_steps(scene: Scene, twin: ArtifactRunner) -> Difference:
+    """The steps of `Scene.asked` in the same shapes: prompts and padded rows, and tokens behind the cache of either.
+
+    A twin's positions are the last ones; its cache is the other graph's, so that either may go on with it.
+    """
+    worst = Difference(logits=0.0)
+    for asked in scene.asked:
+        if asked.is_chunk and not twin.chunked:
+            continue
+        found = twin.step(asked.input_ids, asked.attention_mask, asked.past)
+        columns = asked.attention_mask[:, -asked.input_ids.shape[1] :]
+        for row, mask in enumerate(asked.attention_mask):
+            expected = asked.step.logits[row][columns[row] == 1]
+            logits = _own(twin, found, row, columns)
+            # a row that is shorter than the positions asked for has its own at the right end
+            count = min(len(logits), len(expected))
+            difference = Difference(
+                logits=logits_difference(logits[-count:], expected[-count:]),
+                cache=cache_difference(
+                    row_cache(twin.manifest, twin.graph, found.present, row, mask),
+                    scene.real_cache(asked.step, row, mask),
+                ),
+            )
+            worst = worst.worst(difference)
     return worst
 
 
@@ -48,7 +62,8 @@ def batched_chunks(scene: Scene, twin: ArtifactRunner) -> Difference:
 def static_step(scene: Scene, twin: ArtifactRunner) -> Difference:
     """Single tokens over a buffer of full capacity, behind the cache that another graph has made."""
     read = max(1, len(scene.prompt) - 3)
-    capacity = len(scene.prompt) + 9
+    # with room behind the last token, which must not be read; no buffer is longer than the context
+    capacity = min(twin.context_length, len(scene.prompt) + 9)
     state = twin.state_in_place(1, capacity)
     for (_, _, buffer), array in zip(state.named(), scene.whole.present, strict=True):
         values = np.zeros(buffer.shape, array.dtype)
@@ -69,9 +84,3 @@ def _own(twin: ArtifactRunner, found: Step, row: int, mask: npt.NDArray[np.int64
     """A row's logits without its padding: of a graph that gives every column, those of real tokens."""
     logits: npt.NDArray[np.float32] = found.logits[row]
     return logits[mask[row] == 1] if twin.graph.logits == "all" else logits
-
-
-def _last_of(logits: npt.NDArray[np.float32], expected: Step, length: int) -> Difference:
-    # a row that is shorter than the positions asked for has its own at the right end
-    count = min(len(logits), length)
-    return Difference(logits=logits_difference(logits[-count:], expected.logits[0, length - count : length]))

@@ -7,11 +7,13 @@ streams   the reference's values
 measure   errors
 culprit   the half that stands out
 blocks    stored integers against the checkpoint's weights: what is stored, what should be, and where they differ
+gains     norm gains against the checkpoint's, which nothing rounds but their type
 """
 
 from __future__ import annotations
 
 from gemma_validation.localise.blocks import BadBlock, BlocksFound, blocks_check, compare_blocks, with_blocks
+from gemma_validation.localise.gains import compare_gains, with_gains
 from gemma_validation.localise.localise import localise, localise_against
 from gemma_validation.localise.measure import NOT_FINITE
 
@@ -21,7 +23,9 @@ __all__ = [
     "BlocksFound",
     "blocks_check",
     "compare_blocks",
+    "compare_gains",
     "localise",
     "localise_against",
     "with_blocks",
+    "with_gains",
 ]

@@ -1,0 +1,146 @@
+"""Norm gains against the checkpoint's: small weights that are never quantised, so that nothing explains a difference.
+
+A gain that is off by a few percent moves logits less than 4-bit weights do: no drift budget sees it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gemma_runtime.manifest import Manifest
+from gemma_validation.errors import MismatchError
+from gemma_validation.findings import Check, Localisation
+from gemma_validation.localise.graphs import load_graph
+from gemma_validation.localise.initializers import Initializers
+from gemma_validation.localise.measure import NOT_FINITE
+
+if TYPE_CHECKING:
+    from gemma_export.weights import Weight
+
+__all__ = ["compare_gains", "with_gains"]
+
+_NAME = "norm gains"
+_SUFFIX = ".gain"
+# norms of a layer, into which calibration folds the channels' factors
+_LAYER = re.compile(r"model\.(layers\.\d+)\.\w+")
+# a norm -> the residual point behind it, where it is the half's first
+_POINTS = {"input_layernorm": "attn_residual", "post_attention_layernorm": "mlp_residual"}
+# wrong gains in a message
+_NAMED = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Gain:
+    """One norm's gain, held against the checkpoint's."""
+
+    norm: str
+    file: str
+    # largest distance of an element, relative to the checkpoint's gain; 0 where all are equal as they are stored
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.norm} in {self.file} is off by {self.error:.2g} of its gain"
+
+
+def compare_gains(directory: Path, manifest: Manifest, weights: Callable[[str], Weight]) -> Check:
+    """Holds every norm's gain of every graph against 1 + w of the checkpoint, rounded to the type it is stored in.
+
+    Args:
+        directory: an exported folder.
+        manifest: of it.
+        weights: name -> lazy float32 weight of the checkpoint that it was made from, adapter merged if it has one.
+
+    Returns:
+        A failed check names the norms that differ, worst first; skipped where calibration has changed all of them.
+
+    Raises:
+        MismatchError: a norm is none of the checkpoint's, or of another size.
+        FolderUnreadableError: a graph or data file cannot be read.
+        GemmaExportError: a weight cannot be read.
+    """
+    calibrated = any(key in manifest.precision.options for key in ("smoothing", "activation_aware"))
+    compared: dict[tuple[str, int, str], _Gain] = {}
+    left_out: set[str] = set()
+    for graph in manifest.graphs:
+        file = directory / graph.file
+        model = load_graph(file)
+        stored = Initializers(model, file.parent)
+        names = [tensor.name for tensor in model.graph.initializer if tensor.name.endswith(_SUFFIX)]
+        # a stream that is stored times 2^-k changes the norms' epsilon, not their gains
+        for norm in (name.removesuffix(_SUFFIX) for name in names):
+            if calibrated and _LAYER.fullmatch(norm):
+                left_out.add(norm)
+                continue
+            # graphs that share a data file share its gains
+            location, first = stored.place(norm + _SUFFIX)
+            where = (location, first, "" if location != f"inline {norm}{_SUFFIX}" else graph.file)
+            if where not in compared:
+                error = _error(stored, norm, weights)
+                compared[where] = _Gain(norm=norm, file=Path(graph.file).name, error=error)
+    return _check(list(compared.values()), len(left_out))
+
+
+def with_gains(localisation: Localisation, gains: Check) -> Localisation:
+    """The same, with what the gains say: the half behind the worst one is the culprit if no other stands out."""
+    if gains.outcome != "failed":
+        return localisation
+    norm = re.search(r"model\.(layers\.\d+)\.(\w+) in ", gains.message)
+    point = _POINTS.get(norm[2]) if norm is not None else None
+    culprit = localisation.culprit or (f"{norm[1]}.{point}" if norm is not None and point is not None else None)
+    return dataclasses.replace(localisation, culprit=culprit, message=f"{gains.message}; {localisation.message}")
+
+
+def _error(stored: Initializers, norm: str, weights: Callable[[str], Weight]) -> float:
+    found = stored.whole(norm + _SUFFIX)
+    try:
+        weight = weights(f"{norm}.weight")
+    except KeyError as error:
+        raise MismatchError(
+            f"the folder stores {norm}{_SUFFIX}, the checkpoint has no {norm}.weight",
+            hint="Give the checkpoint that this folder was exported from.",
+        ) from error
+    if tuple(weight.shape) != found.shape:
+        raise MismatchError(
+            f"the folder stores {norm}{_SUFFIX} as {list(found.shape)}, the checkpoint has {list(weight.shape)}",
+            hint="Give the checkpoint that this folder was exported from.",
+        )
+    gain = np.float32(1) + weight.tensor().float().numpy()
+    # as it is stored: rounded once
+    expected = gain.astype(found.dtype).astype(np.float32)
+    same = found.astype(np.float32)
+    if not np.isfinite(same).all():
+        return NOT_FINITE
+    apart = np.abs(same - expected)
+    if not apart.any():
+        return 0.0
+    # an average gain for those near zero
+    size = np.maximum(np.abs(expected), np.abs(expected).mean())
+    return float((apart / np.maximum(size, np.finfo(np.float32).tiny)).max())
+
+
+def _check(gains: list[_Gain], left_out: int) -> Check:
+    why = f"; {left_out} left out: calibration folds channel scales into the norms of layers" if left_out else ""
+    if not gains:
+        message = f"no gain to compare{why}"
+        return Check(group="structure", name=_NAME, outcome="skipped", message=message)
+    wrong = sorted((gain for gain in gains if gain.error), key=lambda gain: -gain.error)
+    more = f"; {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+    message = (
+        f"{len(wrong)} of {len(gains)} gains are not the checkpoint's: {'; '.join(map(str, wrong[:_NAMED]))}{more}{why}"
+        if wrong
+        else f"all {len(gains)} gains are the checkpoint's{why}"
+    )
+    return Check(
+        group="structure",
+        name=_NAME,
+        outcome="failed" if wrong else "passed",
+        message=message,
+        measured=max(gain.error for gain in gains),
+        bound=0.0,
+    )
