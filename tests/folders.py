@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from gemma_runtime.manifest import MANIFEST_FILE, Manifest, read_manifest
 
-__all__ = ["altered", "rewrite_manifest"]
+__all__ = ["altered", "rewrite_manifest", "swapped_ids"]
 
 
 def altered(folder: Path, target: Path, files: dict[str, bytes | None]) -> Path:
@@ -36,3 +37,12 @@ def rewrite_manifest(folder: Path, **changes: Any) -> Manifest:
     manifest = dataclasses.replace(read_manifest(folder), **changes)
     (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def swapped_ids(tokenizer_json: bytes) -> bytes:
+    """A tokenizer.json in which the last two ids have changed places: few texts tell."""
+    content = json.loads(tokenizer_json)
+    vocabulary = content["model"]["vocab"]
+    last, before = sorted(vocabulary, key=vocabulary.__getitem__)[:-3:-1]
+    vocabulary[last], vocabulary[before] = vocabulary[before], vocabulary[last]
+    return json.dumps(content, ensure_ascii=False).encode()

@@ -31,5 +31,10 @@ class ArraySource:
 
 def identity(vocab_size: int) -> GoldenIdentity:
     return GoldenIdentity(
-        name="arrays", family="gemma", vocab_size=vocab_size, weights_sha256="0" * 64, tokenizer_sha256=None
+        name="arrays",
+        family="gemma",
+        vocab_size=vocab_size,
+        weights_sha256="0" * 64,
+        tokenizer_sha256=None,
+        tokens_sha256=None,
     )

@@ -144,7 +144,7 @@ def _measured(
     if found.kind == "golden":
         assert found.path is not None
         pack = GoldenReference.read(found.path)
-        pack.require(manifest)
+        pack.require(directory, manifest)
         with clock.stage("golden pack"):
             comparison = compare_golden(directory, manifest, pack, provider=provider, tau=tau)
     else:
@@ -217,7 +217,7 @@ def make_golden_pack(
     documents = folder_documents(directory, manifest, suite=suite)
     source = open_source(found, directory, manifest)
     with contextlib.closing(source), clock.stage("reference"):
-        make_golden(file, source, documents, identity_of(manifest))
+        make_golden(file, source, documents, identity_of(directory, manifest))
     return file.stat().st_size
 
 

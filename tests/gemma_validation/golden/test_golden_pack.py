@@ -13,6 +13,7 @@ from typing import Any
 import drift_formulas as formulas
 import numpy as np
 import pytest
+from folders import altered, swapped_ids
 from golden_packs import ArraySource, identity
 
 from gemma_runtime.manifest import AdapterSource, Manifest, read_manifest
@@ -98,8 +99,8 @@ def test_messages_say_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     file.write_bytes(b"PK" + content[2:])
     with pytest.raises(GoldenPackError, match="no golden pack"):
         GoldenReference.read(file)
-    file.write_bytes(_hashed(content[:8] + struct.pack("<I", 2) + content[12:-32]))
-    with pytest.raises(GoldenPackError, match="format version 2, expected 1") as failure:
+    file.write_bytes(_hashed(content[:8] + struct.pack("<I", 3) + content[12:-32]))
+    with pytest.raises(GoldenPackError, match="format version 3, expected 2") as failure:
         GoldenReference.read(file)
     assert "with this release" in failure.value.hint
     file.write_bytes(_hashed(content[:12] + struct.pack("<I", 1 << 31) + content[16:-32]))
@@ -198,9 +199,11 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 def test_identity_is_the_checkpoints(tiny_fp32: Path, tiny_fp16: Path, tmp_path: Path) -> None:
     """The same for each precision of a checkpoint; another for other weights, another tokenizer or another seed."""
     manifest = read_manifest(tiny_fp32)
-    assert identity_of(manifest) == identity_of(read_manifest(tiny_fp16))
-    pack = dataclasses.replace(GoldenReference.read(_make(tmp_path / "pack")), identity=identity_of(manifest))
-    pack.require(read_manifest(tiny_fp16))
+    assert identity_of(tiny_fp32, manifest) == identity_of(tiny_fp16, read_manifest(tiny_fp16))
+    pack = dataclasses.replace(
+        GoldenReference.read(_make(tmp_path / "pack")), identity=identity_of(tiny_fp32, manifest)
+    )
+    pack.require(tiny_fp16, read_manifest(tiny_fp16))
     files = manifest.source.files
     others: list[tuple[Manifest, str]] = [
         (dataclasses.replace(manifest, vocab_size=3073), "whose vocabulary is 3072; the export is of tiny: 3073"),
@@ -213,9 +216,23 @@ def test_identity_is_the_checkpoints(tiny_fp32: Path, tiny_fp16: Path, tmp_path:
         others.append((dataclasses.replace(manifest, source=source), words))
     for other, words in others:
         with pytest.raises(GoldenPackError, match=words):
-            pack.require(other)
+            pack.require(tiny_fp32, other)
     # synthetic weights have a seed in the place of files, tuned ones an adapter beside them
     seeds = [dataclasses.replace(manifest.source, seed=seed, files=()) for seed in (5, 6)]
     adapter = AdapterSource(repository=None, revision=None, name="tuned", ranks=(8,), files=files[:1])
     sources = [manifest.source, *seeds, dataclasses.replace(manifest.source, adapter=adapter)]
-    assert len({identity_of(dataclasses.replace(manifest, source=source)) for source in sources}) == 4
+    assert len({identity_of(tiny_fp32, dataclasses.replace(manifest, source=source)) for source in sources}) == 4
+
+
+def test_a_pack_is_of_the_folders_tokenizer(tiny_fp32: Path, tmp_path: Path) -> None:
+    """The source's hashes say nothing of the folder's files: two ids that no text needs are enough."""
+    manifest = read_manifest(tiny_fp32)
+    pack = dataclasses.replace(
+        GoldenReference.read(_make(tmp_path / "pack")), identity=identity_of(tiny_fp32, manifest)
+    )
+    content = swapped_ids((tiny_fp32 / "tokenizer.json").read_bytes())
+    folder = altered(tiny_fp32, tmp_path / "swapped", {"tokenizer.json": content})
+    with pytest.raises(GoldenPackError, match="whose tokens hash to"):
+        pack.require(folder, read_manifest(folder))
+    # tokenizer.model alone gives the same tokens
+    pack.require(folder := altered(tiny_fp32, tmp_path / "one", {"tokenizer.json": None}), read_manifest(folder))

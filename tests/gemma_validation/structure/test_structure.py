@@ -6,11 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from folders import altered, rewrite_manifest
+from folders import altered, rewrite_manifest, swapped_ids
 from graph_edits import attribute, constant, edited, named, nodes_of
 
 from gemma_runtime.manifest import MANIFEST_FILE, read_manifest
@@ -39,7 +40,7 @@ def _failed(folder: Path) -> dict[str, str]:
 def test_a_good_folder_passes_everything(folder: str, request: pytest.FixtureRequest) -> None:
     checks = _checks(request.getfixturevalue(folder))
     assert {name: check.message for name, check in checks.items() if check.outcome != "passed"} == {}
-    assert len(checks) == 25
+    assert len(checks) == 26
     assert "ran on CPUExecutionProvider" in checks["providers"].message
 
 
@@ -239,7 +240,16 @@ def _config(folder: Path, name: str, **changes: object) -> bytes:
         ("config.json", {"model_type": "llama"}, "configuration", "unsupported architecture"),
         ("generation_config.json", {"eos_token_id": [1, 5000]}, "generation configuration", "eos_token_id"),
         ("generation_config.json", {"bos_token_id": 3}, "generation configuration", "bos_token_id is 3"),
-        ("genai_config.json", {"model": {}}, "consumer configuration", "genai_config.json: KeyError"),
+        ("generation_config.json", {"eos_token_id": [77]}, "generation configuration", "eos_token_id has [77]"),
+        ("generation_config.json", {"temperature": 0.5}, "consumer configuration", "search.temperature is missing"),
+        ("genai_config.json", {"model": {}}, "consumer configuration", "genai_config.json: model.type is missing"),
+        ("genai_config.json", {"search": {"max_length": 3}}, "consumer configuration", "search.do_sample is missing"),
+        ("tokenizer_config.json", {"add_bos_token": False}, "tokenizer configuration", "add_bos_token is False"),
+        ("tokenizer_config.json", {"model_max_length": 9000}, "tokenizer configuration", "expected at most 8192"),
+        ("tokenizer_config.json", {"chat_template": "{{ 1/0 }}"}, "tokenizer configuration", "read messages"),
+        ("tokenizer_config.json", {"chat_template": "{% for"}, "tokenizer configuration", "is no Jinja template"),
+        ("tokenizer_config.json", {"chat_template": 7}, "tokenizer configuration", "is 7, expected a text"),
+        ("tokenizer_config.json", {"bos_token": "<eos>"}, "tokenizer configuration", "bos_token has id 1"),
     ],
 )
 def test_an_edited_configuration_is_found(
@@ -250,9 +260,80 @@ def test_an_edited_configuration_is_found(
     assert told in failed[check]
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda genai: genai["model"].update(eos_token_id=[88]), "model.eos_token_id is [88], expected [1, 107]"),
+        (lambda genai: genai["model"].update(context_length=4096), "model.context_length is 4096, expected 8192"),
+        (
+            lambda genai: genai["model"]["decoder"]["inputs"].update(past_key_names="nope.%d.key"),
+            "model.decoder.inputs.past_key_names is 'nope.%d.key', expected 'past_key_values.%d.key'",
+        ),
+        (
+            lambda genai: genai["model"]["decoder"]["outputs"].update(logits="scores"),
+            "model.decoder.outputs.logits is 'scores', expected 'logits'",
+        ),
+        (lambda genai: genai["search"].update(max_length=3), "search.max_length is 3, expected 8192"),
+        (lambda genai: genai["search"].update(do_sample=0), "search.do_sample is 0, expected False"),
+        (lambda genai: genai.update(engine={}), "engine is {}, expected no such key"),
+    ],
+)
+def test_what_genai_reads_follows_from_the_rest(
+    change: Callable[[dict[str, Any]], None], told: str, tiny_fp32: Path, tmp_path: Path
+) -> None:
+    genai = json.loads((tiny_fp32 / "genai_config.json").read_text())
+    change(genai)
+    failed = _failed(altered(tiny_fp32, tmp_path / "edited", {"genai_config.json": json.dumps(genai).encode()}))
+    assert failed == {"consumer configuration": f"genai_config.json: {told}"}
+
+
+def test_a_template_of_transformers_own_tags(tiny_fp32: Path, tmp_path: Path) -> None:
+    """`generation` marks what is trained on and `break` leaves a loop: neither is Jinja's own."""
+    template = "{% for m in messages %}{%- generation -%}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}"
+    named = [{"name": "default", "template": template}, {"name": "tool_use", "template": template}]
+    content = _config(tiny_fp32, "tokenizer_config.json", chat_template=named)
+    assert _failed(altered(tiny_fp32, tmp_path / "edited", {"tokenizer_config.json": content})) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        ("config.json", "configuration"),
+        ("generation_config.json", "generation configuration"),
+        ("genai_config.json", "consumer configuration"),
+        ("tokenizer_config.json", "tokenizer configuration"),
+    ],
+)
+def test_json_nested_beyond_reading(name: str, check: str, tiny_fp32: Path, tmp_path: Path) -> None:
+    folder = altered(tiny_fp32, tmp_path / "deep", {name: b'{"a":' * 100_000})
+    failed = _failed(folder)
+    assert failed[check].startswith(f"{name} is not JSON")
+
+
+def test_a_string_for_a_number(tiny_fp32: Path, tmp_path: Path) -> None:
+    def say(model: onnx.ModelProto) -> None:
+        attribute(nodes_of(model, "SkipSimplifiedLayerNormalization")[2], "epsilon", "abc")
+
+    failed = _failed(edited(tiny_fp32, tmp_path / "edited", say))
+    assert failed["epsilon"] == "cannot be looked at: ValueError: could not convert string to float: 'abc'"
+
+
+def test_a_folder_that_lost_its_tokenizer(tiny_fp32: Path, tmp_path: Path) -> None:
+    gone = dict.fromkeys(("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
+    failed = _failed(altered(tiny_fp32, tmp_path / "gone", gone))
+    assert failed == {"tokenizer": "the folder has no tokenizer, the source had tokenizer.json, tokenizer.model"}
+
+
+def test_two_ids_swapped(tiny_fp32: Path, tmp_path: Path) -> None:
+    """No text of any slice needs them, and both files still cut alike."""
+    content = swapped_ids((tiny_fp32 / "tokenizer.json").read_bytes())
+    failed = _failed(altered(tiny_fp32, tmp_path / "swapped", {"tokenizer.json": content}))
+    assert failed == {"tokenizer": "tokenizer.json is not the one that the weights came with"}
+
+
 def test_without_a_configuration_graphs_are_not_looked_at(tiny_fp32: Path, tmp_path: Path) -> None:
     checks = _checks(altered(tiny_fp32, tmp_path / "edited", {"config.json": b"[]"}))
-    assert checks["configuration"].message == "config.json holds no object"
+    assert checks["configuration"].message == "config.json: expected a JSON object, found list"
     assert checks["attention"].outcome == "skipped"
     assert checks["attention"].message == "config.json cannot be read"
 

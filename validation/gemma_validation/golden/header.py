@@ -69,6 +69,7 @@ def _header(content: Any) -> Header:
             vocab_size=_integer(identity["vocab_size"], 1, 1 << 31),
             weights_sha256=_sha256(identity["weights_sha256"]),
             tokenizer_sha256=_optional(identity["tokenizer_sha256"], _sha256),
+            tokens_sha256=_optional(identity["tokens_sha256"], _sha256),
         ),
         reference=ReferenceAbout(
             kind=_one_of(reference["kind"], ("transformers", "layerwise", "folder")),

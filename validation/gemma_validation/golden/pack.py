@@ -29,7 +29,7 @@ from gemma_validation.golden.header import HINT, Header, header_json, parse_head
 
 __all__ = ["FORMAT_VERSION", "GoldenRows", "read_pack", "write_pack"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MAGIC = b"GEMMAGLD"
 _START = struct.Struct("<8sII")
 _HASH_BYTES = 32

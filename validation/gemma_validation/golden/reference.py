@@ -51,13 +51,14 @@ class GoldenReference:
         """For a report: the file, and the versions of what computed it."""
         return dataclasses.replace(self.source, kind="golden", name=self.file.name)
 
-    def require(self, manifest: Manifest) -> None:
+    def require(self, directory: Path, manifest: Manifest) -> None:
         """Checks that the pack is of an exported folder's model.
 
         Raises:
-            GoldenPackError: it is of another.
+            GoldenPackError: it is of another, or the folder's tokenizer is not the one that cut the pack's texts.
+            FolderUnreadableError, MissingPackageError: the folder's tokenizer cannot be read.
         """
-        found = identity_of(manifest)
+        found = identity_of(directory, manifest)
         for field, words in _COMPARED.items():
             expected, here = getattr(self.identity, field), getattr(found, field)
             if expected != here:
@@ -81,6 +82,7 @@ _COMPARED = {
     "vocab_size": "vocabulary is",
     "weights_sha256": "weights hash to",
     "tokenizer_sha256": "tokenizer hashes to",
+    "tokens_sha256": "tokens hash to",
 }
 
 

@@ -1,7 +1,8 @@
 """A folder's files and graphs, without running the model: what they are, and whether they say what they must.
 
 facts        the folder as the checks see it
-folder       config.json, generation_config.json, genai_config.json, the tokenizer
+folder       config.json, the tokenizer
+consumers    generation_config.json, genai_config.json, tokenizer_config.json
 interface    names, symbols, element types, data files, twins
 arithmetic   epsilon, attention, rotary tables, embedding scale, GELU
 wiring       operators and their counts, weights, caches, the residual stream
@@ -14,15 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gemma_export.artifact import verify_folder
+from gemma_export.checkpoint.json_file import read_json
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import FolderError, GemmaExportError
 from gemma_export.families import family_of
-from gemma_runtime.errors import ManifestError
+from gemma_runtime.errors import GemmaRuntimeError, ManifestError
 from gemma_runtime.manifest import Manifest, verify_hashes
 from gemma_validation.errors import FolderUnreadableError, ProviderUnavailableError
 from gemma_validation.findings import Check
-from gemma_validation.structure import arithmetic, folder, interface, wiring
-from gemma_validation.structure.facts import Finder, FolderFacts, read_json
+from gemma_validation.structure import arithmetic, consumers, folder, interface, wiring
+from gemma_validation.structure.facts import Finder, FolderFacts
 from gemma_validation.structure.providers import check_providers
 
 __all__ = ["check_structure"]
@@ -30,9 +32,13 @@ __all__ = ["check_structure"]
 # name -> what looks for mistakes, and what it says when there are none
 _CHECKS: dict[str, tuple[Finder, str]] = {
     "configuration": (folder.configuration, "config.json tells of the manifest's model"),
-    "generation configuration": (folder.generation_configuration, "its ids exist and BOS is config.json's"),
-    "consumer configuration": (folder.consumer_configuration, "genai_config.json has config.json's numbers"),
+    "generation configuration": (
+        consumers.generation_configuration,
+        "its ids exist, BOS is config.json's, ends are ends",
+    ),
+    "consumer configuration": (consumers.consumer_configuration, "what the exporter derives from config.json"),
     "tokenizer": (folder.tokenizer, "its ids exist, BOS is config.json's, and its files agree"),
+    "tokenizer configuration": (consumers.tokenizer_configuration, "BOS is added, the chat template reads messages"),
     "names and symbols": (interface.names_and_symbols, "inputs and outputs are those of the contract"),
     "versions": (interface.versions, "opset and IR version are the target's"),
     "data locations": (interface.data_locations, "weights lie in the graphs' own data file"),
@@ -52,6 +58,19 @@ _CHECKS: dict[str, tuple[Finder, str]] = {
     "gelu": (arithmetic.gelus, "the tanh form in every layer"),
     "products": (arithmetic.products, "none is transposed or scaled"),
 }
+
+# what arithmetic, a look-up or a walk raises over something of another kind or size than it must be
+_UNFORESEEN = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    GemmaExportError,
+    GemmaRuntimeError,
+)
 
 
 def check_structure(directory: Path, manifest: Manifest, *, provider: str) -> tuple[Check, ...]:
@@ -76,11 +95,17 @@ def check_structure(directory: Path, manifest: Manifest, *, provider: str) -> tu
         )
     try:
         spec = _spec(directory)
-    except (OSError, ValueError, GemmaExportError) as error:
-        checks.append(Check(group="structure", name="configuration", outcome="failed", message=str(error)))
+    except GemmaExportError as error:
+        checks.append(Check(group="structure", name="configuration", outcome="failed", message=error.message))
         names = [name for name in (*_CHECKS, "providers") if name != "configuration"]
         return (*checks, *(_skipped(name, "config.json cannot be read") for name in names))
-    facts = _facts(directory, manifest, spec)
+    try:
+        facts = _facts(directory, manifest, spec)
+    except _UNFORESEEN as error:
+        message = " ".join(f"a graph cannot be read: {type(error).__name__}: {error}".split())[:300]
+        checks.append(Check(group="structure", name="names and symbols", outcome="failed", message=message))
+        names = [name for name in (*_CHECKS, "providers") if name != "names and symbols"]
+        return (*checks, *(_skipped(name, "a graph cannot be read") for name in names))
     checks += [_judge(name, find(facts), passed) for name, (find, passed) in _CHECKS.items()]
     return (*checks, _providers(directory, manifest, provider))
 
@@ -117,7 +142,12 @@ def _facts(directory: Path, manifest: Manifest, spec: DecoderSpec) -> FolderFact
 
 
 def _judge(name: str, problems: Iterator[str], passed: str) -> Check:
-    found = list(problems)
+    found: list[str] = []
+    try:
+        found.extend(problems)
+    except _UNFORESEEN as error:
+        # whatever a folder holds is a finding and no failure of ours
+        found.append(" ".join(f"cannot be looked at: {type(error).__name__}: {error}".split())[:300])
     if not found:
         return Check(group="structure", name=name, outcome="passed", message=passed)
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from gemma_runtime.manifest import Graph, Manifest
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Finder", "FolderFacts", "attribute", "layer_of", "read_json", "stem"]
+__all__ = ["Finder", "FolderFacts", "attribute", "layer_of", "stem"]
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
@@ -52,19 +51,6 @@ class FolderFacts:
 
 # yields one line for each thing that is wrong: what was found where, and what was expected
 Finder = Callable[[FolderFacts], Iterator[str]]
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
-
-    Raises:
-        ValueError: it holds none, or is no JSON.
-        OSError: it cannot be read.
-    """
-    content = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{file.name} holds no object")
-    return content
 
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:

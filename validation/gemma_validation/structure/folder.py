@@ -1,16 +1,15 @@
-"""Files beside the graphs: do they tell of the same model as the manifest?"""
+"""config.json and the tokenizer: do they tell of the same model as the manifest?"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gemma_export.errors import GemmaExportError
-from gemma_export.families import check_generation_config
 from gemma_runtime.errors import GemmaRuntimeError, MissingTokenizerError
-from gemma_validation.structure.facts import FolderFacts, read_json
+from gemma_validation.structure.facts import FolderFacts
 
-__all__ = ["configuration", "consumer_configuration", "generation_configuration", "tokenizer"]
+__all__ = ["configuration", "tokenizer"]
 
+_FILES = ("tokenizer.json", "tokenizer.model")
 # cut by both tokenizer files, where a folder has both: words, indentation, digits, other scripts, byte fallback
 _SAMPLE = "def read_lines(path):\n    return [line for line in open(path)]  # 2048\n東京 \u0416 \u0928\u092e \U0001f600"
 
@@ -36,49 +35,6 @@ def configuration(facts: FolderFacts) -> Iterator[str]:
                     f"{graph.file}, {state.past[0]}: {state.shape[1]} heads of {state.shape[3]}, config.json has "
                     f"{spec.num_key_value_heads} of {spec.head_dim}"
                 )
-
-
-def generation_configuration(facts: FolderFacts) -> Iterator[str]:
-    """generation_config.json: ids that exist, and config.json's BOS."""
-    file = facts.directory / "generation_config.json"
-    if not file.is_file():
-        return
-    try:
-        content = read_json(file)
-        check_generation_config(content, vocab_size=facts.spec.vocab_size)
-    except (OSError, ValueError, GemmaExportError) as error:
-        yield f"generation_config.json: {error}"
-        return
-    bos = content.get("bos_token_id", facts.spec.bos_token_id)
-    if bos != facts.spec.bos_token_id:
-        yield f"generation_config.json: bos_token_id is {bos}, config.json has {facts.spec.bos_token_id}"
-
-
-def consumer_configuration(facts: FolderFacts) -> Iterator[str]:
-    """genai_config.json: the numbers by which onnxruntime-genai makes its buffers."""
-    file, spec = facts.directory / "genai_config.json", facts.spec
-    if not file.is_file():
-        return
-    try:
-        model = read_json(file)["model"]
-        decoder = model["decoder"]
-        found = {
-            "vocab_size": (model["vocab_size"], spec.vocab_size),
-            "context_length": (model["context_length"], spec.max_position_embeddings),
-            "bos_token_id": (model["bos_token_id"], spec.bos_token_id),
-            "hidden_size": (decoder["hidden_size"], spec.hidden_size),
-            "head_size": (decoder["head_size"], spec.head_dim),
-            "num_attention_heads": (decoder["num_attention_heads"], spec.num_attention_heads),
-            "num_key_value_heads": (decoder["num_key_value_heads"], spec.num_key_value_heads),
-            "num_hidden_layers": (decoder["num_hidden_layers"], spec.num_hidden_layers),
-            "filename": (decoder["filename"] in facts.models, True),
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        yield f"genai_config.json: {type(error).__name__}: {error}"
-        return
-    for name, (value, expected) in found.items():
-        if value != expected:
-            yield f"genai_config.json: {name} is {value}, expected {expected}"
 
 
 def tokenizer(facts: FolderFacts) -> Iterator[str]:
@@ -108,8 +64,11 @@ def tokenizer(facts: FolderFacts) -> Iterator[str]:
 
 
 def _copied(facts: FolderFacts) -> Iterator[str]:
-    """tokenizer.model goes into the folder as it is, so the source's hash is its hash."""
+    """The source's tokenizer files go into the folder as they are, so its hashes are theirs."""
     found = {entry.path: entry.sha256 for entry in facts.manifest.files}
-    for source in facts.manifest.source.files:
-        if source.name == "tokenizer.model" and found.get(source.name, source.sha256) != source.sha256:
+    sources = [entry for entry in facts.manifest.source.files if entry.name in _FILES]
+    if sources and not any(name in found for name in _FILES):
+        yield f"the folder has no tokenizer, the source had {', '.join(entry.name for entry in sources)}"
+    for source in sources:
+        if found.get(source.name, source.sha256) != source.sha256:
             yield f"{source.name} is not the one that the weights came with"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from gemma_export.checkpoint.json_file import read_json
+from gemma_export.errors import GemmaExportError
 from gemma_runtime.manifest import Manifest
 from gemma_runtime.tokenizer import Tokenizer
 from gemma_validation.documents import Document
@@ -166,10 +167,8 @@ def _random(
 def _special_ids(directory: Path) -> tuple[int, ...]:
     """BOS, EOS and padding from the folder's config.json, where it has them."""
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return _SPECIAL
-    if not isinstance(config, dict):
+        config = read_json(directory / "config.json")
+    except GemmaExportError:
         return _SPECIAL
     found = [config.get(key) for key in ("eos_token_id", "pad_token_id")]
     ids = [token for value in found for token in (value if isinstance(value, list) else [value])]
