@@ -80,8 +80,7 @@ def validate(
         checks = list(check_structure(directory, manifest, provider=provider))
     comparison = Comparison.nothing()
     found: FoundReference | None = None
-    blocks: BlocksFound | None = None
-    gains: Check | None = None
+    stored = _Stored()
     if _is_what_was_written(checks):
         found = find_reference(directory, manifest, reference)
         if localise and found.kind != "checkpoint":
@@ -91,20 +90,14 @@ def validate(
             )
         comparison = _measured(directory, manifest, found, clock, suite=suite, provider=provider, tau=tau)
         checks += comparison.checks
-        blocks = _blocks(directory, manifest, found, clock)
-        gains = _gains(directory, manifest, found, clock)
-        checks += [blocks_check(blocks)] if blocks is not None else []
-        checks += [gains] if gains is not None else []
+        stored = _stored(directory, manifest, found, clock)
+        checks += stored.checks
     gates, verdict, reasons = judge(bounds, comparison.drift, checks)
     localisation = None
     wanted = verdict in ("drift", "broken") if localise is None else localise
     if wanted and found is not None and found.kind == "checkpoint":
         with clock.stage("layers"):
-            localisation = _localised(directory, manifest, found, provider)
-        if blocks is not None:
-            localisation = with_blocks(localisation, blocks)
-        if gains is not None:
-            localisation = with_gains(localisation, gains)
+            localisation = stored.named(_localised(directory, manifest, found, provider))
     return Report(
         subject=_subject(directory, manifest, provider),
         reference=comparison.about or _NO_REFERENCE,
@@ -156,20 +149,32 @@ def _measured(
     return dataclasses.replace(comparison, checks=(*comparison.checks, *own))
 
 
-def _blocks(directory: Path, manifest: Manifest, found: FoundReference, clock: _Clock) -> BlocksFound | None:
-    """Stored integers against the checkpoint, where there are both."""
-    if found.kind != "checkpoint" or not manifest.precision.options.get("scheme"):
-        return None
-    with clock.stage("stored blocks"):
-        return compare_blocks(directory, manifest, open_reference(found, manifest).weight)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """Stored weights against the checkpoint's, where there are both."""
+
+    blocks: BlocksFound | None = None
+    gains: Check | None = None
+
+    @property
+    def checks(self) -> list[Check]:
+        found = [] if self.blocks is None else [blocks_check(self.blocks)]
+        return found if self.gains is None else [*found, self.gains]
+
+    def named(self, localisation: Localisation) -> Localisation:
+        """With the layer of a wrong weight as the culprit, where no other stands out."""
+        if self.blocks is not None:
+            localisation = with_blocks(localisation, self.blocks)
+        return localisation if self.gains is None else with_gains(localisation, self.gains)
 
 
-def _gains(directory: Path, manifest: Manifest, found: FoundReference, clock: _Clock) -> Check | None:
-    """Norm gains against the checkpoint, where there is one."""
+def _stored(directory: Path, manifest: Manifest, found: FoundReference, clock: _Clock) -> _Stored:
     if found.kind != "checkpoint":
-        return None
-    with clock.stage("norm gains"):
-        return compare_gains(directory, manifest, open_reference(found, manifest).weight)
+        return _Stored()
+    weights = open_reference(found, manifest).weight
+    with clock.stage("stored weights"):
+        blocks = compare_blocks(directory, manifest, weights) if manifest.precision.options.get("scheme") else None
+        return _Stored(blocks=blocks, gains=compare_gains(directory, manifest, weights))
 
 
 def _is_what_was_written(checks: Sequence[Check]) -> bool:
