@@ -27,8 +27,8 @@ __all__ = ["compare_gains", "with_gains"]
 
 _NAME = "norm gains"
 _SUFFIX = ".gain"
-# norms of a layer, into which calibration folds the channels' factors
-_LAYER = re.compile(r"model\.(layers\.\d+)\.\w+")
+# a norm -> the projection whose channels' factors calibration folds into it
+_READERS = {"input_layernorm": "self_attn.q_proj", "post_attention_layernorm": "mlp.gate_proj"}
 # a norm -> the residual point behind it, where it is the half's first
 _POINTS = {"input_layernorm": "attn_residual", "post_attention_layernorm": "mlp_residual"}
 # wrong gains in a message
@@ -64,7 +64,6 @@ def compare_gains(directory: Path, manifest: Manifest, weights: Callable[[str], 
         FolderUnreadableError: a graph or data file cannot be read.
         GemmaExportError: a weight cannot be read.
     """
-    calibrated = any(key in manifest.precision.options for key in ("smoothing", "activation_aware"))
     compared: dict[tuple[str, int, str], _Gain] = {}
     left_out: set[str] = set()
     for graph in manifest.graphs:
@@ -74,7 +73,7 @@ def compare_gains(directory: Path, manifest: Manifest, weights: Callable[[str], 
         names = [tensor.name for tensor in model.graph.initializer if tensor.name.endswith(_SUFFIX)]
         # a stream that is stored times 2^-k changes the norms' epsilon, not their gains
         for norm in (name.removesuffix(_SUFFIX) for name in names):
-            if calibrated and _LAYER.fullmatch(norm):
+            if _is_folded(norm, manifest):
                 left_out.add(norm)
                 continue
             # graphs that share a data file share its gains
@@ -94,6 +93,18 @@ def with_gains(localisation: Localisation, gains: Check) -> Localisation:
     point = _POINTS.get(norm[2]) if norm is not None else None
     culprit = localisation.culprit or (f"{norm[1]}.{point}" if norm is not None and point is not None else None)
     return dataclasses.replace(localisation, culprit=culprit, message=f"{gains.message}; {localisation.message}")
+
+
+def _is_folded(norm: str, manifest: Manifest) -> bool:
+    """Whether calibration multiplied the gain: a strength of nothing leaves a projection's channels alone."""
+    layer, _, name = norm.rpartition(".")
+    for key in ("smoothing", "activation_aware"):
+        found = manifest.precision.options.get(key)
+        if found is not None and name in _READERS:
+            strengths = found.get("strengths", {}).get(f"{layer}.{_READERS[name]}.weight")
+            if strengths is None or any(strengths):
+                return True
+    return False
 
 
 def _error(stored: Initializers, norm: str, weights: Callable[[str], Weight]) -> float:
