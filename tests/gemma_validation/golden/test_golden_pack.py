@@ -155,7 +155,7 @@ def test_headers_that_make_no_sense(tmp_path: Path, change: Callable[[dict[str, 
 def test_a_header_that_nests_without_end(tmp_path: Path) -> None:
     file = _make(tmp_path / "pack")
     text = b"[" * 200_000
-    file.write_bytes(_hashed(struct.pack("<8sII", b"GEMMAGLD", 1, len(text)) + text))
+    file.write_bytes(_hashed(struct.pack("<8sII", b"GEMMAGLD", 2, len(text)) + text))
     with pytest.raises(GoldenPackError, match="cannot be read"):
         GoldenReference.read(file)
 
