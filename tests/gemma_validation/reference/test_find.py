@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from gemma_export.checkpoint import BUILTIN_DIRECTORY, GENERATOR_VERSION
 from gemma_runtime import Manifest, read_manifest
 from gemma_runtime.manifest import AdapterSource
-from gemma_validation.errors import MismatchError, ReferenceMissingError
+from gemma_validation.errors import MismatchError, ReferenceMissingError, ValidationUsageError
 from gemma_validation.reference import FoundReference, find_reference, open_reference
 from gemma_validation.reference.source_files import first_difference
 
@@ -97,7 +97,7 @@ def test_a_repository_in_the_hub_cache(local: Any, cache: Path) -> None:
     assert find_reference(local.folder, manifest, "some/model").path == snapshot
 
 
-def test_synthetic_weights_of_a_variant(tiny_fp32: Path) -> None:
+def test_synthetic_weights_of_a_variant(tiny_fp32: Path, tiny_fp16: Path) -> None:
     manifest = dataclasses.replace(
         with_source(read_manifest(tiny_fp32), kind="synthetic", seed=3, generator_version=GENERATOR_VERSION, files=()),
         variant="2b",
@@ -109,7 +109,7 @@ def test_synthetic_weights_of_a_variant(tiny_fp32: Path) -> None:
     assert opened.float32_bytes == 4 * 2_506_172_416
     assert not opened.plain
     assert opened.weight("model.layers.17.mlp.down_proj.weight").shape == (2048, 16384)
-    assert find_reference(tiny_fp32, manifest, tiny_fp32).kind == "folder"
+    assert find_reference(tiny_fp32, manifest, tiny_fp16).kind == "folder"
     with pytest.raises(MismatchError, match="generated from seed 3, no checkpoint has them"):
         find_reference(tiny_fp32, manifest, BUILTIN_DIRECTORY)
     with pytest.raises(ReferenceMissingError, match="variant 'gone'"):
@@ -168,3 +168,10 @@ def test_the_merged_adapter(local: Any, cache: Path, tmp_path: Path, monkeypatch
     (tmp_path / "content/adapter_config.json").write_text("{}")
     snapshot = cached(cache, "some/lora", tmp_path / "content")
     assert find_reference(folder, manifest).adapter == snapshot
+
+
+def test_a_folder_is_not_its_own_reference(tiny_fp32: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tiny_fp32, target_is_directory=True)
+    for path in (tiny_fp32, tmp_path / "link"):
+        with pytest.raises(ValidationUsageError, match="agree with itself"):
+            find_reference(tiny_fp32, read_manifest(tiny_fp32), path)
