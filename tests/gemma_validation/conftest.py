@@ -22,6 +22,12 @@ def tiny_int8_dynamic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_qdq(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model with int4 weights in standard operators."""
+    return _export(tmp_path_factory, variant="tiny", scheme="int4", target="portable")
+
+
+@pytest.fixture(scope="session")
 def tiny_portable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in model in standard operators, whose cache keeps the mask's columns."""
     return _export(tmp_path_factory, variant="tiny", target="portable")

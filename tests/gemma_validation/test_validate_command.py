@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import checkpoints
+import onnx
 import pytest
 from folders import altered
 from json_schemas import validated
@@ -190,8 +191,24 @@ def test_files_that_are_not_the_manifests_are_not_run(tiny_fp32: Path, tmp_path:
 
 
 def test_a_graph_that_does_not_load(tiny_fp32: Path, tmp_path: Path) -> None:
-    folder = altered(tiny_fp32, tmp_path / "folder", {"onnx/model_all.onnx": b"\x08\x0a"})
-    assert gemma_validate(folder).returncode == 3
+    """A finding like any other: what else was found is in the report too."""
+    model = onnx.load_model(tiny_fp32 / "onnx/model_all.onnx", load_external_data=False)
+    next(node for node in model.graph.node if node.op_type == "Gelu").op_type = "NoSuchOperator"
+    folder = altered(tiny_fp32, tmp_path / "folder", {"onnx/model_all.onnx": model.SerializeToString()})
+    result = gemma_validate(folder, "--json", "--no-record")
+    report = validated(result.stdout, "gemma_validation/report")
+    assert (result.returncode, report["verdict"], report["drift"]) == (3, "broken", [])
+    assert any(reason.startswith("graph of all positions: ") for reason in report["reasons"])
+
+
+def test_a_configuration_that_makes_no_sense(tiny_fp32: Path, tmp_path: Path, golden: Path) -> None:
+    config = json.loads((tiny_fp32 / "config.json").read_text(encoding="utf-8"))
+    content = json.dumps({**config, "rms_norm_eps": "1e-6"}).encode()
+    folder = altered(tiny_fp32, tmp_path / "folder", {"config.json": content})
+    result = gemma_validate(folder, "--reference", golden, "--json", "--no-record")
+    report = validated(result.stdout, "gemma_validation/report")
+    assert (result.returncode, report["verdict"]) == (3, "broken")
+    assert "Traceback" not in result.stderr
 
 
 def test_localise_needs_layers(tiny_q4: Path, tiny_fp32: Path) -> None:

@@ -4,7 +4,7 @@ run          the order of a validation; findings what it finds, errors what stop
 structure    the folder's files and graphs; invariances the artifact against itself
 texts        what is run; artifact runs it, reference and layered say what should come out
 metrics      how far that is; budgets whether it is too far; golden a reference that is kept in a file
-localise     where it comes from
+localise     where it comes from; stored weights that are not the checkpoint's
 report       what people and programs are told
 mutations    known bugs, which must be found
 drift, widen for benchmarks and tests

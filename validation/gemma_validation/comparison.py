@@ -11,6 +11,7 @@ from typing import Literal
 from gemma_runtime.manifest import Manifest
 from gemma_validation.artifact import ArtifactRunner
 from gemma_validation.documents import Document
+from gemma_validation.errors import FolderUnreadableError
 from gemma_validation.findings import Check, Drift, Flip, GreedyDivergence, PositionDrift, ReferenceAbout
 from gemma_validation.golden import GoldenReference, measure_golden
 from gemma_validation.metrics import DriftMeter, NotFinite
@@ -30,6 +31,8 @@ class Comparison:
     """What both sides gave."""
 
     about: ReferenceAbout | None
+    # whether the graph that is compared could be opened
+    loaded: bool = True
     drift: tuple[Drift, ...] = ()
     noise_floor: tuple[Drift, ...] = ()
     positions: tuple[PositionDrift, ...] = ()
@@ -40,7 +43,7 @@ class Comparison:
     @classmethod
     def nothing(cls) -> Comparison:
         """Nothing could be run."""
-        return cls(about=None)
+        return cls(about=None, loaded=False)
 
 
 def compare(
@@ -64,7 +67,7 @@ def compare(
         provider: of the folder.
         tau: margin above which a changed token is a decisive flip, logits.
 
-    Logits that are not finite end it: a failed check is what is left.
+    A graph that does not run, and logits that are not finite, end it: a failed check is what is left.
     """
     source.prepare(documents)
     noise = source.noise()
@@ -73,8 +76,10 @@ def compare(
         if noise is not None:
             stack.callback(noise.close)
             noise.prepare(documents)
-        runner = ArtifactRunner(directory, manifest, provider=provider)
-        stack.callback(runner.close)
+        try:
+            runner = stack.enter_context(ArtifactRunner(directory, manifest, provider=provider))
+        except FolderUnreadableError as error:
+            return _not_loaded(source.about, error)
         try:
             for index, document in enumerate(documents):
                 for first, test in runner.logits(document.token_ids, rows=_ROWS):
@@ -103,8 +108,11 @@ def compare_golden(
     directory: Path, manifest: Manifest, pack: GoldenReference, *, provider: str, tau: float
 ) -> Comparison:
     """Runs a golden pack's documents through the folder's graph with all positions; see `compare`."""
-    runner = ArtifactRunner(directory, manifest, provider=provider)
-    with contextlib.closing(runner):
+    try:
+        opened = ArtifactRunner(directory, manifest, provider=provider)
+    except FolderUnreadableError as error:
+        return _not_loaded(pack.about, error)
+    with opened as runner:
         try:
             found = measure_golden(pack, lambda ids: runner.logits(ids, rows=_ROWS), tau=tau)
         except NotFinite as error:
@@ -136,6 +144,11 @@ def _decoder(directory: Path, manifest: Manifest) -> Callable[[Sequence[int]], s
     if tokenizer is None:
         return lambda token_ids: " ".join(map(str, token_ids))
     return tokenizer.decode
+
+
+def _not_loaded(about: ReferenceAbout, error: FolderUnreadableError) -> Comparison:
+    check = Check(group="structure", name="graph of all positions", outcome="failed", message=error.message)
+    return Comparison(about=about, loaded=False, checks=(check,))
 
 
 def _finite() -> Check:

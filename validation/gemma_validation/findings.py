@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 __all__ = [
     "EXIT_CODES",
+    "NOT_FINITE",
     "SCHEMA_VERSION",
     "Alternative",
     "Check",
@@ -27,6 +28,8 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+# in place of an error that is NaN or infinite, which JSON has no numbers for
+NOT_FINITE = 1e30
 
 Outcome = Literal["passed", "failed", "inconclusive", "skipped"]
 Verdict = Literal["passed", "drift", "inconclusive", "broken"]

@@ -26,17 +26,10 @@ from gemma_validation.findings import Check, Localisation, ReferenceAbout, Repor
 from gemma_validation.golden import GoldenReference, identity_of, make_golden
 from gemma_validation.invariances import check_invariances
 from gemma_validation.layered import LayeredReference
-from gemma_validation.localise import (
-    BlocksFound,
-    blocks_check,
-    compare_blocks,
-    compare_gains,
-    localise_against,
-    with_blocks,
-    with_gains,
-)
+from gemma_validation.localise import localise as find_culprit
 from gemma_validation.metrics import TAU
 from gemma_validation.reference import FoundReference, find_reference, open_reference, open_source
+from gemma_validation.stored import StoredWeights, compare_stored
 from gemma_validation.structure import check_structure
 from gemma_validation.texts import folder_documents
 
@@ -80,7 +73,7 @@ def validate(
         checks = list(check_structure(directory, manifest, provider=provider))
     comparison = Comparison.nothing()
     found: FoundReference | None = None
-    stored = _Stored()
+    stored = StoredWeights()
     if _is_what_was_written(checks):
         found = find_reference(directory, manifest, reference)
         if localise and found.kind != "checkpoint":
@@ -144,37 +137,19 @@ def _measured(
         source = open_source(found, directory, manifest, provider=provider)
         with contextlib.closing(source), clock.stage("drift"):
             comparison = compare(directory, manifest, source, documents, suite=suite, provider=provider, tau=tau)
+    if not comparison.loaded:
+        return comparison
     with clock.stage("invariances"):
         own = check_invariances(directory, manifest, documents, provider=provider, suite=suite)
     return dataclasses.replace(comparison, checks=(*comparison.checks, *own))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Stored:
-    """Stored weights against the checkpoint's, where there are both."""
-
-    blocks: BlocksFound | None = None
-    gains: Check | None = None
-
-    @property
-    def checks(self) -> list[Check]:
-        found = [] if self.blocks is None else [blocks_check(self.blocks)]
-        return found if self.gains is None else [*found, self.gains]
-
-    def named(self, localisation: Localisation) -> Localisation:
-        """With the layer of a wrong weight as the culprit, where no other stands out."""
-        if self.blocks is not None:
-            localisation = with_blocks(localisation, self.blocks)
-        return localisation if self.gains is None else with_gains(localisation, self.gains)
-
-
-def _stored(directory: Path, manifest: Manifest, found: FoundReference, clock: _Clock) -> _Stored:
+def _stored(directory: Path, manifest: Manifest, found: FoundReference, clock: _Clock) -> StoredWeights:
+    """Stored weights against the checkpoint's, where there is one."""
     if found.kind != "checkpoint":
-        return _Stored()
-    weights = open_reference(found, manifest).weight
+        return StoredWeights()
     with clock.stage("stored weights"):
-        blocks = compare_blocks(directory, manifest, weights) if manifest.precision.options.get("scheme") else None
-        return _Stored(blocks=blocks, gains=compare_gains(directory, manifest, weights))
+        return compare_stored(directory, manifest, open_reference(found, manifest).weight)
 
 
 def _is_what_was_written(checks: Sequence[Check]) -> bool:
@@ -184,9 +159,13 @@ def _is_what_was_written(checks: Sequence[Check]) -> bool:
 
 def _localised(directory: Path, manifest: Manifest, found: FoundReference, provider: str) -> Localisation:
     checkpoint = open_reference(found, manifest)
+    layers = LayeredReference(checkpoint.config, name=checkpoint.name, weights=checkpoint.weight)
     documents = folder_documents(directory, manifest, suite="quick")
-    layers = LayeredReference(checkpoint.checkpoint, name=checkpoint.name, weights=checkpoint.weight)
-    return localise_against(directory, manifest, layers, documents, provider=provider)
+    try:
+        return find_culprit(directory, manifest, layers, documents, provider=provider)
+    except FolderUnreadableError as error:
+        # what is known already must not be lost for it
+        return Localisation(points=(), culprit=None, message=error.message)
 
 
 def make_golden_pack(

@@ -2,14 +2,74 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gemma_runtime.errors import ProviderError
-from gemma_runtime.graph_choice import PROVIDERS
+from gemma_runtime.errors import MissingPackageError, ProviderError
+from gemma_runtime.graph_choice import PROVIDERS, release
+from gemma_runtime.manifest import Manifest
 
-__all__ = ["open_session", "session_options"]
+__all__ = ["check_provider", "import_onnxruntime", "open_session", "session_options"]
+
+_INSTALL = {
+    "cpu": 'pip install "gemma-export[cpu]"',
+    "cuda": 'pip uninstall onnxruntime, then pip install "gemma-export[cuda]"',
+    "directml": 'pip uninstall onnxruntime, then pip install "gemma-export[directml]" (Windows)',
+}
+# where the data files of a graph lie that onnxruntime gets as bytes:
+# https://github.com/microsoft/onnxruntime/blob/main/include/onnxruntime/core/session/onnxruntime_session_options_config_keys.h
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+def import_onnxruntime(provider: str) -> Any:
+    """The module.
+
+    Raises:
+        MissingPackageError: it is not installed; says which package has the provider.
+    """
+    # telemetry is on by default since 1.29 and reads this only while it is imported
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingPackageError(f"onnxruntime is not installed: {error}", hint=_INSTALL[provider]) from error
+    return onnxruntime
+
+
+def check_provider(onnxruntime: Any, manifest: Manifest, provider: str, *, min_onnxruntime: str | None = None) -> None:
+    """Refuses before anything is loaded; never a silent fallback.
+
+    Args:
+        onnxruntime: the module.
+        manifest: of the folder.
+        provider: "cpu", "cuda" or "directml".
+        min_onnxruntime: first release that loads the graph; None takes the least of the folder's graphs.
+
+    Raises:
+        ProviderError: the folder does not run there, or this onnxruntime does not have it or is too old.
+    """
+    needed = min_onnxruntime or manifest.min_onnxruntime
+    if provider not in manifest.providers:
+        bfloat16 = manifest.precision.activation_dtype == "bfloat16" and provider == "cpu"
+        why = ": onnxruntime has no bfloat16 kernels there" if bfloat16 else ""
+        raise ProviderError(
+            f"this folder ({manifest.target}, {manifest.precision.name}) runs on {', '.join(manifest.providers)}, "
+            f"not on {provider}{why}",
+            hint=f"Choose --provider {manifest.providers[0]}, or export with a precision that runs on {provider}.",
+        )
+    if release(onnxruntime.__version__) < release(needed):
+        raise ProviderError(
+            f"this folder needs onnxruntime {needed} or later, found {onnxruntime.__version__}",
+            hint="pip install --upgrade the onnxruntime package that is installed.",
+        )
+    if PROVIDERS[provider] not in onnxruntime.get_available_providers():
+        raise ProviderError(
+            f"the installed onnxruntime {onnxruntime.__version__} has no {provider} provider, found "
+            f"{', '.join(onnxruntime.get_available_providers())}",
+            hint=_installation_hint(provider),
+        )
 
 
 def session_options(onnxruntime: Any, threads: int, profile: Path | None) -> Any:
@@ -29,11 +89,6 @@ def session_options(onnxruntime: Any, threads: int, profile: Path | None) -> Any
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     return options
-
-
-# where the data files of a graph lie that onnxruntime gets as bytes:
-# https://github.com/microsoft/onnxruntime/blob/main/include/onnxruntime/core/session/onnxruntime_session_options_config_keys.h
-_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 def open_session(
@@ -80,3 +135,13 @@ def open_session(
             hint="Check the driver and the CUDA and cuDNN libraries, or choose --provider cpu.",
         )
     return session
+
+
+def _installation_hint(provider: str) -> str:
+    """How to get a provider; packages that own the same import name break each other silently."""
+    from gemma_runtime.doctor.installed import owners_of
+
+    found = [owner.name for owner in owners_of("onnxruntime")]
+    if len(found) > 1:
+        return f"{' and '.join(found)} are installed together and break each other: gemma-run --doctor says what to do."
+    return _INSTALL[provider]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_runtime.element_types import ELEMENT_TYPES
-from gemma_runtime.errors import ManifestError, MissingPackageError, ModelOutputError, ProviderError
+from gemma_runtime.errors import ManifestError, ModelOutputError, ProviderError
 from gemma_runtime.graph_choice import PROVIDERS, graph_for, release
 from gemma_runtime.manifest import Graph, Manifest
-from gemma_runtime.opening import open_session, session_options
+from gemma_runtime.opening import check_provider, import_onnxruntime, open_session, session_options
 from gemma_runtime.state import DecoderState, make_state
 from gemma_runtime.static_decode import StaticGraph
 
@@ -29,11 +28,6 @@ _TYPES = {element.onnxruntime: element.name for element in ELEMENT_TYPES.values(
 _TURNED_TIE = {"cpu": 0.05}
 # comparisons before the largest difference is believed: until then every first guess is checked by a run of its own
 _COMPARISONS = 8
-_INSTALL = {
-    "cpu": 'pip install "gemma-export[cpu]"',
-    "cuda": 'pip uninstall onnxruntime, then pip install "gemma-export[cuda]"',
-    "directml": 'pip uninstall onnxruntime, then pip install "gemma-export[directml]" (Windows)',
-}
 
 
 class OpenedGraph:
@@ -66,8 +60,8 @@ class OpenedGraph:
         static: bool = False,
     ) -> None:
         self.device = _DEVICES[provider]
-        self.onnxruntime = _import_onnxruntime(provider)
-        _check_provider(self.onnxruntime, manifest, provider)
+        self.onnxruntime = import_onnxruntime(provider)
+        check_provider(self.onnxruntime, manifest, provider)
         self.graph = graph_for(manifest, release(self.onnxruntime.__version__))
         options = session_options(self.onnxruntime, default_threads() if threads is None else threads, profile)
         self._session = open_session(self.onnxruntime, directory / self.graph.file, provider, options)
@@ -155,38 +149,6 @@ def default_threads() -> int:
     return 0 if cores.usable >= cores.logical else cores.usable
 
 
-def _import_onnxruntime(provider: str) -> Any:
-    # telemetry is on by default since 1.29 and reads this only while it is imported
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingPackageError(f"onnxruntime is not installed: {error}", hint=_INSTALL[provider]) from error
-    return onnxruntime
-
-
-def _check_provider(onnxruntime: Any, manifest: Manifest, provider: str) -> None:
-    if provider not in manifest.providers:
-        bfloat16 = manifest.precision.activation_dtype == "bfloat16" and provider == "cpu"
-        why = ": onnxruntime has no bfloat16 kernels there" if bfloat16 else ""
-        raise ProviderError(
-            f"this folder ({manifest.target}, {manifest.precision.name}) runs on {', '.join(manifest.providers)}, "
-            f"not on {provider}{why}",
-            hint=f"Choose --provider {manifest.providers[0]}, or export with a precision that runs on {provider}.",
-        )
-    if release(onnxruntime.__version__) < release(manifest.min_onnxruntime):
-        raise ProviderError(
-            f"this folder needs onnxruntime {manifest.min_onnxruntime} or later, found {onnxruntime.__version__}",
-            hint="pip install --upgrade the onnxruntime package that is installed.",
-        )
-    if PROVIDERS[provider] not in onnxruntime.get_available_providers():
-        raise ProviderError(
-            f"the installed onnxruntime {onnxruntime.__version__} has no {provider} provider, found "
-            f"{', '.join(onnxruntime.get_available_providers())}",
-            hint=_installation_hint(provider),
-        )
-
-
 def _open_static(onnxruntime: Any, directory: Path, manifest: Manifest, provider: str, options: Any) -> StaticGraph:
     graph = next((graph for graph in manifest.graphs if graph.role == "static"), None)
     if graph is None:
@@ -223,13 +185,3 @@ def _check_interface(session: Any, graph: Graph, manifest: Manifest) -> None:
             f"{graph.file} is not the graph that the manifest describes: {wrong[0]} differs",
             hint="The folder was altered: export it again.",
         )
-
-
-def _installation_hint(provider: str) -> str:
-    """How to get a provider; packages that own the same import name break each other silently."""
-    from gemma_runtime.doctor.installed import owners_of
-
-    found = [owner.name for owner in owners_of("onnxruntime")]
-    if len(found) > 1:
-        return f"{' and '.join(found)} are installed together and break each other: gemma-run --doctor says what to do."
-    return _INSTALL[provider]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import dataclasses
 import gc
 import json
 import sys
@@ -14,16 +13,17 @@ import pytest
 import torch
 import transformers
 from decoders import CONFIGS, reference_model, write_checkpoint
+from local_references import layers_of, weights_of
 from quantised_checkpoints import Layout, write
 
 from gemma_export.checkpoint import BUILTIN_DIRECTORY, SyntheticSource, open_checkpoint
-from gemma_export.errors import CheckpointError, NonFiniteError
+from gemma_export.errors import NonFiniteError
 from gemma_export.families import GEMMA
 from gemma_export.layerwise import Tap
 from gemma_export.weights import Stored, one_thread
 from gemma_validation.documents import Document
-from gemma_validation.errors import MismatchError, MissingPackageError
-from gemma_validation.layered import LayeredReference, open_reference
+from gemma_validation.errors import MismatchError, MissingPackageError, ReferenceMissingError
+from gemma_validation.layered import LayeredReference
 
 _DOCUMENTS = tuple(
     Document(slice="random", name=str(index), token_ids=(2, *np.random.default_rng(index).integers(3, 3000, length)))
@@ -50,7 +50,7 @@ def assert_same(reference: LayeredReference, model: torch.nn.Module) -> None:
 
 
 def test_built_in_checkpoint() -> None:
-    reference = LayeredReference(open_reference(BUILTIN_DIRECTORY), name="tiny")
+    reference = layers_of(BUILTIN_DIRECTORY, name="tiny")
     assert_same(reference, transformers.GemmaForCausalLM.from_pretrained(BUILTIN_DIRECTORY, dtype=torch.float32))
     assert reference.about.kind == "layerwise"
     assert reference.about.dtype == "float32"
@@ -62,12 +62,12 @@ def test_random_architectures(name: str, tmp_path: Path) -> None:
     config = {**CONFIGS[name], "rms_norm_eps": 3e-4}
     model = reference_model(config)
     write_checkpoint(model, tmp_path, config, BUILTIN_DIRECTORY)
-    assert_same(LayeredReference(open_reference(tmp_path), name=name), model)
+    assert_same(layers_of(tmp_path, name=name), model)
 
 
 def test_final_states_are_the_whole_model_s_to_the_bit() -> None:
     """Nothing but the head is computed in pieces."""
-    reference = LayeredReference(open_reference(BUILTIN_DIRECTORY), name="tiny")
+    reference = layers_of(BUILTIN_DIRECTORY, name="tiny")
     model = transformers.GemmaForCausalLM.from_pretrained(
         BUILTIN_DIRECTORY, dtype=torch.float32, attn_implementation="eager"
     )
@@ -83,7 +83,7 @@ def test_final_states_are_the_whole_model_s_to_the_bit() -> None:
 
 
 def test_bfloat16_is_transformers_in_bfloat16() -> None:
-    noise = LayeredReference(open_reference(BUILTIN_DIRECTORY), name="tiny").noise()
+    noise = layers_of(BUILTIN_DIRECTORY, name="tiny").noise()
     assert noise is not None
     assert noise.about.dtype == "bfloat16"
     assert noise.noise() is None
@@ -106,19 +106,19 @@ def test_old_configurations_mean_tanh(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "gemma", **CONFIGS["gqa"], "hidden_act": "gelu", "hidden_activation": None})
     )
-    assert_same(LayeredReference(open_reference(tmp_path), name="old"), model)
+    assert_same(layers_of(tmp_path, name="old"), model)
 
 
 def test_quantised_checkpoints_are_read_as_numbers(tmp_path: Path) -> None:
     quantised = write(tmp_path / "gptq", Layout(desc_act=True))
-    assert_same(LayeredReference(open_reference(quantised.directory), name="gptq"), quantised.model)
+    assert_same(layers_of(quantised.directory, name="gptq"), quantised.model)
 
 
 def test_weights_from_elsewhere() -> None:
     checkpoint = open_checkpoint(BUILTIN_DIRECTORY, weights=False)
     spec, _ = GEMMA.parse_config(checkpoint.config)
     source = SyntheticSource(GEMMA.tensor_shapes(spec), 7)
-    reference = LayeredReference(checkpoint, name="synthetic", weights=lambda name: Stored(source, name))
+    reference = LayeredReference(checkpoint.config, name="synthetic", weights=lambda name: Stored(source, name))
     reference.prepare(_DOCUMENTS)
     assert reference.logits(1, 0, 38).shape == (38, reference.vocab_size)
     noise = reference.noise()
@@ -128,7 +128,7 @@ def test_weights_from_elsewhere() -> None:
 
 
 def test_one_reading_of_the_head_serves_documents_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = LayeredReference(open_reference(BUILTIN_DIRECTORY), name="tiny")
+    reference = layers_of(BUILTIN_DIRECTORY, name="tiny")
     reference.prepare(_DOCUMENTS)
     read: list[str] = []
     weight = reference.weight
@@ -144,7 +144,7 @@ def test_one_reading_of_the_head_serves_documents_in_order(monkeypatch: pytest.M
 
 
 def test_one_layer_at_a_time() -> None:
-    reference = LayeredReference(open_reference(BUILTIN_DIRECTORY), name="tiny")
+    reference = layers_of(BUILTIN_DIRECTORY, name="tiny")
     shape = reference.stack.layer(0).get_parameter("mlp.up_proj.weight").shape
     counts = []
 
@@ -161,9 +161,8 @@ def test_one_layer_at_a_time() -> None:
 
 
 def test_another_architecture_is_refused() -> None:
-    checkpoint = open_checkpoint(BUILTIN_DIRECTORY)
     with pytest.raises(MismatchError, match="model_type 'llama', expected one of gemma"):
-        LayeredReference(dataclasses.replace(checkpoint, config={"model_type": "llama"}), name="llama")
+        LayeredReference({"model_type": "llama"}, name="llama", weights=weights_of(BUILTIN_DIRECTORY))
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,15 +177,15 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingPackageError, match="needs transformers") as caught:
-        LayeredReference(open_checkpoint(BUILTIN_DIRECTORY), name="tiny")
+        layers_of(BUILTIN_DIRECTORY)
     assert "gemma-export[validate]" in caught.value.hint
 
 
 def test_a_checkpoint_that_is_not_what_it_says(tmp_path: Path) -> None:
     model = reference_model(CONFIGS["gqa"])
     write_checkpoint(model, tmp_path, {**CONFIGS["gqa"], "intermediate_size": 96}, BUILTIN_DIRECTORY)
-    with pytest.raises(CheckpointError, match="expected shape"):
-        LayeredReference(open_reference(tmp_path), name="wrong")
+    with pytest.raises(ReferenceMissingError, match="expected shape"):
+        layers_of(tmp_path, name="wrong")
 
 
 def test_damaged_weights_are_named(tmp_path: Path) -> None:
@@ -194,6 +193,6 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 4] = torch.nan
     write_checkpoint(model, tmp_path, CONFIGS["gqa"], BUILTIN_DIRECTORY)
-    reference = LayeredReference(open_reference(tmp_path), name="damaged")
+    reference = layers_of(tmp_path, name="damaged")
     with pytest.raises(NonFiniteError, match=r"model\.layers\.1\.mlp\.up_proj\.weight, position \[3, 4\]"):
         reference.prepare(_DOCUMENTS)

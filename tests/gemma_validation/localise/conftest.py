@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pytest
@@ -32,35 +30,6 @@ def documents() -> tuple[Document, ...]:
         Document(slice=name, name=name, token_ids=(2, *tokenizer.encode(text, add_special_tokens=False).ids))
         for name, text in _TEXTS.items()
     )
-
-
-@pytest.fixture(scope="session")
-def tiny_q4(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built-in model with int4 weights and zero points."""
-    return _export(tmp_path_factory.mktemp("q4"), "int4")
-
-
-@pytest.fixture(scope="session")
-def tiny_dynamic(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built-in model with 8-bit products."""
-    return _export(tmp_path_factory.mktemp("dynamic"), "int8-dynamic")
-
-
-@pytest.fixture(scope="session")
-def tiny_qdq(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built-in model with int4 weights in standard operators."""
-    return _export(tmp_path_factory.mktemp("qdq"), "int4", target="portable")
-
-
-def _export(root: Path, scheme: str, **options: Any) -> Path:
-    from gemma_export.pipeline import ExportRequest, export
-    from gemma_export.precision import WeightOptions
-
-    weights = WeightOptions(scheme=scheme)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        request = ExportRequest(variant="tiny", precision="fp32", weights=weights, output=root / "folder", **options)
-        return export(request).folder.directory
 
 
 @pytest.fixture

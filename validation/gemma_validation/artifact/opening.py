@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from gemma_runtime.element_types import ELEMENT_TYPES, ElementType
+from gemma_runtime.errors import MissingPackageError as RuntimeMissingPackageError
 from gemma_runtime.errors import ProviderError
-from gemma_runtime.graph_choice import PROVIDERS, release
+from gemma_runtime.graph_choice import PROVIDERS
 from gemma_runtime.manifest import MANIFEST_FILE, Graph, Manifest
-from gemma_runtime.opening import open_session
+from gemma_runtime.opening import check_provider, import_onnxruntime, open_session, session_options
+from gemma_runtime.session import default_threads
 from gemma_validation.errors import (
     FolderUnreadableError,
     MissingPackageError,
@@ -18,7 +19,7 @@ from gemma_validation.errors import (
     ValidationUsageError,
 )
 
-__all__ = ["VERIFY", "check_provider", "element_of", "graph_of_role", "import_onnxruntime", "open_graph"]
+__all__ = ["VERIFY", "element_of", "graph_of_role", "open_graph"]
 
 VERIFY = "`gemma-export verify` checks the folder; export it again."
 
@@ -41,71 +42,45 @@ def graph_of_role(manifest: Manifest, role: str) -> Graph:
     return found[role]
 
 
-def import_onnxruntime() -> Any:
-    """The module.
-
-    Raises:
-        MissingPackageError: it is not installed.
-    """
-    # telemetry is on by default since 1.29 and reads this only while it is imported
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingPackageError(
-            f"onnxruntime is not installed: {error}", hint='pip install "gemma-export[cpu]"'
-        ) from error
-    return onnxruntime
-
-
-def check_provider(onnxruntime: Any, manifest: Manifest, graph: Graph, provider: str) -> None:
-    """Refuses before anything is loaded; never a silent fallback.
-
-    Raises:
-        ValidationUsageError: no such provider.
-        ProviderUnavailableError: the folder does not run there, or this onnxruntime does not have it or is too old.
-    """
-    if provider not in PROVIDERS:
-        raise ValidationUsageError(f"no provider {provider!r}", hint=f"There are {', '.join(PROVIDERS)}.")
-    if provider not in manifest.providers:
-        raise ProviderUnavailableError(
-            f"this folder ({manifest.target}, {manifest.precision.name}) runs on {', '.join(manifest.providers)}, "
-            f"not on {provider}",
-            hint=f"Choose --provider {manifest.providers[0]}, or export with a precision that runs on {provider}.",
-        )
-    available = onnxruntime.get_available_providers()
-    if PROVIDERS[provider] not in available:
-        raise ProviderUnavailableError(
-            f"the installed onnxruntime {onnxruntime.__version__} has no {provider} provider, found "
-            f"{', '.join(available)}",
-            hint="gemma-run --doctor says which package to install.",
-        )
-    if release(onnxruntime.__version__) < release(graph.min_onnxruntime):
-        raise ProviderUnavailableError(
-            f"{graph.file} needs onnxruntime {graph.min_onnxruntime} or later, found {onnxruntime.__version__}",
-            hint="pip install --upgrade the onnxruntime package that is installed.",
-        )
-
-
-def open_graph(onnxruntime: Any, file: Path, provider: str, options: Any, graph: bytes | None) -> Any:
-    """A session of a graph.
+def open_graph(
+    directory: Path,
+    manifest: Manifest,
+    graph: Graph,
+    *,
+    provider: str,
+    threads: int | None = None,
+    profile: Path | None = None,
+    content: bytes | None = None,
+) -> tuple[Any, Any]:
+    """The module onnxruntime, and a session of a graph on the provider that was asked for or not at all.
 
     Args:
-        onnxruntime: the module.
-        file: of the graph.
+        directory: the exported folder.
+        manifest: its manifest.
+        graph: which.
         provider: "cpu", "cuda" or "directml".
-        options: onnxruntime's SessionOptions.
-        graph: the graph itself, where it is not what the file holds.
+        threads: that kernels on the CPU use; None takes as many as this process may have.
+        profile: beginning of the name of a file that onnxruntime writes its profile to.
+        content: the graph itself, where it is not what the file holds.
 
     Raises:
         FolderUnreadableError: the graph does not load.
-        ProviderUnavailableError: the session started on another provider.
+        ProviderUnavailableError: the folder does not run on the provider, or the provider does not start.
+        MissingPackageError: no onnxruntime.
+        ValidationUsageError: no such provider.
     """
+    if provider not in PROVIDERS:
+        raise ValidationUsageError(f"no provider {provider!r}", hint=f"There are {', '.join(PROVIDERS)}.")
     try:
-        return open_session(onnxruntime, file, provider, options, graph=graph)
+        onnxruntime = import_onnxruntime(provider)
+        check_provider(onnxruntime, manifest, provider, min_onnxruntime=graph.min_onnxruntime)
+        options = session_options(onnxruntime, default_threads() if threads is None else threads, profile)
+        return onnxruntime, open_session(onnxruntime, directory / graph.file, provider, options, graph=content)
+    except RuntimeMissingPackageError as error:
+        raise MissingPackageError(error.message, hint=error.hint) from error
     except ProviderError as error:
         if error.__cause__ is None:
-            # it started on another provider
+            # it is not there, or started on another
             raise ProviderUnavailableError(error.message, hint=error.hint) from error
         raise FolderUnreadableError(error.message, hint=VERIFY) from error
 

@@ -16,15 +16,11 @@ import numpy.typing as npt
 
 from gemma_runtime.element_types import ELEMENT_TYPES, ElementType
 from gemma_runtime.manifest import Manifest
-from gemma_runtime.opening import session_options
-from gemma_runtime.session import default_threads
 from gemma_runtime.state import Buffer, InPlaceState
 from gemma_validation.artifact.opening import (
     VERIFY,
-    check_provider,
     element_of,
     graph_of_role,
-    import_onnxruntime,
     open_graph,
 )
 from gemma_validation.artifact.tapping import tapped
@@ -83,13 +79,11 @@ class ArtifactRunner:
         self.graph = graph_of_role(manifest, role)
         self.vocab_size, self.context_length = manifest.vocab_size, manifest.context_length
         self.taps = tuple(dict.fromkeys(taps))
-        self._onnxruntime = import_onnxruntime()
-        check_provider(self._onnxruntime, manifest, self.graph, provider)
-        file = directory / self.graph.file
         # before the session takes its seconds: an unknown tap is known from the graph alone
-        graph = tapped(file, self.taps) if self.taps else None
-        options = session_options(self._onnxruntime, default_threads() if threads is None else threads, profile)
-        self._session: Any = open_graph(self._onnxruntime, file, provider, options, graph)
+        content = tapped(directory / self.graph.file, self.taps) if self.taps else None
+        self._onnxruntime, self._session = open_graph(
+            directory, manifest, self.graph, provider=provider, threads=threads, profile=profile, content=content
+        )
         self._types = {value.name: element_of(value, self.graph) for value in self._session.get_outputs()}
         self._past = [name for state in self.graph.state for name in state.past]
         self._present = [name for state in self.graph.state for name in state.present]

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_validation.errors import GoldenPackError
+from gemma_validation.files import replace_file
 from gemma_validation.golden.header import HINT, Header, header_json, parse_header
 
 __all__ = ["FORMAT_VERSION", "GoldenRows", "read_pack", "write_pack"]
@@ -69,7 +70,7 @@ _COLUMNS: dict[str, tuple[str, bool]] = {
 
 
 def write_pack(file: Path, header: Header, rows: GoldenRows) -> None:
-    """Writes the file.
+    """Writes the file, whole or not at all.
 
     Raises:
         GoldenPackError: it cannot be written.
@@ -78,7 +79,7 @@ def write_pack(file: Path, header: Header, rows: GoldenRows) -> None:
     arrays = [np.ascontiguousarray(getattr(rows, name), dtype).tobytes() for name, (dtype, _) in _COLUMNS.items()]
     content = b"".join([_START.pack(_MAGIC, FORMAT_VERSION, len(text)), text, *arrays])
     try:
-        file.write_bytes(content + hashlib.sha256(content).digest())
+        replace_file(file, content + hashlib.sha256(content).digest())
     except OSError as error:
         raise GoldenPackError(
             f"{file}: {error.strerror or error}", hint="Name a file in a folder that can be written."

@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from gemma_runtime.element_types import ELEMENT_TYPES, ElementType
 from gemma_runtime.manifest import Graph
-from gemma_validation.artifact import Cache
-from gemma_validation.artifact.tapping import load_graph
+from gemma_validation.artifact import Cache, load_graph
 from gemma_validation.invariances.scene import Scene
 
 __all__ = ["layer_windows", "other_values", "unread_positions"]

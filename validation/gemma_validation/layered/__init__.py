@@ -2,7 +2,6 @@
 
 architecture   what is needed of an architecture, and which there are
 gemma          Gemma 1 and CodeGemma
-source         a checkpoint opened and checked
 reference      the reference itself
 
 torch and transformers are imported when a reference is made, not before.
@@ -12,6 +11,5 @@ from __future__ import annotations
 
 from gemma_validation.layered.architecture import Architecture, architecture_of
 from gemma_validation.layered.reference import LayeredReference
-from gemma_validation.layered.source import checkpoint_weights, open_reference
 
-__all__ = ["Architecture", "LayeredReference", "architecture_of", "checkpoint_weights", "open_reference"]
+__all__ = ["Architecture", "LayeredReference", "architecture_of"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +13,10 @@ import numpy.typing as npt
 from gemma_validation.documents import Document
 from gemma_validation.findings import ReferenceAbout
 from gemma_validation.layered.architecture import Architecture, architecture_of
-from gemma_validation.layered.source import checkpoint_weights
 
 if TYPE_CHECKING:
     import torch
 
-    from gemma_export.checkpoint import Checkpoint
     from gemma_export.layerwise import LayerStack, LayerwiseRun, Observer
     from gemma_export.progress import Progress
     from gemma_export.weights import Weight
@@ -36,33 +34,32 @@ class LayeredReference:
     reading of all layers in `prepare`, one of the head for each 256 positions.
 
     Args:
-        checkpoint: its configuration, and its weights unless `weights` gives them.
+        config: config.json of the model.
         name: of the checkpoint, as people know it.
-        weights: tensor name -> lazy weight, where it is not the checkpoint's: a merged adapter, synthetic weights.
+        weights: tensor name -> lazy weight, names and shapes checked.
         dtype: everything is computed in it; norms, rotary angles and softmax wherever transformers widens them.
         progress: told of the weights' bytes.
 
     Raises:
         MismatchError, MissingPackageError: see `architecture_of`.
-        ConfigError, CheckpointError: the checkpoint is not what its configuration says.
     """
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        config: Mapping[str, Any],
         *,
         name: str,
-        weights: Callable[[str], Weight] | None = None,
+        weights: Callable[[str], Weight],
         dtype: Literal["float32", "bfloat16"] = "float32",
         progress: Progress | None = None,
     ) -> None:
-        self.architecture: Architecture = architecture_of(checkpoint.config)
-        self.stack: LayerStack = self.architecture.stack(checkpoint.config)
+        self.architecture: Architecture = architecture_of(config)
+        self.stack: LayerStack = self.architecture.stack(config)
         self.vocab_size = self.stack.vocab_size
         versions = {package: version(package) for package in ("torch", "transformers")}
         self.about = ReferenceAbout(kind="layerwise", name=name, dtype=dtype, versions=versions)
-        self._checkpoint, self._progress = checkpoint, progress
-        self._weights = checkpoint_weights(checkpoint) if weights is None else weights
+        self._config, self._progress = config, progress
+        self._weights = weights
         self._states: torch.Tensor | None = None
         # first position of each document among all, and the end
         self._starts: tuple[int, ...] = (0,)
@@ -145,7 +142,7 @@ class LayeredReference:
         if self.about.dtype == "bfloat16":
             return None
         return LayeredReference(
-            self._checkpoint,
+            self._config,
             name=self.about.name,
             weights=self._weights,
             dtype="bfloat16",

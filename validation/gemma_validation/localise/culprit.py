@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Sequence
 
 from gemma_runtime.manifest import Manifest
-from gemma_validation.findings import Localisation
-from gemma_validation.localise.measure import NOT_FINITE, Measured
+from gemma_validation.findings import NOT_FINITE, Localisation
+from gemma_validation.localise.measure import Measured
 
 __all__ = ["conclude", "expected_error"]
 

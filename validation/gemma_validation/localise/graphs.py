@@ -11,36 +11,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemma_validation.errors import FolderUnreadableError
 from gemma_validation.localise.points import Point
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["ZEROS", "computed_values", "fed_input", "fed_model", "load_graph", "tap_output", "tapped_model"]
+__all__ = ["ZEROS", "computed_values", "fed_input", "fed_model", "tap_output", "tapped_model"]
 
 # input of the fed graph: zeros of the stream's shape
 ZEROS = "feed.zeros"
-
-
-def load_graph(file: Path) -> onnx.ModelProto:
-    """A graph without its weights.
-
-    Raises:
-        FolderUnreadableError: it is no ONNX file.
-    """
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        return onnx.load_model(file, format="protobuf", load_external_data=False)
-    except (OSError, DecodeError) as error:
-        raise FolderUnreadableError(
-            f"{file.name} cannot be read: {str(error).splitlines()[0]}", hint="`gemma-export verify` checks the folder."
-        ) from error
 
 
 def computed_values(model: onnx.ModelProto) -> set[str]:

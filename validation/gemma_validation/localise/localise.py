@@ -9,23 +9,23 @@ from gemma_runtime.manifest import Manifest
 from gemma_validation.documents import Document
 from gemma_validation.errors import MismatchError
 from gemma_validation.findings import Localisation
-from gemma_validation.layered import LayeredReference, open_reference
+from gemma_validation.layered import LayeredReference
 from gemma_validation.localise.culprit import conclude
 from gemma_validation.localise.measure import measure_points
 from gemma_validation.localise.streams import ReferenceStreams, excerpts
 
-__all__ = ["localise", "localise_against"]
+__all__ = ["localise"]
 
 
 def localise(
-    directory: Path, manifest: Manifest, reference_checkpoint: Path, documents: Sequence[Document], *, provider: str
+    directory: Path, manifest: Manifest, reference: LayeredReference, documents: Sequence[Document], *, provider: str
 ) -> Localisation:
     """Error at every point of the residual stream, and the half of a layer that stands out, if one does.
 
     Args:
         directory: an exported folder.
         manifest: of it.
-        reference_checkpoint: folder of the checkpoint that it was made from.
+        reference: the checkpoint's model, not prepared for anything else; it is used up and closed.
         documents: text; up to 128 positions of it are used.
         provider: that runs the artifact: "cpu", "cuda" or "directml".
 
@@ -35,19 +35,7 @@ def localise(
         MismatchError: folder and checkpoint are of different sizes.
         FolderUnreadableError: a graph does not load, or lacks a point.
         MissingPackageError, ProviderUnavailableError: something is not installed, or does not start.
-        GemmaExportError: the checkpoint cannot be used.
-    """
-    reference = LayeredReference(open_reference(reference_checkpoint), name=reference_checkpoint.name)
-    return localise_against(directory, manifest, reference, documents, provider=provider)
-
-
-def localise_against(
-    directory: Path, manifest: Manifest, reference: LayeredReference, documents: Sequence[Document], *, provider: str
-) -> Localisation:
-    """The same with a reference whose weights come from anywhere; it is used up and closed.
-
-    Raises:
-        See `localise`.
+        GemmaExportError: a weight cannot be read.
     """
     layers = len({state.layer for state in manifest.graph("main").state})
     if (layers, manifest.vocab_size) != (reference.stack.num_layers, reference.vocab_size):

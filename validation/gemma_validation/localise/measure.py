@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 from gemma_runtime.element_types import ELEMENT_TYPES
 from gemma_runtime.manifest import Graph, Manifest
-from gemma_validation.findings import LayerPoint
+from gemma_validation.artifact import load_graph, residual_shift
+from gemma_validation.findings import NOT_FINITE, LayerPoint
 from gemma_validation.localise.graphs import (
     ZEROS,
     computed_values,
     fed_input,
     fed_model,
-    load_graph,
     tap_output,
     tapped_model,
 )
@@ -26,10 +26,8 @@ from gemma_validation.localise.points import LOGITS, Point, checked_points
 from gemma_validation.localise.session import MemorySession
 from gemma_validation.localise.streams import ReferenceStreams
 
-__all__ = ["NOT_FINITE", "Measured", "measure_points"]
+__all__ = ["Measured", "measure_points"]
 
-# in place of an error that is NaN or infinite, which JSON has no numbers for
-NOT_FINITE = 1e30
 # largest numbers of the activations' formats that end early
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 # rows of logits in float64 at a time: 64 MB of a vocabulary of 256,000
@@ -87,18 +85,12 @@ def measure_points(
     model = load_graph(directory / entry.file)
     points = checked_points(num_layers, computed_values(model), entry.file)
     element = ELEMENT_TYPES[manifest.precision.activation_dtype]
-    data = (directory / entry.file).parent
     scale = 2.0 ** -residual_shift(manifest)
     runner = _Runner(points, streams, element.name, scale)
-    own = runner.own(MemorySession(tapped_model(model, points), data, provider=provider))
-    fed = runner.fed(MemorySession(fed_model(model, points, dtype=element.onnx), data, provider=provider))
+    own = runner.own(MemorySession(tapped_model(model, points), directory, manifest, entry, provider=provider))
+    graph = fed_model(model, points, dtype=element.onnx)
+    fed = runner.fed(MemorySession(graph, directory, manifest, entry, provider=provider))
     return tuple(_measured(point, own, fed, runner, element.name) for point in points)
-
-
-def residual_shift(manifest: Manifest) -> int:
-    """k of the 2^-k that the stream is stored times."""
-    options = manifest.precision.options.get("residual_scale")
-    return int(options["shift"]) if isinstance(options, Mapping) and options.get("shift") else 0
 
 
 def _graph_of(manifest: Manifest) -> Graph:

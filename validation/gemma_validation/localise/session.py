@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gemma_validation.errors import FolderUnreadableError, ProviderUnavailableError
+from gemma_runtime.manifest import Graph, Manifest
+from gemma_validation.artifact.opening import open_graph
 
 if TYPE_CHECKING:
     import onnx
@@ -23,46 +23,22 @@ class MemorySession:
 
     Args:
         model: the graph.
-        folder: holds its data files.
+        directory: the exported folder.
+        manifest: its manifest.
+        graph: which of its graphs the model was made of.
         provider: "cpu", "cuda" or "directml".
 
     Raises:
         FolderUnreadableError: onnxruntime does not load the graph.
         ProviderUnavailableError: the provider does not start.
+        MissingPackageError: no onnxruntime.
     """
 
-    def __init__(self, model: onnx.ModelProto, folder: Path, *, provider: str) -> None:
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-        import onnxruntime
-
-        from gemma_runtime.graph_choice import PROVIDERS
-        from gemma_runtime.opening import session_options
-
-        options = session_options(onnxruntime, 0, None)
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        wanted = PROVIDERS[provider]
-        if wanted not in onnxruntime.get_available_providers():
-            raise ProviderUnavailableError(
-                f"onnxruntime {onnxruntime.__version__} was built without the {provider} provider",
-                hint="Install the onnxruntime package that has it, or choose --provider cpu.",
-            )
-        if provider == "cuda":
-            getattr(onnxruntime, "preload_dlls", lambda: None)()
-        try:
-            self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[wanted])
-        except Exception as error:
-            # onnxruntime's exceptions share no base class of their own
-            raise FolderUnreadableError(
-                f"onnxruntime {onnxruntime.__version__} cannot load the graph with its points as outputs: "
-                f"{str(error).splitlines()[0]}",
-                hint="`gemma-export verify` checks the folder.",
-            ) from error
-        started = self._session.get_providers()[0]
-        if started != wanted:
-            raise ProviderUnavailableError(
-                f"onnxruntime could not start the {provider} provider and fell back to {started}",
-                hint="Check the driver and the CUDA and cuDNN libraries, or choose --provider cpu.",
-            )
+    def __init__(
+        self, model: onnx.ModelProto, directory: Path, manifest: Manifest, graph: Graph, *, provider: str
+    ) -> None:
+        content = model.SerializeToString()
+        _, self._session = open_graph(directory, manifest, graph, provider=provider, content=content)
 
     def run(
         self, token_ids: Sequence[int], outputs: Sequence[str], feeds: Mapping[str, npt.NDArray[np.float32]]

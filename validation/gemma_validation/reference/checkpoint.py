@@ -80,12 +80,12 @@ class ReferenceCheckpoint:
         return model_weight(self.source, self.merge, name)
 
 
-def open_reference(found: FoundReference, manifest: Manifest) -> ReferenceCheckpoint:
+def open_reference(found: FoundReference, manifest: Manifest | None = None) -> ReferenceCheckpoint:
     """Opens a checkpoint; headers are read and checked, weights are not.
 
     Args:
         found: of kind "checkpoint".
-        manifest: of the export.
+        manifest: of the export: how its weights are generated, where they are.
 
     Raises:
         ReferenceMissingError: checkpoint or adapter cannot be used; says why.
@@ -96,11 +96,11 @@ def open_reference(found: FoundReference, manifest: Manifest) -> ReferenceCheckp
     except GemmaExportError as error:
         raise ReferenceMissingError(
             f"the reference {found.name} cannot be used: {error.message}", hint=error.hint
-        ) from (error)
+        ) from error
 
 
-def _opened(found: FoundReference, manifest: Manifest) -> ReferenceCheckpoint:
-    seed = manifest.source.seed
+def _opened(found: FoundReference, manifest: Manifest | None) -> ReferenceCheckpoint:
+    seed = None if manifest is None else manifest.source.seed
     checkpoint = _base(found, manifest, weights=seed is None)
     quantisation = None if seed is not None else read_quantisation(checkpoint.config)
     config = {key: value for key, value in checkpoint.config.items() if key != QUANTISATION_KEY}
@@ -129,9 +129,10 @@ def _opened(found: FoundReference, manifest: Manifest) -> ReferenceCheckpoint:
     )
 
 
-def _base(found: FoundReference, manifest: Manifest, *, weights: bool) -> Checkpoint:
+def _base(found: FoundReference, manifest: Manifest | None, *, weights: bool) -> Checkpoint:
     if found.path is not None:
         return open_checkpoint(found.path, weights=weights)
+    assert manifest is not None, "only a manifest says what to generate"
     if manifest.variant not in VARIANTS:
         raise ReferenceMissingError(
             f"the synthetic weights are of variant {manifest.variant!r}, which this release does not know",

@@ -59,7 +59,7 @@ def _layered(checkpoint: ReferenceCheckpoint) -> ReferenceSource:
     # imports nothing heavy itself, but is not needed for most
     from gemma_validation.layered import LayeredReference
 
-    return LayeredReference(checkpoint.checkpoint, name=checkpoint.name, weights=checkpoint.weight)
+    return LayeredReference(checkpoint.config, name=checkpoint.name, weights=checkpoint.weight)
 
 
 def _manifest(directory: Path) -> Manifest:

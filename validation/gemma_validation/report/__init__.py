@@ -5,7 +5,7 @@ page                 report.html: overview, drawings and details, from markup, t
 summary              the step summary of a GitHub workflow
 terminal             what the command prints
 verdict              the verdict in the folder's manifest
-writing, files       files that are there whole or not at all
+writing              the files of a report in their directory
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from gemma_export.artifact.lock import lock_output
 from gemma_export.errors import OutputError
 from gemma_runtime.errors import ManifestError
 from gemma_runtime.manifest import MANIFEST_FILE, Manifest, read_manifest
+from gemma_validation.files import replace_file
 from gemma_validation.findings import Report
-from gemma_validation.report.files import replace_file
 from gemma_validation.report.text import clean, public_name
 
 __all__ = ["record_verdict", "verdict_entry"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from gemma_validation.errors import ReportDirectoryError
+from gemma_validation.files import replace_file
 from gemma_validation.findings import Report
-from gemma_validation.report.files import replace_file
 from gemma_validation.report.json_report import json_text
 from gemma_validation.report.junit import junit_text
 from gemma_validation.report.page import html_text

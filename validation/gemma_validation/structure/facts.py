@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_export.config import DecoderSpec
 from gemma_runtime.manifest import Graph, Manifest
+from gemma_validation.artifact import residual_shift
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -44,9 +45,7 @@ class FolderFacts:
     @property
     def residual_shift(self) -> int:
         """k of the residual stream's scale 2^-k."""
-        scale = self.manifest.precision.options.get("residual_scale")
-        shift = scale.get("shift") if isinstance(scale, Mapping) else None
-        return shift if isinstance(shift, int) else 0
+        return residual_shift(self.manifest)
 
 
 # yields one line for each thing that is wrong: what was found where, and what was expected

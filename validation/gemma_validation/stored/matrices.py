@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gemma_validation.localise.initializers import Initializers
+from gemma_validation.stored.initializers import Initializers
 
 if TYPE_CHECKING:
     import onnx

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from decoders import CONFIGS, reference_model, write_checkpoint
+from local_references import weights_of
 from quantised_checkpoints import Layout, write
 from stored_edits import alter, copy_of
 
@@ -19,17 +20,17 @@ from gemma_export.weights import Constant
 from gemma_runtime.manifest import read_manifest
 from gemma_validation.errors import FolderUnreadableError, MismatchError
 from gemma_validation.findings import Check, Localisation
-from gemma_validation.layered import checkpoint_weights, open_reference
-from gemma_validation.localise import blocks_check, compare_blocks, with_blocks
-from gemma_validation.localise.blocks import _distances, point_of
-from gemma_validation.localise.sources import Sources
-from gemma_validation.localise.stored import StoredMatrix
+from gemma_validation.stored import compare_stored
+from gemma_validation.stored.blocks import _distances, blocks_check, compare_blocks
+from gemma_validation.stored.comparison import point_of
+from gemma_validation.stored.matrices import StoredMatrix
+from gemma_validation.stored.sources import Sources
 
 _QKV = "model.layers.1.self_attn.qkv_proj.weight"
 
 
 def check(folder: Path, checkpoint: Path = BUILTIN_DIRECTORY) -> Check:
-    return blocks_check(compare_blocks(folder, read_manifest(folder), checkpoint_weights(open_reference(checkpoint))))
+    return blocks_check(compare_blocks(folder, read_manifest(folder), weights_of(checkpoint)))
 
 
 def exported(checkpoint: Path, output: Path, **options: Any) -> Path:
@@ -43,7 +44,7 @@ def exported(checkpoint: Path, output: Path, **options: Any) -> Path:
 @pytest.mark.parametrize(
     ("folder", "matrices", "steps"),
     # a searched scale clips the largest weights; rounding alone moves by half a step, or one at the end of the range
-    [("tiny_q4", 21, 2.5), ("tiny_dynamic", 21, 1.5), ("tiny_qdq", 29, 2.5)],
+    [("tiny_int4", 21, 2.5), ("tiny_int8_dynamic", 21, 1.5), ("tiny_qdq", 29, 2.5)],
 )
 def test_good_folders_pass(folder: str, matrices: int, steps: float, request: pytest.FixtureRequest) -> None:
     result = check(request.getfixturevalue(folder))
@@ -58,8 +59,8 @@ def test_nothing_to_compare(tiny_fp32: Path) -> None:
     assert check(tiny_fp32).outcome == "skipped"
 
 
-def test_a_doubled_scale_is_named(tiny_q4: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny_q4, tmp_path)
+def test_a_doubled_scale_is_named(tiny_int4: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_int4, tmp_path)
     # 512 rows of query, 128 of key, 128 of value; two blocks of 128 a row
 
     def double(scales: np.ndarray) -> None:
@@ -75,14 +76,14 @@ def test_a_doubled_scale_is_named(tiny_q4: Path, tmp_path: Path) -> None:
     assert result.measured > 1.5 * result.bound
 
 
-@pytest.mark.parametrize("folder", ["tiny_q4", "tiny_qdq"])
+@pytest.mark.parametrize("folder", ["tiny_int4", "tiny_qdq"])
 def test_a_zeroed_block_is_named(folder: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     copy = copy_of(request.getfixturevalue(folder), tmp_path)
     name = "model.layers.3.mlp.down_proj.weight"
 
     def zero(scales: np.ndarray) -> None:
         # [rows, blocks] or, in standard operators, [blocks, rows]
-        by_row = scales.reshape(256, 4) if folder == "tiny_q4" else scales.reshape(4, 256).T
+        by_row = scales.reshape(256, 4) if folder == "tiny_int4" else scales.reshape(4, 256).T
         by_row[200, 2] = 0
 
     alter(copy, f"{name}.scales", zero)
@@ -91,9 +92,9 @@ def test_a_zeroed_block_is_named(folder: str, tmp_path: Path, request: pytest.Fi
     assert f"1 of 28672 blocks are not the checkpoint's: {name}, row 200, columns 256 to 383: " in result.message
 
 
-def test_many_bad_blocks_are_counted(tiny_q4: Path, tmp_path: Path) -> None:
+def test_many_bad_blocks_are_counted(tiny_int4: Path, tmp_path: Path) -> None:
     """A whole matrix that is wrong is no measure for itself."""
-    folder = copy_of(tiny_q4, tmp_path)
+    folder = copy_of(tiny_int4, tmp_path)
 
     def double(scales: np.ndarray) -> None:
         scales *= 2
@@ -105,8 +106,8 @@ def test_many_bad_blocks_are_counted(tiny_q4: Path, tmp_path: Path) -> None:
     assert result.message.endswith("; 1533 more")
 
 
-def test_a_nan_is_a_bad_block(tiny_q4: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny_q4, tmp_path)
+def test_a_nan_is_a_bad_block(tiny_int4: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_int4, tmp_path)
 
     def spoil(scales: np.ndarray) -> None:
         scales[0] = np.nan
@@ -118,8 +119,8 @@ def test_a_nan_is_a_bad_block(tiny_q4: Path, tmp_path: Path) -> None:
     assert np.isfinite(result.measured)
 
 
-def test_dynamic_rows(tiny_dynamic: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny_dynamic, tmp_path)
+def test_dynamic_rows(tiny_int8_dynamic: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_int8_dynamic, tmp_path)
 
     def double(scales: np.ndarray) -> None:
         scales[5] *= 2
@@ -200,24 +201,24 @@ def test_calibrated_channels_are_undone() -> None:
         assert _distances(one, plain.matrix(name)).steps.max() > 1, name
 
 
-def test_another_checkpoint(tiny_q4: Path, tmp_path: Path) -> None:
+def test_another_checkpoint(tiny_int4: Path, tmp_path: Path) -> None:
     write_checkpoint(reference_model(CONFIGS["gqa"]), tmp_path, CONFIGS["gqa"], BUILTIN_DIRECTORY)
     with pytest.raises(
         MismatchError, match=r"stores model\.embed_tokens\.weight as \[3072, 256\], the checkpoint has \[3072, 48\]"
     ):
-        check(tiny_q4, tmp_path)
+        check(tiny_int4, tmp_path)
 
 
-def test_a_matrix_that_the_checkpoint_lacks(tiny_q4: Path) -> None:
+def test_a_matrix_that_the_checkpoint_lacks(tiny_int4: Path) -> None:
     def weights(name: str) -> Constant:
         raise KeyError(name)
 
     with pytest.raises(MismatchError, match=r"the checkpoint has no model\.embed_tokens\.weight"):
-        compare_blocks(tiny_q4, read_manifest(tiny_q4), weights)
+        compare_blocks(tiny_int4, read_manifest(tiny_int4), weights)
 
 
-def test_data_that_ends_early(tiny_q4: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny_q4, tmp_path)
+def test_data_that_ends_early(tiny_int4: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_int4, tmp_path)
     data = next((folder / "onnx").glob("*.onnx_data"))
     data.write_bytes(data.read_bytes()[:100_000])
     with pytest.raises(FolderUnreadableError, match=r"expected \d+ bytes in .*onnx_data, found"):
@@ -227,29 +228,28 @@ def test_data_that_ends_early(tiny_q4: Path, tmp_path: Path) -> None:
         check(folder)
 
 
-def test_only_the_main_graph_is_read(tiny_q4: Path) -> None:
+def test_only_the_main_graph_is_read(tiny_int4: Path) -> None:
     """Twins share its bytes."""
-    manifest = read_manifest(tiny_q4)
+    manifest = read_manifest(tiny_int4)
     alone = dataclasses.replace(manifest, graphs=(manifest.graph("main"),))
-    weights = checkpoint_weights(open_reference(BUILTIN_DIRECTORY))
-    assert compare_blocks(tiny_q4, alone, weights) == compare_blocks(tiny_q4, manifest, weights)
+    weights = weights_of(BUILTIN_DIRECTORY)
+    assert compare_blocks(tiny_int4, alone, weights) == compare_blocks(tiny_int4, manifest, weights)
 
 
-def test_a_bad_block_names_its_half(tiny_q4: Path, tmp_path: Path) -> None:
+def test_a_bad_block_names_its_half(tiny_int4: Path, tmp_path: Path) -> None:
     """One block of thousands does not stand out by what its layer computes."""
-    folder = copy_of(tiny_q4, tmp_path)
+    folder = copy_of(tiny_int4, tmp_path)
 
     def double(scales: np.ndarray) -> None:
         scales[np.abs(scales).argmax()] *= 2
 
     alter(folder, "model.layers.2.mlp.down_proj.weight.scales", double)
-    weights = checkpoint_weights(open_reference(BUILTIN_DIRECTORY))
+    weights = weights_of(BUILTIN_DIRECTORY)
     nothing = Localisation(points=(), culprit=None, message="no point stands out")
-    found = with_blocks(nothing, compare_blocks(folder, read_manifest(folder), weights))
+    found = compare_stored(folder, read_manifest(folder), weights).named(nothing)
     assert found.culprit == "layers.2.mlp_residual"
     assert "model.layers.2.mlp.down_proj.weight, row" in found.message
-    sound = compare_blocks(tiny_q4, read_manifest(tiny_q4), weights)
-    assert with_blocks(nothing, sound) == nothing
+    assert compare_stored(tiny_int4, read_manifest(tiny_int4), weights).named(nothing) == nothing
 
 
 @pytest.mark.parametrize(
@@ -259,23 +259,26 @@ def test_a_bad_block_names_its_half(tiny_q4: Path, tmp_path: Path) -> None:
         ("model.layers.0.mlp.gate_proj.weight", "layers.0.mlp_residual"),
         ("model.embed_tokens.weight", "embedding"),
         ("lm_head.weight", "logits"),
-        ("model.norm.weight", None),
+        ("model.layers.7.input_layernorm.weight", "layers.7.attn_residual"),
+        ("model.layers.7.post_attention_layernorm.weight", "layers.7.mlp_residual"),
+        ("model.norm.weight", "norm"),
+        ("model.layers.7.rotary.weight", None),
     ],
 )
 def test_the_point_behind_a_tensor(tensor: str, point: str | None) -> None:
     assert point_of(tensor) == point
 
 
-def test_zero_points_off_by_one_move_a_whole_matrix(tiny_q4: Path, tmp_path: Path) -> None:
+def test_zero_points_off_by_one_move_a_whole_matrix(tiny_int4: Path, tmp_path: Path) -> None:
     """Each weight is within four steps of the checkpoint's; all of them are on one side."""
-    folder = copy_of(tiny_q4, tmp_path)
+    folder = copy_of(tiny_int4, tmp_path)
 
     def shift(packed: np.ndarray) -> None:
         low, high = np.minimum((packed & 15) + 1, 15), np.minimum((packed >> 4) + 1, 15)
         packed[:] = low | high << 4
 
     alter(folder, "model.layers.3.self_attn.o_proj.weight.zero_points", shift)
-    weights = checkpoint_weights(open_reference(BUILTIN_DIRECTORY))
+    weights = weights_of(BUILTIN_DIRECTORY)
     found = compare_blocks(folder, read_manifest(folder), weights)
     assert [one.tensor for one in found.shifted] == ["model.layers.3.self_attn.o_proj.weight"]
     assert -1.1 < found.shifted[0].steps < -0.7

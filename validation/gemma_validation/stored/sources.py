@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from gemma_validation.localise.stored import StoredMatrix
+from gemma_validation.stored.matrices import StoredMatrix
 
 if TYPE_CHECKING:
     from gemma_export.weights import Weight
@@ -124,8 +124,12 @@ class Sources:
 
     def _folded_order(self, down: str) -> npt.NDArray[np.int64] | None:
         from gemma_export.stored_codes import StoredCodes
+        from gemma_export.weights import Cast
 
         weight = self._weights(down)
+        if isinstance(weight, Cast):
+            # float32 of codes is still of codes
+            weight = weight.weight
         order = weight.order() if isinstance(weight, StoredCodes) else None
         return None if order is None else order.astype(np.int64)
 

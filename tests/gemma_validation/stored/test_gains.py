@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from local_references import weights_of
 from stored_edits import alter, copy_of
 
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
@@ -14,15 +15,14 @@ from gemma_export.weights import Constant, Weight
 from gemma_runtime.manifest import Manifest, read_manifest
 from gemma_validation.errors import MismatchError
 from gemma_validation.findings import Check, Localisation
-from gemma_validation.layered import checkpoint_weights, open_reference
-from gemma_validation.localise import compare_gains, with_gains
+from gemma_validation.stored import compare_stored
+from gemma_validation.stored.gains import compare_gains, gains_check
 
 _NORM = "model.layers.2.post_attention_layernorm"
 
 
 def check(folder: Path, manifest: Manifest | None = None) -> Check:
-    weights = checkpoint_weights(open_reference(BUILTIN_DIRECTORY))
-    return compare_gains(folder, manifest or read_manifest(folder), weights)
+    return gains_check(compare_gains(folder, manifest or read_manifest(folder), weights_of(BUILTIN_DIRECTORY)))
 
 
 def larger(gains: np.ndarray) -> None:
@@ -30,7 +30,9 @@ def larger(gains: np.ndarray) -> None:
 
 
 # a rescaled residual stream, gains within the graphs' own files, standard operators
-@pytest.mark.parametrize("name", ["tiny_fp32", "tiny_fp16", "tiny_q4", "tiny_dynamic", "tiny_qdq", "tiny_portable"])
+@pytest.mark.parametrize(
+    "name", ["tiny_fp32", "tiny_fp16", "tiny_int4", "tiny_int8_dynamic", "tiny_qdq", "tiny_portable"]
+)
 def test_good_folders_pass(name: str, request: pytest.FixtureRequest) -> None:
     found = check(request.getfixturevalue(name))
     assert (found.group, found.name, found.outcome, found.measured) == ("structure", "norm gains", "passed", 0)
@@ -38,7 +40,7 @@ def test_good_folders_pass(name: str, request: pytest.FixtureRequest) -> None:
     assert found.message == f"all {45 if name == 'tiny_fp16' else 9} gains are the checkpoint's"
 
 
-@pytest.mark.parametrize("name", ["tiny_q4", "tiny_fp16"])
+@pytest.mark.parametrize("name", ["tiny_int4", "tiny_fp16"])
 def test_a_gain_that_is_off_is_named_with_its_layer(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     folder = copy_of(request.getfixturevalue(name), tmp_path)
     alter(folder, f"{_NORM}.gain", larger)
@@ -48,31 +50,28 @@ def test_a_gain_that_is_off_is_named_with_its_layer(name: str, tmp_path: Path, r
     assert found.measured == pytest.approx(0.05, abs=2e-3)
 
     nothing = Localisation(points=(), culprit=None, message="nothing stands out")
-    told = with_gains(nothing, found)
+    stored = compare_stored(folder, read_manifest(folder), weights_of(BUILTIN_DIRECTORY))
+    told = stored.named(nothing)
     assert told.culprit == "layers.2.mlp_residual"
-    assert told.message == f"{found.message}; nothing stands out"
+    assert f"{_NORM} in " in told.message
+    assert told.message.endswith("; nothing stands out")
     known = dataclasses.replace(nothing, culprit="layers.0.attn_residual")
-    assert with_gains(known, found).culprit == "layers.0.attn_residual"
+    assert stored.named(known).culprit == "layers.0.attn_residual"
 
 
-def test_localisation_of_good_gains_stays(tiny_q4: Path) -> None:
-    nothing = Localisation(points=(), culprit=None, message="nothing stands out")
-    assert with_gains(nothing, check(tiny_q4)) is nothing
-
-
-def test_a_gain_that_is_not_finite(tiny_q4: Path, tmp_path: Path) -> None:
+def test_a_gain_that_is_not_finite(tiny_int4: Path, tmp_path: Path) -> None:
     def spoil(gains: np.ndarray) -> None:
         gains[3] = np.nan
 
-    folder = copy_of(tiny_q4, tmp_path)
+    folder = copy_of(tiny_int4, tmp_path)
     alter(folder, "model.norm.gain", spoil)
     found = check(folder)
     assert (found.outcome, found.measured is not None and np.isfinite(found.measured)) == ("failed", True)
     assert "model.norm in " in found.message
 
 
-def test_norms_that_calibration_changes_are_left_out_with_the_reason(tiny_q4: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny_q4, tmp_path)
+def test_norms_that_calibration_changes_are_left_out_with_the_reason(tiny_int4: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_int4, tmp_path)
     alter(folder, f"{_NORM}.gain", larger)
     manifest = read_manifest(folder)
     options = {**manifest.precision.options, "activation_aware": {}}
@@ -84,7 +83,7 @@ def test_norms_that_calibration_changes_are_left_out_with_the_reason(tiny_q4: Pa
     )
 
 
-def test_another_checkpoint(tiny_q4: Path) -> None:
+def test_another_checkpoint(tiny_int4: Path) -> None:
     import torch
 
     def none(name: str) -> Weight:
@@ -94,6 +93,6 @@ def test_another_checkpoint(tiny_q4: Path) -> None:
         return Constant(torch.zeros(8), "short")
 
     with pytest.raises(MismatchError, match=r"the checkpoint has no model\.layers\.0\.input_layernorm\.weight"):
-        compare_gains(tiny_q4, read_manifest(tiny_q4), none)
+        compare_gains(tiny_int4, read_manifest(tiny_int4), none)
     with pytest.raises(MismatchError, match=r"as \[256\], the checkpoint has \[8\]"):
-        compare_gains(tiny_q4, read_manifest(tiny_q4), short)
+        compare_gains(tiny_int4, read_manifest(tiny_int4), short)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,18 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_runtime.manifest import Manifest
+from gemma_validation.artifact import load_graph, residual_shift
 from gemma_validation.errors import MismatchError
-from gemma_validation.findings import Check, Localisation
-from gemma_validation.localise.graphs import load_graph
-from gemma_validation.localise.initializers import Initializers
-from gemma_validation.localise.measure import NOT_FINITE, residual_shift
-from gemma_validation.localise.sources import SourceMatrix, Sources
-from gemma_validation.localise.stored import StoredMatrix, stored_matrices
+from gemma_validation.findings import NOT_FINITE, Check
+from gemma_validation.stored.initializers import Initializers
+from gemma_validation.stored.matrices import StoredMatrix, stored_matrices
+from gemma_validation.stored.sources import SourceMatrix, Sources
 
 if TYPE_CHECKING:
     from gemma_export.weights import Weight
 
-__all__ = ["BadBlock", "BlocksFound", "ShiftedMatrix", "blocks_check", "compare_blocks", "point_of", "with_blocks"]
+__all__ = ["BadBlock", "BlocksFound", "ShiftedMatrix", "blocks_check", "compare_blocks"]
 
 # The most steps between a weight and what is stored for it, where a block's step is what its own range asks for.
 # Measured on the built-in model: rounding moves a weight by half a step, and by one at the end of the range; a searched
@@ -166,27 +164,6 @@ def blocks_check(found: BlocksFound) -> Check:
         measured=max([found.steps, *(block.steps for block in found.bad)]),
         bound=_STEPS,
     )
-
-
-def with_blocks(localisation: Localisation, found: BlocksFound) -> Localisation:
-    """The same, with what stored blocks say: the half of the worst one is the culprit if no other stands out.
-
-    One block in thousands changes a layer's output less than its 4 bits do.
-    """
-    if not found.wrong:
-        return localisation
-    culprit = localisation.culprit or point_of(found.wrong[0].tensor)
-    message = f"stored blocks are not the checkpoint's: {_named(found.wrong)}; {localisation.message}"
-    return dataclasses.replace(localisation, culprit=culprit, message=message)
-
-
-def point_of(tensor: str) -> str | None:
-    """The residual point behind a tensor of the checkpoint: "model.layers.3.mlp.up_proj.weight" writes to
-    "layers.3.mlp_residual"; None for one that no layer has."""
-    layer = re.fullmatch(r"model\.(layers\.\d+)\.(self_attn|mlp)\..*", tensor)
-    if layer is not None:
-        return f"{layer[1]}.{'attn' if layer[2] == 'self_attn' else 'mlp'}_residual"
-    return {"model.embed_tokens.weight": "embedding", "lm_head.weight": "logits"}.get(tensor)
 
 
 def _named(bad: Sequence[ShiftedMatrix | BadBlock]) -> str:

@@ -6,7 +6,6 @@ A gain that is off by a few percent moves logits less than 4-bit weights do: no 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,29 +13,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gemma_runtime.manifest import Manifest
+from gemma_validation.artifact import load_graph
 from gemma_validation.errors import MismatchError
-from gemma_validation.findings import Check, Localisation
-from gemma_validation.localise.graphs import load_graph
-from gemma_validation.localise.initializers import Initializers
-from gemma_validation.localise.measure import NOT_FINITE
+from gemma_validation.findings import NOT_FINITE, Check
+from gemma_validation.stored.initializers import Initializers
 
 if TYPE_CHECKING:
     from gemma_export.weights import Weight
 
-__all__ = ["compare_gains", "with_gains"]
+__all__ = ["Gain", "GainsFound", "compare_gains", "gains_check"]
 
 _NAME = "norm gains"
 _SUFFIX = ".gain"
 # a norm -> the projection whose channels' factors calibration folds into it
 _READERS = {"input_layernorm": "self_attn.q_proj", "post_attention_layernorm": "mlp.gate_proj"}
-# a norm -> the residual point behind it, where it is the half's first
-_POINTS = {"input_layernorm": "attn_residual", "post_attention_layernorm": "mlp_residual"}
 # wrong gains in a message
 _NAMED = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Gain:
+class Gain:
     """One norm's gain, held against the checkpoint's."""
 
     norm: str
@@ -47,8 +43,27 @@ class _Gain:
     def __str__(self) -> str:
         return f"{self.norm} in {self.file} is off by {self.error:.2g} of its gain"
 
+    @property
+    def tensor(self) -> str:
+        """Of the checkpoint."""
+        return f"{self.norm}.weight"
 
-def compare_gains(directory: Path, manifest: Manifest, weights: Callable[[str], Weight]) -> Check:
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GainsFound:
+    """What the comparison found."""
+
+    compared: tuple[Gain, ...]
+    # norms whose gains calibration has changed
+    left_out: int
+
+    @property
+    def wrong(self) -> tuple[Gain, ...]:
+        """All that are not the checkpoint's, worst first."""
+        return tuple(sorted((gain for gain in self.compared if gain.error), key=lambda gain: -gain.error))
+
+
+def compare_gains(directory: Path, manifest: Manifest, weights: Callable[[str], Weight]) -> GainsFound:
     """Holds every norm's gain of every graph against 1 + w of the checkpoint, rounded to the type it is stored in.
 
     Args:
@@ -56,15 +71,12 @@ def compare_gains(directory: Path, manifest: Manifest, weights: Callable[[str], 
         manifest: of it.
         weights: name -> lazy float32 weight of the checkpoint that it was made from, adapter merged if it has one.
 
-    Returns:
-        A failed check names the norms that differ, worst first; skipped where calibration has changed all of them.
-
     Raises:
         MismatchError: a norm is none of the checkpoint's, or of another size.
         FolderUnreadableError: a graph or data file cannot be read.
         GemmaExportError: a weight cannot be read.
     """
-    compared: dict[tuple[str, int, str], _Gain] = {}
+    compared: dict[tuple[str, int, str], Gain] = {}
     left_out: set[str] = set()
     for graph in manifest.graphs:
         file = directory / graph.file
@@ -81,18 +93,8 @@ def compare_gains(directory: Path, manifest: Manifest, weights: Callable[[str], 
             where = (location, first, "" if location != f"inline {norm}{_SUFFIX}" else graph.file)
             if where not in compared:
                 error = _error(stored, norm, weights)
-                compared[where] = _Gain(norm=norm, file=Path(graph.file).name, error=error)
-    return _check(list(compared.values()), len(left_out))
-
-
-def with_gains(localisation: Localisation, gains: Check) -> Localisation:
-    """The same, with what the gains say: the half behind the worst one is the culprit if no other stands out."""
-    if gains.outcome != "failed":
-        return localisation
-    norm = re.search(r"model\.(layers\.\d+)\.(\w+) in ", gains.message)
-    point = _POINTS.get(norm[2]) if norm is not None else None
-    culprit = localisation.culprit or (f"{norm[1]}.{point}" if norm is not None and point is not None else None)
-    return dataclasses.replace(localisation, culprit=culprit, message=f"{gains.message}; {localisation.message}")
+                compared[where] = Gain(norm=norm, file=Path(graph.file).name, error=error)
+    return GainsFound(compared=tuple(compared.values()), left_out=len(left_out))
 
 
 def _is_folded(norm: str, manifest: Manifest) -> bool:
@@ -135,23 +137,23 @@ def _error(stored: Initializers, norm: str, weights: Callable[[str], Weight]) ->
     return float((apart / np.maximum(size, np.finfo(np.float32).tiny)).max())
 
 
-def _check(gains: list[_Gain], left_out: int) -> Check:
+def gains_check(found: GainsFound) -> Check:
+    """What was found, as a check of the folder; skipped where calibration has changed all of them."""
+    left_out, wrong, count = found.left_out, found.wrong, len(found.compared)
     why = f"; {left_out} left out: calibration folds channel scales into the norms of layers" if left_out else ""
-    if not gains:
-        message = f"no gain to compare{why}"
-        return Check(group="structure", name=_NAME, outcome="skipped", message=message)
-    wrong = sorted((gain for gain in gains if gain.error), key=lambda gain: -gain.error)
+    if not count:
+        return Check(group="structure", name=_NAME, outcome="skipped", message=f"no gain to compare{why}")
     more = f"; {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
     message = (
-        f"{len(wrong)} of {len(gains)} gains are not the checkpoint's: {'; '.join(map(str, wrong[:_NAMED]))}{more}{why}"
+        f"{len(wrong)} of {count} gains are not the checkpoint's: {'; '.join(map(str, wrong[:_NAMED]))}{more}{why}"
         if wrong
-        else f"all {len(gains)} gains are the checkpoint's{why}"
+        else f"all {count} gains are the checkpoint's{why}"
     )
     return Check(
         group="structure",
         name=_NAME,
         outcome="failed" if wrong else "passed",
         message=message,
-        measured=max(gain.error for gain in gains),
+        measured=max(gain.error for gain in found.compared),
         bound=0.0,
     )

@@ -6,6 +6,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from gemma_export.artifact.disk import sync_directory
+
 __all__ = ["replace_file"]
 
 
@@ -34,16 +36,5 @@ def replace_file(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
-
-
-def _sync(directory: Path) -> None:
-    # the rename survives a power loss; Windows opens no directories, some network file systems refuse
-    if os.name == "nt":
-        return
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(handle)
-    finally:
-        os.close(handle)
+    # the rename survives a power loss
+    sync_directory(path.parent)
