@@ -34,7 +34,7 @@ SCHEMA = json.loads(Path(str(gemma_runtime.__file__)).with_name("manifest.schema
 @pytest.fixture
 def folder(tiny_fp32: Path, tmp_path: Path) -> Path:
     # links: the weights are only read, the manifest is replaced
-    shutil.copytree(tiny_fp32, tmp_path / "folder", copy_function=os.link)
+    shutil.copytree(tiny_fp32, tmp_path / "folder")
     manifest = tmp_path / "folder" / MANIFEST_FILE
     text = manifest.read_bytes()
     manifest.unlink()
