@@ -13,8 +13,8 @@ from example_reports import drifted, passed
 from unprivileged import DROP_RIGHTS, run_code
 
 from gemma_validation.errors import ReportDirectoryError
+from gemma_validation.files import replace_file
 from gemma_validation.report import prepare_directory, write_reports
-from gemma_validation.report.files import replace_file
 
 
 def test_three_files_in_a_new_directory(tmp_path: Path) -> None:
