@@ -96,15 +96,11 @@ def _with_tokenizer(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def released_config(variant: Variant) -> dict[str, Any]:
-    """The config.json of a released variant: its sizes and Gemma 1's constants (https://arxiv.org/abs/2403.08295)."""
+    """The config.json of a released variant: its sizes and its family's constants."""
+    family = FAMILIES[variant.family]
     return {
-        "model_type": FAMILIES[variant.family].model_type,
+        "model_type": family.model_type,
         **dict(variant.architecture),
-        "hidden_act": "gelu_pytorch_tanh",
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": True,
-        "bos_token_id": 2,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
+        **family.constants,
+        **dict(variant.constants),
     }

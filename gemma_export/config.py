@@ -6,9 +6,17 @@ Torch-free, so that `--help`, `variants` and `--dry-run` stay instant.
 from __future__ import annotations
 
 import dataclasses
-import math
 
-__all__ = ["CacheState", "DecoderSpec"]
+__all__ = ["CacheState", "DecoderSpec", "Rotary"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rotary:
+    """How positions turn queries and keys: by position / factor * theta ** (-2 i / head_dim) in channel pair i."""
+
+    theta: float
+    # of linear scaling; 1 leaves positions as they are
+    factor: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +37,23 @@ class DecoderSpec:
     # independent of hidden_size / num_attention_heads (7B: 16 x 256 = 4096 != 3072)
     head_dim: int
     rms_norm_eps: float
-    rope_theta: float
+    # factor on query-key products (query_pre_attn_scalar ** -0.5); head_dim ** -0.5 in Gemma 1
+    attention_scale: float
+    # softcap * tanh(products / softcap) before the mask; 0 where the architecture has none
+    attention_softcap: float
+    # the same of the logits
+    final_softcap: float
+    # layer -> positions that a token sees, its own counted; 0 means all of them
+    windows: tuple[int, ...]
+    # rotary embedding of layers that see everything, and of those with a window
+    rotary: Rotary
+    local_rotary: Rotary
+    # each branch is normalised before it is added to the residual stream
+    post_norms: bool
+    # each query and key head is normalised before it is rotated
+    qk_norm: bool
+    # contexts so long that steps compute the rows of the rotary tables that they need, where the target allows that
+    computes_rotary: bool
     # longest sequence, in tokens, that the rotary tables cover
     max_position_embeddings: int
     # the output head is the embedding table itself
@@ -48,13 +72,17 @@ class DecoderSpec:
         """Width of the concatenated key (or value) heads."""
         return self.num_key_value_heads * self.head_dim
 
-    @property
-    def attention_scale(self) -> float:
-        """Factor on query-key products; Gemma 1 uses head_dim ** -0.5.
+    def rotary_of(self, layer: int) -> Rotary:
+        """The rotary embedding of a layer."""
+        return self.local_rotary if self.windows[layer] else self.rotary
 
-        Source: https://github.com/google/gemma_pytorch/blob/main/gemma/model.py (GemmaAttention.scaling).
-        """
-        return 1 / math.sqrt(self.head_dim)
+    @property
+    def rotary_tables(self) -> dict[str, Rotary]:
+        """Suffix of the tables' names -> the embedding that they are of: "" and, where layers differ, "_local"."""
+        used = {self.rotary_of(layer) for layer in range(self.num_hidden_layers)}
+        if len(used) == 1:
+            return {"": next(iter(used))}
+        return {"": self.rotary, "_local": self.local_rotary}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

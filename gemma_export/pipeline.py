@@ -201,6 +201,7 @@ def lower_graphs(plan: ExportPlan, model: ir.Model, progress: Progress | None = 
     if cache_scales is not None:
         assert plan.target.quantise_cache is not None
         plan.target.quantise_cache(model, cache_scales)
+    plan.target.settle(model, plan.spec)
     graphs = []
     for planned in plan.graphs:
         twin = model.clone()

@@ -23,6 +23,7 @@ __all__ = [
     "Cast",
     "Concat",
     "Constant",
+    "RotaryTable",
     "Scale",
     "Shift",
     "Stored",
@@ -110,6 +111,28 @@ class Constant(Weight):
         """See Weight."""
         row_bytes = self.constant[0].nbytes
         yield from torch.split(self.constant, max(1, _CHUNK_BYTES // row_bytes))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class RotaryTable(Weight):
+    """Cosine or sine of position * frequency, a row for each position (gemma_export.nn.rotary has the formula).
+
+    A table of 131,072 positions is 64 MiB at a head size of 256.
+    """
+
+    def __init__(self, frequencies: torch.Tensor, positions: int, function: str, name: str) -> None:
+        self.frequencies, self.function, self.name = frequencies, function, name
+        self.shape, self.dtype = (positions, len(frequencies)), torch.float32
+
+    def chunks(self) -> Iterator[torch.Tensor]:
+        """See Weight."""
+        step = max(1, _CHUNK_BYTES // self.frequencies.nbytes)
+        for start in range(0, self.shape[0], step):
+            positions = torch.arange(start, min(start + step, self.shape[0]), dtype=torch.float32)
+            angles = torch.outer(positions, self.frequencies)
+            yield angles.cos() if self.function == "cos" else angles.sin()
 
     def __str__(self) -> str:
         return self.name

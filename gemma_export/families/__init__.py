@@ -12,10 +12,12 @@ from gemma_export.errors import ConfigError
 from gemma_export.families.config_reader import ConfigReader
 from gemma_export.families.family import Family
 from gemma_export.families.gemma import GEMMA
+from gemma_export.families.gemma2 import GEMMA2
+from gemma_export.families.gemma3 import GEMMA3
 
 __all__ = ["FAMILIES", "Family", "check_generation_config", "family_of"]
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (GEMMA,)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (GEMMA, GEMMA2, GEMMA3)}
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

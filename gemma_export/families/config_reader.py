@@ -69,6 +69,10 @@ class ConfigReader:
         self._read.add(key)
         return self._config.get(key)
 
+    def has(self, key: str) -> bool:
+        """Whether the key is there, whatever its value."""
+        return key in self._config
+
     def neutral(self, accepted: Mapping[str, tuple[Any, ...]]) -> None:
         """Refuses keys that change the mathematics, unless their value says they do not.
 

@@ -21,6 +21,8 @@ class Family:
     name: str
     # the value of config.json's "model_type"
     model_type: str
+    # keys of config.json that have one value in all released checkpoints, for synthetic weights of a variant
+    constants: Mapping[str, Any]
     # config.json -> (specification, names of keys that nothing reads)
     parse_config: Callable[[Mapping[str, Any]], tuple[DecoderSpec, tuple[str, ...]]]
     # checkpoint tensor name -> shape; the decoder's parameters have the same names

@@ -35,6 +35,8 @@ class LayerStack:
     # runs a layer: (module with its weights, layer's index, hidden states [B, S, H]) -> hidden states [B, S, H];
     # sequences start at position 0, are causal and hold no padding
     call: Callable[[torch.nn.Module, int, torch.Tensor], torch.Tensor]
+    # bound of the logits' soft-capping; 0 where there is none
+    final_softcap: float
     # the norm before the head
     norm: Callable[[], torch.nn.Module]
     # tensor [vocab_size, hidden_size] of the head; the embedding's where both are tied
@@ -56,7 +58,10 @@ def reference_stack(family: Family, spec: DecoderSpec, *, positions: int) -> Lay
     # on the meta device modules of any size cost nothing
     with torch.device("meta"):
         backbone = family.build(spec).model
-    cos, sin = rotary_tables(positions=positions, head_dim=spec.head_dim, theta=spec.rope_theta)
+    rotary, local_rotary = (
+        rotary_tables(positions=positions, head_dim=spec.head_dim, rotary=kind)
+        for kind in (spec.rotary, spec.local_rotary)
+    )
     states = family.cache_states(spec)
     layers = list(backbone.layers)
 
@@ -64,7 +69,7 @@ def reference_stack(family: Family, spec: DecoderSpec, *, positions: int) -> Lay
         batch, sequence, _ = hidden.shape
         mask = torch.ones(batch, sequence, dtype=torch.int64)
         empty = hidden.new_zeros(batch, states[index].num_heads, 0, states[index].head_dim)
-        context = Context(attention_mask=mask, cos_cache=cos, sin_cache=sin)
+        context = Context(attention_mask=mask, rotary=rotary, local_rotary=local_rotary)
         output: torch.Tensor = layer(hidden, context, (empty, empty))[0]
         return output
 
@@ -76,6 +81,7 @@ def reference_stack(family: Family, spec: DecoderSpec, *, positions: int) -> Lay
         embedding_scale=backbone.embed_tokens.scale,
         layer=lambda index: layers[index],
         call=call,
+        final_softcap=spec.final_softcap,
         norm=lambda: backbone.norm,
         head="model.embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight",
         layer_weight=lambda index, parameter: f"model.layers.{index}.{parameter}",

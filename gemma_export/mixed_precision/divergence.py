@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from gemma_export.ops import soft_cap
+
 __all__ = ["StreamedKL"]
 
 
@@ -16,9 +18,11 @@ class StreamedKL:
     Args:
         positions: rows of every block of logits.
         models: how many there are.
+        softcap: bound of the soft-capping that the logits have yet to go through; 0 where there is none.
     """
 
-    def __init__(self, positions: int, models: int) -> None:
+    def __init__(self, positions: int, models: int, softcap: float = 0.0) -> None:
+        self._softcap = softcap
         zeros = torch.zeros(positions, dtype=torch.float64)
         lowest = torch.full_like(zeros, -torch.inf)
         self._reference = torch.empty(0)
@@ -32,7 +36,7 @@ class StreamedKL:
 
     def reference(self, logits: torch.Tensor) -> None:
         """The reference's logits [positions, rows] of the next block of the vocabulary."""
-        self._reference = logits.double()
+        self._reference = self._capped(logits)
         top = torch.maximum(self._top, self._reference.amax(-1))
         shrink = torch.exp(self._top - top)
         self._weights = torch.exp(self._reference - top[:, None])
@@ -42,12 +46,16 @@ class StreamedKL:
 
     def model(self, index: int, logits: torch.Tensor) -> None:
         """A model's logits [positions, rows] of the block that `reference` was last told."""
-        wide = logits.double()
+        wide = self._capped(logits)
         top = torch.maximum(self._model_top[index], wide.amax(-1))
         shrink = torch.exp(self._model_top[index] - top)
         self._model_sum[index] = self._model_sum[index] * shrink + torch.exp(wide - top[:, None]).sum(-1)
         self._model_top[index] = top
         self._differences[index] += (self._weights * (self._reference - wide)).sum(-1)
+
+    def _capped(self, logits: torch.Tensor) -> torch.Tensor:
+        wide = logits.double()
+        return soft_cap(wide, cap=self._softcap) if self._softcap else wide
 
     def means(self) -> list[float]:
         """Mean over the positions, nats, of each model; rounding may leave a zero a little below zero."""

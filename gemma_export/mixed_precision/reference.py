@@ -65,7 +65,7 @@ class Reference:
         layout = self.weights.layout(self.stack.head, precision)
         if self.rounds_activations and layout is not None:
             final = round_activations(final, layout.block_size)
-        streamed = StreamedKL(len(final), 1)
+        streamed = StreamedKL(len(final), 1, self.stack.final_softcap)
         plain, quantised = row_blocks(self.weights.plain(self.stack.head)), row_blocks(weights(self.stack.head))
         with torch.no_grad(), self.threads():
             for (_, rows), (_, changed) in zip(plain, quantised, strict=True):

@@ -221,7 +221,7 @@ class _Sweep:
         # a tied table has changed the stream as well as the head
         slots = {branch.choice: branch.slot for branch in self._branches if tied and branch.matrix == name}
         states = self._hidden[0].flatten(0, 1)
-        streamed = StreamedKL(len(states), len(keys))
+        streamed = StreamedKL(len(states), len(keys), self._stack.final_softcap)
         with torch.no_grad(), self._threads():
             for _, rows in row_blocks(self._weights.plain(name)):
                 streamed.reference(states @ rows.T)

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from gemma_export import ops
+from gemma_export.nn.norm import HeadNorm
 from gemma_export.nn.projection import Projection
 
 __all__ = ["Context", "GroupedQueryAttention"]
@@ -18,13 +19,13 @@ class Context:
 
     # int64 [batch_size, total_sequence_length], 1 for a real token
     attention_mask: torch.Tensor
-    # [positions, head_dim / 2]
-    cos_cache: torch.Tensor
-    sin_cache: torch.Tensor
+    # (cosine, sine), [positions, head_dim / 2] each: of layers that see everything, and of those with a window
+    rotary: tuple[torch.Tensor, torch.Tensor]
+    local_rotary: tuple[torch.Tensor, torch.Tensor]
 
 
 class GroupedQueryAttention(torch.nn.Module):
-    """Query, key and value projections, attention over the cache, output projection."""
+    """Query, key and value projections, norms of their heads where there are any, attention, output projection."""
 
     def __init__(
         self,
@@ -36,6 +37,8 @@ class GroupedQueryAttention(torch.nn.Module):
         scale: float,
         softcap: float = 0.0,
         window: int = 0,
+        # of the norms of query and key heads; None: there are none
+        qk_norm_epsilon: float | None = None,
     ) -> None:
         super().__init__()
         self.q_proj = Projection(hidden_size, num_heads * head_dim)
@@ -44,6 +47,10 @@ class GroupedQueryAttention(torch.nn.Module):
         self.o_proj = Projection(num_heads * head_dim, hidden_size)
         self.num_heads, self.kv_num_heads = num_heads, kv_num_heads
         self.scale, self.softcap, self.window = scale, softcap, window
+        if qk_norm_epsilon is not None:
+            self.q_norm = HeadNorm(head_dim, num_heads, epsilon=qk_norm_epsilon)
+            self.k_norm = HeadNorm(head_dim, kv_num_heads, epsilon=qk_norm_epsilon)
+        self.normalises = qk_norm_epsilon is not None
 
     def forward(
         self, x: torch.Tensor, context: Context, past_key: torch.Tensor, past_value: torch.Tensor
@@ -53,15 +60,17 @@ class GroupedQueryAttention(torch.nn.Module):
         Returns:
             The branch's output [batch_size, sequence_length, hidden_size], present key, present value.
         """
+        query, key = self.q_proj(x), self.k_proj(x)
+        if self.normalises:
+            query, key = self.q_norm(query), self.k_norm(key)
         output, present_key, present_value = ops.attention(
-            self.q_proj(x),
-            self.k_proj(x),
+            query,
+            key,
             self.v_proj(x),
             past_key,
             past_value,
             context.attention_mask,
-            context.cos_cache,
-            context.sin_cache,
+            *(context.local_rotary if self.window else context.rotary),
             num_heads=self.num_heads,
             kv_num_heads=self.kv_num_heads,
             scale=self.scale,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -12,7 +12,7 @@ from gemma_export.nn.mlp import GatedMLP
 from gemma_export.nn.norm import RMSNorm
 from gemma_export.nn.projection import Projection
 
-__all__ = ["Decoder", "LayerFactory", "PreNormLayer"]
+__all__ = ["Decoder", "LayerFactory", "PostNormLayer", "PreNormLayer"]
 
 # builds layer i
 LayerFactory = Callable[[int], torch.nn.Module]
@@ -38,6 +38,30 @@ class PreNormLayer(torch.nn.Module):
         branch, key, value = self.self_attn(self.input_layernorm(x), context, *past)
         x = ops.residual_add(x, branch, point=f"layers.{self.index}.attn_residual")
         branch = self.mlp(self.post_attention_layernorm(x))
+        return ops.residual_add(x, branch, point=f"layers.{self.index}.mlp_residual"), (key, value)
+
+
+class PostNormLayer(torch.nn.Module):
+    """Gemma 2's layer: norm, attention, norm, add; norm, MLP, norm, add."""
+
+    def __init__(
+        self, index: int, *, attention: GroupedQueryAttention, mlp: GatedMLP, hidden_size: int, epsilon: float
+    ) -> None:
+        super().__init__()
+        self.index = index
+        self.self_attn = attention
+        self.mlp = mlp
+        self.input_layernorm = RMSNorm(hidden_size, epsilon=epsilon)
+        self.post_attention_layernorm = RMSNorm(hidden_size, epsilon=epsilon)
+        self.pre_feedforward_layernorm = RMSNorm(hidden_size, epsilon=epsilon)
+        self.post_feedforward_layernorm = RMSNorm(hidden_size, epsilon=epsilon)
+
+    def forward(self, x: torch.Tensor, context: Context, past: KeyValue) -> tuple[torch.Tensor, KeyValue]:
+        """[batch_size, sequence_length, hidden_size] -> the same, and the grown cache."""
+        branch, key, value = self.self_attn(self.input_layernorm(x), context, *past)
+        branch = self.post_attention_layernorm(branch)
+        x = ops.residual_add(x, branch, point=f"layers.{self.index}.attn_residual")
+        branch = self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
         return ops.residual_add(x, branch, point=f"layers.{self.index}.mlp_residual"), (key, value)
 
 
@@ -89,7 +113,10 @@ class Decoder(torch.nn.Module):
         epsilon: float,
         tie_word_embeddings: bool,
         layer: LayerFactory,
-        rotary: tuple[torch.Tensor, torch.Tensor],
+        # suffix -> (cosine, sine), as DecoderSpec.rotary_tables names them
+        rotary: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+        # of the logits; 0 means none
+        softcap: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = Backbone(
@@ -98,8 +125,11 @@ class Decoder(torch.nn.Module):
         self.lm_head = Projection(hidden_size, vocab_size)
         if tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        self.register_buffer("cos_cache", rotary[0], persistent=False)
-        self.register_buffer("sin_cache", rotary[1], persistent=False)
+        self.softcap = softcap
+        for suffix, (cos, sin) in rotary.items():
+            self.register_buffer(f"cos_cache{suffix}", cos, persistent=False)
+            self.register_buffer(f"sin_cache{suffix}", sin, persistent=False)
+        self.local_suffix = "_local" if "_local" in rotary else ""
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, past: list[KeyValue], keep: int = 0
@@ -117,11 +147,15 @@ class Decoder(torch.nn.Module):
         """
         context = Context(
             attention_mask=attention_mask,
-            cos_cache=self.get_buffer("cos_cache"),
-            sin_cache=self.get_buffer("sin_cache"),
+            rotary=self._tables(""),
+            local_rotary=self._tables(self.local_suffix),
         )
         hidden, present = self.model(input_ids, context, past)
-        return self.lm_head(ops.last_tokens(hidden, attention_mask, keep=keep)), present
+        logits = self.lm_head(ops.last_tokens(hidden, attention_mask, keep=keep))
+        return ops.soft_cap(logits, cap=self.softcap) if self.softcap else logits, present
+
+    def _tables(self, suffix: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.get_buffer(f"cos_cache{suffix}"), self.get_buffer(f"sin_cache{suffix}")
 
     def empty_cache(self, batch_size: int) -> list[KeyValue]:
         """The cache before the first token: [batch_size, kv_heads, 0, head_dim] per layer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gemma_export.passes.align_rows import AlignRows
+from gemma_export.passes.compute_rotary import ComputeRotary
 from gemma_export.passes.drop_query_lengths import DropQueryLengths
 from gemma_export.passes.fold_channel_scales import FoldChannelScales
 from gemma_export.passes.fold_input_order import FoldInputOrder
@@ -13,9 +14,11 @@ from gemma_export.passes.logits_positions import declare_logits, logits_position
 from gemma_export.passes.lower_attention import LowerAttention
 from gemma_export.passes.lower_embedding import LowerEmbedding
 from gemma_export.passes.lower_geglu import LowerGeGLU
+from gemma_export.passes.lower_head_norms import LowerHeadNorms
 from gemma_export.passes.lower_linear import LowerLinear
 from gemma_export.passes.lower_linear_to_matmul import LowerLinearToMatMul
 from gemma_export.passes.lower_norms import LowerNorms
+from gemma_export.passes.lower_soft_cap import LowerSoftCap
 from gemma_export.passes.quantise_activations import QuantiseActivations, RowQuantised
 from gemma_export.passes.quantise_cache import QuantiseCache
 from gemma_export.passes.quantise_matrices import BlockQuantised, QuantiseMatrices
@@ -28,6 +31,7 @@ from gemma_export.passes.static_step import StaticStep
 __all__ = [
     "AlignRows",
     "BlockQuantised",
+    "ComputeRotary",
     "DropQueryLengths",
     "FoldChannelScales",
     "FoldInputOrder",
@@ -37,9 +41,11 @@ __all__ = [
     "LowerAttention",
     "LowerEmbedding",
     "LowerGeGLU",
+    "LowerHeadNorms",
     "LowerLinear",
     "LowerLinearToMatMul",
     "LowerNorms",
+    "LowerSoftCap",
     "QuantiseActivations",
     "QuantiseCache",
     "QuantiseMatrices",

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from gemma_export.errors import PassError
 from gemma_export.passes.semantic_nodes import insert_before, int64_constant, nodes_of, refuse, value_named
 
-__all__ = ["ALIGNED_IDS", "FIRST", "QUERY_LENGTHS", "SEQLENS_K", "SEQUENCE", "TOTAL", "AlignRows"]
+__all__ = ["ALIGNED_IDS", "FIRST", "POSITION_IDS", "QUERY_LENGTHS", "SEQLENS_K", "SEQUENCE", "TOTAL", "AlignRows"]
 
 # values that later passes look up by name
 # int32 [batch_size]: real tokens of a row after this step, minus one
@@ -18,6 +18,8 @@ TOTAL = "rows.total_sequence_length"
 QUERY_LENGTHS = "rows.query_lengths"
 # int64 [batch_size, 1]: column of a row's first real token among this step's columns
 FIRST = "rows.first"
+# int64 [batch_size, sequence_length]: positions of this step's tokens, where rotary embedding is a node of its own
+POSITION_IDS = "rows.position_ids"
 # int64 [1]: sequence_length
 SEQUENCE = "rows.sequence_length"
 # int64 [batch_size, sequence_length]: token ids, each row's real ones first

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from gemma_export.passes.align_rows import QUERY_LENGTHS, SEQLENS_K, TOTAL
@@ -21,7 +23,7 @@ from gemma_export.passes.semantic_nodes import (
 )
 from gemma_export.weights import Concat
 
-__all__ = ["QUERY_SEQLENS", "FuseGroupQueryAttention"]
+__all__ = ["QUERY_SEQLENS", "FuseGroupQueryAttention", "kernel_limits", "query_seqlens"]
 
 _NAME = "FuseGroupQueryAttention"
 # zero-based input positions of GroupQueryAttention; query_seqlens is the last of 17
@@ -44,7 +46,7 @@ class FuseGroupQueryAttention(ir.passes.InPlacePass):
         nodes = nodes_of(model, "Attention")
         if not nodes:
             return ir.passes.PassResult(model, modified=False)
-        lengths = _query_seqlens(model.graph, nodes[0])
+        lengths = query_seqlens(model.graph, nodes[0])
         for node in nodes:
             _fuse(model.graph, node, lengths)
         drop_unused_initializers(model.graph)
@@ -55,7 +57,17 @@ class FuseGroupQueryAttention(ir.passes.InPlacePass):
         require_none(model, "Attention", _NAME)
 
 
-def _query_seqlens(graph: ir.Graph, anchor: ir.Node) -> ir.Value:
+def kernel_limits(attributes: Mapping[str, int | float | str]) -> dict[str, int | float]:
+    """The operator's attributes for softcap and window."""
+    window = int(attributes["window"])
+    return {
+        "softcap": float(attributes["softcap"]),
+        # the kernel counts the tokens seen besides the current one's own position the same way: window tokens
+        "local_window_size": window if window > 0 else -1,
+    }
+
+
+def query_seqlens(graph: ir.Graph, anchor: ir.Node) -> ir.Value:
     """int32 [batch_size]: real tokens of each row in this step."""
     tape = ir.tape.Tape()
     axis_1 = int64_constant(graph, "constant.[1]", [1])
@@ -79,7 +91,6 @@ def _fuse(graph: ir.Graph, node: ir.Node, lengths: ir.Value) -> None:
         raise refuse(node, _NAME, "its projections read different values")
     packed = _pack(graph, projections, str(node.name).removesuffix(".Attention"))
 
-    window = int(attributes["window"])
     fused = ir.node(
         "GroupQueryAttention",
         inputs=[
@@ -99,11 +110,9 @@ def _fuse(graph: ir.Graph, node: ir.Node, lengths: ir.Value) -> None:
             "num_heads": int(attributes["num_heads"]),
             "kv_num_heads": int(attributes["kv_num_heads"]),
             "scale": float(attributes["scale"]),
-            "softcap": float(attributes["softcap"]),
             "do_rotary": 1,
             "rotary_interleaved": 0,
-            # the kernel counts the tokens seen besides the current one's own position the same way: window tokens
-            "local_window_size": window if window > 0 else -1,
+            **kernel_limits(attributes),
         },
         domain="com.microsoft",
         num_outputs=3,

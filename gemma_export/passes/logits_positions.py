@@ -19,6 +19,7 @@ from gemma_export.passes.semantic_nodes import (
 
 __all__ = ["declare_logits", "logits_positions", "select_positions"]
 
+_SOFT_CAP = frozenset({"Div", "Mul", "SoftCap", "Tanh"})
 # (graph, tape) -> int64 [batch_size, positions]: rows of the hidden states; None takes them all as they are
 Index = Callable[[ir.Graph, ir.tape.Tape], ir.Value | None]
 
@@ -33,7 +34,13 @@ def declare_logits(model: ir.Model, keep: int) -> None:
     """Declares the shape of the output `logits` for `keep` positions per row."""
     logits = next(value for value in model.graph.outputs if value.name == "logits")
     assert logits.shape is not None
-    logits.shape = ir.Shape(["batch_size", logits_positions(keep), logits.shape[2]])
+    shape = ir.Shape(["batch_size", logits_positions(keep), logits.shape[2]])
+    logits.shape = shape
+    # soft-capping stands between the head and the output
+    node = logits.producer()
+    while node is not None and node.op_type in _SOFT_CAP and node.inputs[0] is not None:
+        node.inputs[0].shape = shape
+        node = node.inputs[0].producer()
 
 
 def select_positions(model: ir.Model, keep: int, index: Index, pass_name: str) -> ir.passes.PassResult:

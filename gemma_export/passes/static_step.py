@@ -5,11 +5,13 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from gemma_export.errors import PassError
-from gemma_export.passes.align_rows import ALIGNED_IDS, FIRST, QUERY_LENGTHS, SEQUENCE
+from gemma_export.passes.align_rows import ALIGNED_IDS, FIRST, POSITION_IDS, QUERY_LENGTHS, SEQLENS_K, SEQUENCE
 from gemma_export.passes.drop_query_lengths import DropQueryLengths
 from gemma_export.passes.semantic_nodes import (
     attributes_of,
     drop_unused_initializers,
+    insert_before,
+    int64_constant,
     nodes_of,
     refuse,
     remove_unused,
@@ -52,6 +54,7 @@ class StaticStep(ir.passes.InPlacePass):
         aligned = value_named(graph, ALIGNED_IDS)
         ir.convenience.replace_all_uses_with(aligned, ids)
         remove_unused(graph, aligned)
+        _number_the_only_position(graph)
         DropQueryLengths()(model)
         drop_unused_initializers(graph)
         _fix_sizes(graph)
@@ -81,6 +84,22 @@ def _keep_the_only_position(model: ir.Model) -> None:
     assert hidden is not None
     ir.convenience.replace_all_uses_with(list(nodes[0].outputs), [hidden], replace_graph_outputs=True)
     model.graph.remove(nodes[0], safe=True)
+
+
+def _number_the_only_position(graph: ir.Graph) -> None:
+    """Where rotary embedding is a node of its own, it takes seqlens_k: the number of tokens before this one."""
+    for node in graph:
+        for value in node.outputs:
+            if value.name == POSITION_IDS:
+                tape = ir.tape.Tape()
+                wide = tape.op("Cast", [value_named(graph, SEQLENS_K)], {"to": int(ir.DataType.INT64)})
+                position = tape.op("Unsqueeze", [wide, int64_constant(graph, "constant.[1]", [1])])
+                position.shape = ir.Shape([1, 1])
+                insert_before(graph, node, tape, "rows.static_position")
+                ir.convenience.replace_all_uses_with(value, position)
+                remove_unused(graph, value)
+                position.name = POSITION_IDS
+                return
 
 
 def _fix_sizes(graph: ir.Graph) -> None:

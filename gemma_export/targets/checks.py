@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from gemma_export.config import DecoderSpec
 from gemma_export.errors import PassError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["check_counts", "main_dtype"]
+__all__ = ["check_counts", "main_dtype", "norms_beside_sums"]
 
 # one weight, one product, whatever the weight is stored in
 _QUANTISED = {"MatMulNBits": "FusedMatMul", "MatMulIntegerToFloat": "FusedMatMul", "MatMul": "FusedMatMul"}
@@ -36,6 +37,11 @@ def check_counts(target: str, model: ir.Model, layers: int, expected: Mapping[st
                 f"target {target}: expected {count} {op_type} nodes for {layers} layers, found {found[op_type]}",
                 hint="A required fusion did not happen. Report this with --debug.",
             )
+
+
+def norms_beside_sums(spec: DecoderSpec) -> int:
+    """Norms of a layer that do not follow a residual sum: behind each branch, and of queries and keys."""
+    return (2 if spec.post_norms else 0) + (2 if spec.qk_norm else 0)
 
 
 def main_dtype(target: str, node: ir.Node) -> str:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import PassError
-from gemma_export.targets.checks import check_counts, main_dtype
+from gemma_export.targets.checks import check_counts, main_dtype, norms_beside_sums
 from gemma_export.targets.directml_support import OPSET_CEILING, supported
+from gemma_export.targets.stored import rotary_tensors
 from gemma_export.targets.target import Target
 
 if TYPE_CHECKING:
@@ -29,12 +30,22 @@ def _lower(model: ir.Model) -> None:
     for rewrite in (
         passes.AlignRows(),
         passes.FuseAttentionRotaryOutside(),
+        passes.LowerHeadNorms("SimplifiedLayerNormalization"),
         passes.FuseNorms(),
         passes.LowerGeGLU(contrib=True),
         passes.LowerLinear(),
         passes.LowerEmbedding(),
+        passes.LowerSoftCap(),
     ):
         rewrite(model)
+
+
+def _settle(model: ir.Model, spec: DecoderSpec) -> None:
+    """Rotary rows computed in each step, where tables would weigh too much."""
+    if spec.computes_rotary:
+        from gemma_export import passes
+
+        passes.ComputeRotary()(model)
 
 
 def _finish(model: ir.Model, keep: int) -> None:
@@ -52,7 +63,7 @@ def _check(model: ir.Model, spec: DecoderSpec, activation_dtype: str) -> None:
         "GroupQueryAttention": layers,
         "RotaryEmbedding": 2 * layers,
         "SkipSimplifiedLayerNormalization": 2 * layers,
-        "SimplifiedLayerNormalization": 1,
+        "SimplifiedLayerNormalization": 1 + layers * norms_beside_sums(spec),
         "FastGelu": layers,
         # query, key, value, output, gate, up, down; the head
         "FusedMatMul": 7 * layers + 1,
@@ -80,8 +91,7 @@ def _stored_tensors(
     shapes: Mapping[str, tuple[int, ...]], spec: DecoderSpec
 ) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """The data file's tensors: the checkpoint's own (norms as gains), and the rotary tables."""
-    table = (spec.max_position_embeddings, spec.head_dim // 2)
-    return (*shapes.items(), ("cos_cache", table), ("sin_cache", table))
+    return (*shapes.items(), *rotary_tensors(spec, computed=spec.computes_rotary))
 
 
 DIRECTML = Target(
@@ -93,6 +103,7 @@ DIRECTML = Target(
     head_dim_multiple=8,
     chunks="none",
     lower=_lower,
+    settle=_settle,
     finish=_finish,
     compat=None,
     static=None,

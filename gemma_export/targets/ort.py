@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import PassError
-from gemma_export.targets.checks import check_counts, main_dtype
+from gemma_export.targets.checks import check_counts, main_dtype, norms_beside_sums
+from gemma_export.targets.stored import rotary_tensors
 from gemma_export.targets.target import Target
 
 if TYPE_CHECKING:
@@ -42,13 +43,24 @@ def _lower(model: ir.Model) -> None:
     # one by one: ir.passes.Sequential would hide a refusal's message and hint behind an error of its own
     for rewrite in (
         passes.AlignRows(),
+        passes.FuseAttentionRotaryOutside(plain=False, normalised=True),
         passes.FuseGroupQueryAttention(),
+        passes.LowerHeadNorms("SimplifiedLayerNormalization"),
         passes.FuseNorms(),
         passes.LowerGeGLU(),
         passes.LowerLinear(),
         passes.LowerEmbedding(),
+        passes.LowerSoftCap(),
     ):
         rewrite(model)
+
+
+def _settle(model: ir.Model, spec: DecoderSpec) -> None:
+    """Rotary rows computed in each step, where tables would weigh too much and the kernel does not want them."""
+    if spec.computes_rotary:
+        from gemma_export import passes
+
+        passes.ComputeRotary()(model)
 
 
 def _quantise(model: ir.Model, matrices: Callable[[str, Weight], BlockQuantised | None], activation_dtype: str) -> None:
@@ -119,11 +131,13 @@ def _check_fusions(model: ir.Model, spec: DecoderSpec) -> None:
     layers = spec.num_hidden_layers
     expected = {
         "GroupQueryAttention": layers,
+        "RotaryEmbedding": 2 * layers if spec.qk_norm else 0,
         "SkipSimplifiedLayerNormalization": 2 * layers,
-        "SimplifiedLayerNormalization": 1,
+        "SimplifiedLayerNormalization": 1 + layers * norms_beside_sums(spec),
         "Gelu": layers,
-        # packed query-key-value, output, gate, up, down; the head
-        "FusedMatMul": 5 * layers + 1,
+        # query-key-value, packed where nothing stands before the rotation; output, gate, up, down; the head
+        "FusedMatMul": (7 if spec.qk_norm else 5) * layers + 1,
+        "Tanh": 1 if spec.final_softcap else 0,
     }
     check_counts("ort", model, layers, expected)
 
@@ -147,6 +161,10 @@ def _stored_tensors(
     """The data file's tensors: projections packed, norms as gains, rotary tables added."""
     stored: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
+        if spec.qk_norm:
+            # the heads are normalised before anything rotates them: nothing is packed
+            stored[name] = shape
+            continue
         if name.endswith((".k_proj.weight", ".v_proj.weight")):
             continue
         if name.endswith(".q_proj.weight"):
@@ -154,8 +172,7 @@ def _stored_tensors(
             stored[name.replace(".q_proj.", ".qkv_proj.")] = (rows, shape[1])
         else:
             stored[name] = shape
-    table = (spec.max_position_embeddings, spec.head_dim // 2)
-    return (*stored.items(), ("cos_cache", table), ("sin_cache", table))
+    return (*stored.items(), *rotary_tensors(spec, computed=spec.computes_rotary))
 
 
 _NBITS = Target(
@@ -167,6 +184,7 @@ _NBITS = Target(
     head_dim_multiple=16,
     chunks="batched",
     lower=_lower,
+    settle=_settle,
     finish=_finish,
     compat=_compat,
     static=_static,

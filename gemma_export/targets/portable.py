@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import PassError
-from gemma_export.targets.checks import check_counts
+from gemma_export.targets.checks import check_counts, norms_beside_sums
+from gemma_export.targets.stored import rotary_tensors
 from gemma_export.targets.target import Target
 
 if TYPE_CHECKING:
@@ -35,12 +36,26 @@ def _lower(model: ir.Model) -> None:
 
     for rewrite in (
         passes.LowerAttention(),
+        passes.LowerHeadNorms("RMSNormalization"),
         passes.LowerNorms(),
         passes.LowerGeGLU(),
         passes.LowerLinearToMatMul(),
         passes.LowerEmbedding(),
+        passes.LowerSoftCap(),
     ):
         rewrite(model)
+
+
+def _settle(model: ir.Model, spec: DecoderSpec) -> None:
+    """Rotary rows computed in each step, where tables would weigh too much."""
+    if spec.computes_rotary:
+        from gemma_export import passes
+
+        passes.ComputeRotary()(model)
+
+
+def _keep_tables(model: ir.Model, spec: DecoderSpec) -> None:
+    """The semantic operator looks its positions up in tables."""
 
 
 def _quantise(
@@ -66,10 +81,11 @@ def _check(model: ir.Model, spec: DecoderSpec, activation_dtype: str) -> None:
     expected = {
         "Attention": layers,
         "RotaryEmbedding": 2 * layers,
-        "RMSNormalization": 2 * layers + 1,
+        "RMSNormalization": 1 + layers * (2 + norms_beside_sums(spec)),
         "Gelu": layers,
         # query, key, value, output, gate, up, down; the head
         "MatMul": 7 * layers + 1,
+        "Tanh": 1 if spec.final_softcap else 0,
     }
     check_counts("portable", model, layers, expected)
     _check_domains(model, {""})
@@ -106,7 +122,9 @@ def _check_functions(model: ir.Model, spec: DecoderSpec, activation_dtype: str) 
     layers = spec.num_hidden_layers
     expected = {
         "Attention": layers,
-        "RMSNorm": 2 * layers + 1,
+        "RMSNorm": 1 + layers * (4 if spec.post_norms else 2),
+        "HeadNorm": 2 * layers if spec.qk_norm else 0,
+        "SoftCap": 1 if spec.final_softcap else 0,
         "GeGLU": layers,
         "Linear": 7 * layers + 1,
         "ResidualAdd": 2 * layers,
@@ -136,8 +154,14 @@ def _stored_tensors(
     shapes: Mapping[str, tuple[int, ...]], spec: DecoderSpec
 ) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """The data file's tensors: the checkpoint's own, and the rotary tables."""
-    table = (spec.max_position_embeddings, spec.head_dim // 2)
-    return (*shapes.items(), ("cos_cache", table), ("sin_cache", table))
+    return (*shapes.items(), *rotary_tensors(spec))
+
+
+def _stored_computed(
+    shapes: Mapping[str, tuple[int, ...]], spec: DecoderSpec
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """The same without tables that steps compute rows of."""
+    return (*shapes.items(), *rotary_tensors(spec, computed=spec.computes_rotary))
 
 
 _WITH_FUNCTIONS = Target(
@@ -149,6 +173,7 @@ _WITH_FUNCTIONS = Target(
     head_dim_multiple=2,
     chunks="batched",
     lower=_keep_functions,
+    settle=_keep_tables,
     finish=_finish_functions,
     compat=None,
     static=None,
@@ -159,7 +184,9 @@ _WITH_FUNCTIONS = Target(
 PORTABLE = dataclasses.replace(
     _WITH_FUNCTIONS,
     lower=_lower,
+    settle=_settle,
     finish=_finish,
+    stored_tensors=_stored_computed,
     check=_check,
     with_functions=_WITH_FUNCTIONS,
     quantise=_quantise,

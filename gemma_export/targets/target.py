@@ -32,6 +32,8 @@ class Target:
     chunks: str
     # semantic graph -> the target's graph, in place, with LastTokens still semantic
     lower: Callable[[ir.Model], None]
+    # what stays in float32 whatever the activations are: after the precision, in place
+    settle: Callable[[ir.Model, DecoderSpec], None]
     # chooses the positions that get logits (0 means all) and finishes one twin, in place
     finish: Callable[[ir.Model, int], None]
     # takes from a finished twin, in place, what onnxruntime releases before the target's newest input lack; None

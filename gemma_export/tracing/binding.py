@@ -10,10 +10,10 @@ from gemma_export.config import DecoderSpec
 from gemma_export.errors import TracingError
 from gemma_export.families import Family
 from gemma_export.low_rank import LowRankSum
-from gemma_export.nn import rotary_tables
+from gemma_export.nn import inverse_frequencies
 from gemma_export.stored_codes import stored_weight
 from gemma_export.tensors import TensorSource
-from gemma_export.weights import Cast, Constant, Stored, Transpose, Weight, WeightTensor
+from gemma_export.weights import Cast, RotaryTable, Stored, Transpose, Weight, WeightTensor
 
 __all__ = ["bind_weights", "merged_weight", "model_weight"]
 
@@ -33,8 +33,12 @@ def bind_weights(
     Raises:
         TracingError: the graph's parameters are not the family's tensors.
     """
-    cos, sin = rotary_tables(positions=spec.max_position_embeddings, head_dim=spec.head_dim, theta=spec.rope_theta)
-    expressions: dict[str, Weight] = {"cos_cache": Constant(cos, "cos_cache"), "sin_cache": Constant(sin, "sin_cache")}
+    expressions: dict[str, Weight] = {}
+    for suffix, rotary in spec.rotary_tables.items():
+        frequencies = inverse_frequencies(head_dim=spec.head_dim, rotary=rotary)
+        for function in ("cos", "sin"):
+            name = f"{function}_cache{suffix}"
+            expressions[name] = RotaryTable(frequencies, spec.max_position_embeddings, function, name)
     for name in family.tensor_shapes(spec):
         expressions[name] = model_weight(source, merge, name)
     initializers = model.graph.initializers

@@ -13,7 +13,7 @@ import tolerances
 from decoders import STATE_DTYPES, Graph
 
 from gemma_export.checkpoint import SyntheticSource
-from gemma_export.config import DecoderSpec
+from gemma_export.config import DecoderSpec, Rotary
 from gemma_export.families import FAMILIES
 from gemma_export.tensors import StoredTensor, TensorSource
 from gemma_export.tracing import bind_weights, trace_decoder
@@ -32,7 +32,15 @@ SPEC = DecoderSpec(
     num_key_value_heads=2,
     head_dim=16,
     rms_norm_eps=1e-3,
-    rope_theta=100.0,
+    attention_scale=0.25,
+    attention_softcap=0.0,
+    final_softcap=0.0,
+    windows=(0, 0),
+    rotary=Rotary(theta=100.0, factor=1.0),
+    local_rotary=Rotary(theta=100.0, factor=1.0),
+    post_norms=False,
+    qk_norm=False,
+    computes_rotary=False,
     max_position_embeddings=64,
     tie_word_embeddings=True,
     bos_token_id=2,

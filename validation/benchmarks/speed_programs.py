@@ -27,8 +27,11 @@ _OURS = (
     ("int4 (default)", "--int4", 0.3),
     ("int4 block 256", "--int4 --block-size 256", 0.3),
     ("int4 block 32", "--int4 --block-size 32", 0.4),
+    ("int4 fp16", "--int4 --fp16", 0.3),
     ("int8", "--int8", 0.6),
+    ("int8 fp16", "--int8 --fp16", 0.6),
     ("int8-dynamic", "--int8-dynamic --no-smoothing", 0.6),
+    ("fp16", "--fp16", 1.1),
     ("fp32", "--fp32", 2.1),
 )
 SUBJECT = _OURS[0][0]

@@ -12,7 +12,7 @@ from gemma_export import __version__
 from gemma_export.artifact import manifest as module
 from gemma_export.artifact.manifest import build_manifest, hashed_adapter, hashed_source
 from gemma_export.artifact.writer import GraphFile
-from gemma_export.config import CacheState, DecoderSpec
+from gemma_export.config import CacheState, DecoderSpec, Rotary
 from gemma_runtime.manifest import (
     AdapterSource,
     FileEntry,
@@ -36,7 +36,15 @@ SPEC = DecoderSpec(
     num_key_value_heads=3,
     head_dim=17,
     rms_norm_eps=1e-6,
-    rope_theta=10000.0,
+    attention_scale=17**-0.5,
+    attention_softcap=0.0,
+    final_softcap=0.0,
+    windows=(0, 0),
+    rotary=Rotary(theta=10000.0, factor=1.0),
+    local_rotary=Rotary(theta=10000.0, factor=1.0),
+    post_norms=False,
+    qk_norm=False,
+    computes_rotary=False,
     max_position_embeddings=18,
     tie_word_embeddings=True,
     bos_token_id=2,

@@ -65,7 +65,7 @@ def test_every_spelling_of_tanh_gelu(changes: dict[str, Any]) -> None:
 
 def test_nested_rotary_base() -> None:
     nested = {"rope_type": "default", "rope_theta": 5000.0}
-    assert parse(rope_theta="absent", rope_parameters=nested)[0].rope_theta == 5000.0
+    assert parse(rope_theta="absent", rope_parameters=nested)[0].rotary.theta == 5000.0
 
 
 def test_a_default_rotary_scaling_is_none() -> None:

@@ -172,7 +172,7 @@ def test_a_changed_layer_changes_what_follows() -> None:
 
 
 def test_one_layer_s_weights_at_a_time() -> None:
-    spec = dataclasses.replace(SPEC, num_hidden_layers=4)
+    spec = dataclasses.replace(SPEC, num_hidden_layers=4, windows=(0,) * 4)
     run = LayerwiseRun(
         reference_stack(GEMMA, spec, positions=4),
         checkpoint_weights(ArraySource(random_arrays(spec))),

@@ -12,6 +12,7 @@ import tolerances
 import torch
 
 from gemma_export import ops
+from gemma_export.config import Rotary
 from gemma_export.nn import rotary_tables
 from gemma_export.ops import DOMAIN, SEMANTIC_OPS
 
@@ -126,7 +127,7 @@ def test_attention(softcap: float, window: int, padding: str) -> None:
         mask[1, :3] = 0
     if padding == "right":
         mask[1, -2:] = 0
-    cos, sin = rotary_tables(positions=32, head_dim=head_dim, theta=100.0)
+    cos, sin = rotary_tables(positions=32, head_dim=head_dim, rotary=Rotary(theta=100.0, factor=1.0))
     attributes = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": 0.3, "softcap": softcap, "window": window}
     inputs = (query, key, value, past_key, past_value, mask, cos, sin)
     expected = ops.attention(*inputs, **attributes)

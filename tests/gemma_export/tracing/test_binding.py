@@ -48,7 +48,7 @@ def test_a_tied_table_is_one_initializer_that_two_nodes_read(spec: DecoderSpec) 
 def test_rotary_tables_have_the_specifications_length(context: int) -> None:
     spec = dataclasses.replace(SPEC, max_position_embeddings=context)
     initializers = semantic_model(spec).graph.initializers
-    tables = rotary_tables(positions=context, head_dim=SPEC.head_dim, theta=SPEC.rope_theta)
+    tables = rotary_tables(positions=context, head_dim=SPEC.head_dim, rotary=SPEC.rotary)
     for name, table in zip(("cos_cache", "sin_cache"), tables, strict=True):
         assert initializers[name].shape == [context, SPEC.head_dim // 2]
         np.testing.assert_array_equal(initializers[name].const_value.numpy(), table.numpy())

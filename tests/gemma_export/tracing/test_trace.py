@@ -31,7 +31,7 @@ def test_every_node_is_semantic() -> None:
 
 @pytest.mark.parametrize("layers", [1, 3])
 def test_exact_nodes_of_a_layer(layers: int) -> None:
-    model = trace_decoder(GEMMA, dataclasses.replace(SPEC, num_hidden_layers=layers))
+    model = trace_decoder(GEMMA, dataclasses.replace(SPEC, num_hidden_layers=layers, windows=(0,) * layers))
     expected = _AROUND + Counter({op_type: number * layers for op_type, number in _A_LAYER.items()})
     assert Counter(node.op_type for node in model.graph) == expected
     scopes = Counter(str(node.name).split(".")[2] for node in model.graph if "model.layers." in str(node.name))
@@ -80,7 +80,7 @@ def test_function_bodies_of_exactly_the_operators_used() -> None:
 def test_an_operator_that_no_node_uses_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     # its body cannot be had: it has none
     monkeypatch.setitem(SEMANTIC_OPS, "CausalConv1d", None)
-    model = trace_decoder(GEMMA, dataclasses.replace(SPEC, num_hidden_layers=1))
+    model = trace_decoder(GEMMA, dataclasses.replace(SPEC, num_hidden_layers=1, windows=(0,)))
     assert "CausalConv1d" not in {name for _, name, _ in model.functions}
 
 
@@ -139,7 +139,7 @@ def _bound(model: ir.Model) -> ir.Model:
 def test_tracing_prints_nothing_and_leaves_logging_alone(capfd: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    trace_decoder(GEMMA, dataclasses.replace(SPEC, num_hidden_layers=1))
+    trace_decoder(GEMMA, dataclasses.replace(SPEC, num_hidden_layers=1, windows=(0,)))
     assert capfd.readouterr() == ("", "")
     assert logger.level == level
     assert not torch.compiler.is_exporting()

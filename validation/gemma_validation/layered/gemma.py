@@ -47,6 +47,7 @@ def _stack(config: Mapping[str, Any]) -> LayerStack:
         embedding_scale=own.hidden_size**0.5,
         layer=lambda index: _on_meta(lambda: GemmaDecoderLayer(own, index)),
         call=call,
+        final_softcap=0.0,
         norm=lambda: _on_meta(lambda: GemmaRMSNorm(own.hidden_size, eps=own.rms_norm_eps)),
         head="model.embed_tokens.weight" if own.tie_word_embeddings else "lm_head.weight",
         layer_weight=lambda index, parameter: f"model.layers.{index}.{parameter}",

@@ -84,7 +84,7 @@ def rotary_tables(facts: FolderFacts) -> Iterator[str]:
     """The tables hold cosine and sine of position * rope_theta^(-2i / head_dim)."""
     graph, model = facts.main
     half = facts.spec.head_dim // 2
-    frequencies = facts.spec.rope_theta ** (-np.arange(half, dtype=np.float64) / half)
+    frequencies = facts.spec.rotary.theta ** (-np.arange(half, dtype=np.float64) / half)
     for name, function in (("cos_cache", np.cos), ("sin_cache", np.sin)):
         value = model.graph.initializers.get(name)
         if value is None or value.const_value is None:
@@ -104,7 +104,7 @@ def rotary_tables(facts: FolderFacts) -> Iterator[str]:
                 position, index = first + int(wrong[0][0]), int(wrong[0][1])
                 yield (
                     f"{graph.file}, {name}: {table[position, index]:.6g} at position {position}, frequency {index}, "
-                    f"expected {function(position * frequencies[index]):.6g} for rope_theta {facts.spec.rope_theta:g}"
+                    f"expected {function(position * frequencies[index]):.6g} for rope_theta {facts.spec.rotary.theta:g}"
                 )
                 break
 
