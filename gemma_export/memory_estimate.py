@@ -18,8 +18,6 @@ __all__ = ["peak_memory"]
 _RESIDENT_BYTES, _RESIDENT_BYTES_PER_LAYER = 480 << 20, 1 << 20
 # pieces of a matrix in flight between threads, in float32 and as codes
 _QUANTISING_BYTES = 64 << 20
-# the rotary tables are the one thing that is computed whole: cosine, sine, their angles and one product, in float32
-_ROTARY_COPIES = 4
 # longest prompt that the residual stream is measured on (gemma_export.headroom)
 _PROBE_TOKENS = 1024
 # output features that rounded products are compared on (gemma_export.calibration): scaled, in blocks, rounded back
@@ -49,7 +47,6 @@ def peak_memory(
     """
     choosing = 0 if largest is resolved.precision else _choosing_memory(resolved, tensors, stored)
     spec, merge = resolved.spec, resolved.merge
-    rotary = _ROTARY_COPIES * 4 * spec.max_position_embeddings * spec.head_dim // 2
     factors = 0 if merge is None else merge.resident_bytes
     resident = _RESIDENT_BYTES + spec.num_hidden_layers * _RESIDENT_BYTES_PER_LAYER
     calibrating = 0
@@ -60,7 +57,7 @@ def peak_memory(
     stored_codes = 0 if resolved.checkpoint.quantisation is None else _stored_codes_memory(resolved)
     # one after the other
     working = max(_measuring_memory(resolved, tensors), choosing, calibrating)
-    return resident + rotary + factors + working + stored_codes + _quantising_memory(largest, stored)
+    return resident + factors + working + stored_codes + _quantising_memory(largest, stored)
 
 
 def _measuring_memory(resolved: Resolved, tensors: Mapping[str, tuple[int, ...]]) -> int:

@@ -58,20 +58,21 @@ class ComputeRotary(ir.passes.InPlacePass):
             node.replace_input_with(_INPUTS[node.domain][0], computed[key][2])
         if rotations:
             drop_unused_initializers(model.graph)
+        _require_no_tables(model)
         return ir.passes.PassResult(model, modified=bool(rotations))
 
     def ensures(self, model: ir.Model) -> None:
         """No table is left."""
-        left = [
-            name
-            for name, value in model.graph.initializers.items()
-            if isinstance(value.const_value, WeightTensor) and _rotary_table(value) is not None
-        ]
-        if left:
-            raise PassError(
-                f"{_NAME}: {', '.join(left)} is still read by a kernel that rotates inside",
-                hint="This target's attention needs the tables. Report this with --debug.",
-            )
+        _require_no_tables(model)
+
+
+def _require_no_tables(model: ir.Model) -> None:
+    left = [name for name, value in model.graph.initializers.items() if _rotary_table(value) is not None]
+    if left:
+        raise PassError(
+            f"{_NAME}: {', '.join(left)} is still read by a kernel that rotates inside",
+            hint="This target's attention needs the tables. Report this with --debug.",
+        )
 
 
 def _rotary_table(value: ir.Value | None) -> RotaryTable | None:

@@ -47,6 +47,25 @@ SPEC = DecoderSpec(
     eos_token_ids=(1,),
     pad_token_id=0,
 )
+# windows shorter than the texts below, bounds and gains that bend, two rotary bases, one of them scaled
+POST_NORM = dataclasses.replace(
+    SPEC,
+    family="gemma2",
+    attention_scale=0.2,
+    attention_softcap=3.0,
+    final_softcap=2.0,
+    windows=(3, 0),
+    post_norms=True,
+)
+QK_NORM = dataclasses.replace(
+    POST_NORM,
+    family="gemma3",
+    attention_softcap=0.0,
+    final_softcap=0.0,
+    rotary=Rotary(theta=1000.0, factor=8.0),
+    qk_norm=True,
+    computes_rotary=True,
+)
 UNTIED = dataclasses.replace(SPEC, tie_word_embeddings=False)
 LAYERS = SPEC.num_hidden_layers
 # where the real tokens of each row of a batch stand among its columns
@@ -60,7 +79,7 @@ PADDINGS: dict[str, tuple[slice, ...]] = {
 
 @functools.cache
 def _traced(spec: DecoderSpec) -> ir.Model:
-    return trace_decoder(GEMMA, spec)
+    return trace_decoder(FAMILIES[spec.family], spec)
 
 
 def traced_model(spec: DecoderSpec = SPEC) -> ir.Model:
@@ -71,7 +90,8 @@ def traced_model(spec: DecoderSpec = SPEC) -> ir.Model:
 def semantic_model(spec: DecoderSpec = SPEC, source: TensorSource | None = None) -> ir.Model:
     """The traced graph with lazy weights, synthetic ones unless given."""
     model = traced_model(spec)
-    bind_weights(model, GEMMA, spec, source or SyntheticSource(GEMMA.tensor_shapes(spec), 0))
+    family = FAMILIES[spec.family]
+    bind_weights(model, family, spec, source or SyntheticSource(family.tensor_shapes(spec), 0))
     return model
 
 
@@ -97,7 +117,7 @@ def random_arrays(spec: DecoderSpec = SPEC) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(3)
     return {
         name: generator.normal(size=shape).astype(np.float32) * np.float32(0.3)
-        for name, shape in GEMMA.tensor_shapes(spec).items()
+        for name, shape in FAMILIES[spec.family].tensor_shapes(spec).items()
     }
 
 

@@ -21,6 +21,7 @@ from decoders import (
     reference_model,
     write_checkpoint,
 )
+from windowed_decoders import WINDOWED_CONFIGS, windowed_reference
 
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
 from gemma_export.pipeline import ExportRequest, export
@@ -28,6 +29,7 @@ from gemma_runtime import Gemma, read_manifest
 from gemma_runtime.tokenizer import load_tokenizer
 from gemma_validation import measure_drift, widen_bfloat16
 
+# of random texts: 2.5 to 5 windows of the configurations that have one
 _LENGTH = 40
 
 
@@ -39,10 +41,12 @@ class Exported:
             self.model = builtin_reference()
             export(ExportRequest(variant="tiny", output=root / "folder"))
         else:
-            self.model = reference_model(CONFIGS[name])
+            windowed = WINDOWED_CONFIGS.get(name)
+            config = windowed or CONFIGS[name]
+            self.model = windowed_reference(config) if windowed else reference_model(config)
             # in shards of one to three tensors
             checkpoint = root / "checkpoint"
-            write_checkpoint(self.model, checkpoint, CONFIGS[name], BUILTIN_DIRECTORY, max_shard_size="40KB")
+            write_checkpoint(self.model, checkpoint, config, BUILTIN_DIRECTORY, max_shard_size="40KB")
             export(ExportRequest(checkpoint=checkpoint, output=root / "folder"))
         self.all = Graph(root / "folder/onnx/model_all.onnx")
         self.last = Graph(root / "folder/onnx/model.onnx")
@@ -58,7 +62,7 @@ class Exported:
         assert np.abs(found - expected).max() <= tolerances.FP32_LOGITS * self.expected.std()
 
 
-@pytest.fixture(scope="module", params=["tiny", *sorted(CONFIGS)])
+@pytest.fixture(scope="module", params=["tiny", *sorted(CONFIGS), *sorted(WINDOWED_CONFIGS)])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return Exported(request.param, tmp_path_factory.mktemp("parity"))
 

@@ -19,77 +19,70 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gemma_export.base_checkpoint import released_config
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
-from gemma_export.families import FAMILIES
+from gemma_export.families import family_of
+from gemma_export.variants import VARIANTS
 
 __all__ = ["SHAPES", "Shape", "checkpoint_bytes", "write_checkpoint"]
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+# config.json's model_type -> the class that readers look for
+_ARCHITECTURES = {
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
 # elements drawn at once: 2 MiB of bfloat16 stay in a core's cache
 _CHUNK = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A size of the Gemma 1 architecture and the number of files it is spread over."""
+    """A size of an architecture and the number of files it is spread over."""
 
-    changes: Mapping[str, Any]
+    # the whole config.json
+    config: Mapping[str, Any]
     shards: int
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The whole config.json."""
-        return {
-            "architectures": ["GemmaForCausalLM"],
-            "attention_bias": False,
-            "bos_token_id": 2,
-            "eos_token_id": 1,
-            "hidden_act": "gelu_pytorch_tanh",
-            "hidden_activation": "gelu_pytorch_tanh",
-            "max_position_embeddings": 8192,
-            "model_type": "gemma",
-            "pad_token_id": 0,
-            "rms_norm_eps": 1e-06,
-            "rope_theta": 10000.0,
-            "torch_dtype": "bfloat16",
-            **self.changes,
-        }
 
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Tensor name -> shape."""
-        family = FAMILIES["gemma"]
+        family = family_of(self.config)
         spec, _ = family.parse_config(self.config)
         return family.tensor_shapes(spec)
 
 
+def _released(variant: str, shards: int) -> Shape:
+    """A released variant; what its family does not need to say, peers want to read."""
+    config = released_config(VARIANTS[variant])
+    config |= {
+        "architectures": [_ARCHITECTURES[config["model_type"]]],
+        "attention_bias": False,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "torch_dtype": "bfloat16",
+    }
+    return Shape(config=config, shards=shards)
+
+
+_2B = _released("2b", 2)
+# rows are multiples of 128, so that every 4-bit format of the peers has whole groups
+_TINY_SIZES = {
+    "head_dim": 64,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 3072,
+}
 SHAPES = {
-    # https://huggingface.co/google/gemma-2b/blob/main/config.json
-    "2b": Shape(
-        changes={
-            "head_dim": 256,
-            "hidden_size": 2048,
-            "intermediate_size": 16384,
-            "num_attention_heads": 8,
-            "num_hidden_layers": 18,
-            "num_key_value_heads": 1,
-            "vocab_size": 256000,
-        },
-        shards=2,
-    ),
-    # rows are multiples of 128, so that every 4-bit format of the peers has whole groups
-    "tiny": Shape(
-        changes={
-            "head_dim": 64,
-            "hidden_size": 256,
-            "intermediate_size": 512,
-            "num_attention_heads": 8,
-            "num_hidden_layers": 2,
-            "num_key_value_heads": 1,
-            "vocab_size": 3072,
-        },
-        shards=2,
-    ),
+    "2b": _2B,
+    "tiny": Shape(config={**_2B.config, **_TINY_SIZES}, shards=2),
+    "gemma2-2b": _released("gemma2-2b", 2),
+    "gemma3-1b": _released("gemma3-1b", 1),
+    "gemma3-270m": _released("gemma3-270m", 1),
 }
 
 
@@ -104,7 +97,7 @@ def write_checkpoint(directory: Path, shape: Shape, seed: int = 0) -> None:
     The tokenizer is the built-in one; a vocabulary larger than its 3,072 pieces is padded by whoever reads it.
     """
     directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps(shape.config, indent=2), encoding="utf-8")
+    (directory / "config.json").write_text(json.dumps(shape.config, indent=2, sort_keys=True), encoding="utf-8")
     for name in _TOKENIZER_FILES:
         shutil.copy(BUILTIN_DIRECTORY / name, directory / name)
     tensors = shape.tensors

@@ -94,6 +94,7 @@ def test_other_implementations_layers(monkeypatch: pytest.MonkeyPatch) -> None:
         embedding_scale=config.hidden_size**0.5,
         layer=lambda index: meta(lambda: GemmaDecoderLayer(config, index)),
         call=call,
+        final_softcap=0.0,
         norm=lambda: meta(lambda: GemmaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)),
         head="lm_head.weight",
         layer_weight=lambda index, name: f"model.layers.{index}.{name}",

@@ -70,6 +70,31 @@ def test_rms_norm_is_float32_inside() -> None:
     np.testing.assert_allclose(found.astype(np.float32), expected.numpy(), rtol=2**-10, atol=2**-10)
 
 
+def test_head_norm() -> None:
+    x, weight = torch.randn(2, 3, 24) * 5, torch.randn(8)
+    expected = ops.head_norm(x, weight, num_heads=3, epsilon=1e-2)
+    assert_equal(run_body("HeadNorm", (x, weight), {"num_heads": 3, "epsilon": 1e-2})[0], expected)
+    second = ops.rms_norm(x[..., 8:16], weight, epsilon=1e-2)
+    assert_equal(expected[..., 8:16].numpy(), second)
+
+
+def test_head_norm_is_float32_inside() -> None:
+    x, weight = (torch.randn(1, 2, 32) * 2000).half(), torch.randn(16).half()
+    found = run_body("HeadNorm", (x, weight), {"num_heads": 2, "epsilon": 1e-6})[0]
+    expected = ops.head_norm(x.float(), weight.float(), num_heads=2, epsilon=1e-6)
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found.astype(np.float32), expected.numpy(), rtol=2**-10, atol=2**-10)
+
+
+def test_soft_cap() -> None:
+    x = torch.linspace(-90, 90, 61).view(1, 1, -1)
+    expected = ops.soft_cap(x, cap=30.0)
+    assert_equal(run_body("SoftCap", (x,), {"cap": 30.0})[0], expected)
+    assert float(expected.abs().max()) < 30
+    # nearly the identity in the middle
+    assert float((expected - x)[..., 29:32].abs().max()) < 0.01
+
+
 def test_geglu_is_the_tanh_approximation() -> None:
     gate, up = torch.linspace(-6, 6, 97).view(1, 1, -1), torch.randn(1, 1, 97)
     expected = ops.geglu(gate, up)
@@ -157,11 +182,13 @@ def test_every_semantic_op_has_a_registry_line() -> None:
     assert set(SEMANTIC_OPS) == {
         "Attention",
         "GeGLU",
+        "HeadNorm",
         "LastTokens",
         "Linear",
         "RMSNorm",
         "ResidualAdd",
         "ScaledEmbedding",
+        "SoftCap",
     }
     for name, op in SEMANTIC_OPS.items():
         assert op.function.to_function_proto().name == name

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import onnx_ir as ir
 import pytest
 import tolerances
 from graphs import (
     LAYERS,
     PADDINGS,
+    QK_NORM,
     SPEC,
+    ArraySource,
+    Unoptimised,
     apply,
     assert_same,
     assert_unchanged,
     count,
     deviation,
     find,
+    random_arrays,
     run_steps,
     semantic_model,
     set_attribute,
@@ -119,3 +126,59 @@ def test_second_run_changes_nothing() -> None:
 def test_ensures_that_no_attention_is_left() -> None:
     with pytest.raises(PassError, match=f"{LAYERS} Attention nodes left"):
         FuseAttentionRotaryOutside().ensures(semantic_model())
+
+
+def _normalised() -> ir.Model:
+    return semantic_model(QK_NORM, ArraySource(random_arrays(QK_NORM)))
+
+
+def test_the_full_kernel_takes_softcap_window_and_lengths() -> None:
+    model = _normalised()
+    set_attribute(model, "Attention", "softcap", 3.0)
+    apply(model, AlignRows(), FuseAttentionRotaryOutside(plain=False))
+    local, everything = (find(model, f"model.layers.{layer}.self_attn.GroupQueryAttention") for layer in (0, 1))
+    assert local.attributes["local_window_size"].as_int() == QK_NORM.windows[0]
+    assert everything.attributes["local_window_size"].as_int() == -1
+    for node in (local, everything):
+        assert node.attributes["softcap"].as_float() == 3.0
+        assert "do_rotary" not in node.attributes
+        assert len(node.inputs) == 17
+        assert node.inputs[16] is not None
+        assert node.inputs[16].name == "rows.query_seqlens"
+    tables = [
+        rotation.inputs[2].name  # type: ignore[union-attr]
+        for rotation in model.graph
+        if rotation.op_type == "RotaryEmbedding"
+    ]
+    assert tables == ["cos_cache_local", "cos_cache_local", "cos_cache", "cos_cache"]
+
+
+@pytest.mark.parametrize("padding", sorted(PADDINGS))
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+def test_the_full_kernel_has_the_same_numbers(padding: str, softcap: float) -> None:
+    semantic = _normalised()
+    set_attribute(semantic, "Attention", "softcap", softcap)
+    fused = apply(semantic.clone(), AlignRows(), FuseAttentionRotaryOutside(plain=False), SelectLogits(0))
+    assert_same(fused, semantic, padding)
+
+
+def test_only_normalised_heads_where_that_is_asked_for() -> None:
+    assert_unchanged(apply(semantic_model(), AlignRows()), FuseAttentionRotaryOutside(plain=False, normalised=True))
+    model = apply(_normalised(), AlignRows())
+    assert FuseAttentionRotaryOutside(plain=False, normalised=True)(model).modified
+    assert count(model, "GroupQueryAttention", "com.microsoft") == LAYERS
+
+
+def test_padding_behind_the_context_s_end_stays_within_the_tables() -> None:
+    """A row that ends at the last position of the tables, in a chunk padded to more columns than are left."""
+    spec = dataclasses.replace(QK_NORM, max_position_embeddings=8)
+    model = semantic_model(spec, ArraySource(random_arrays(spec)))
+    apply(model, AlignRows(), FuseAttentionRotaryOutside(plain=False), SelectLogits(0))
+    graph = Unoptimised(model)
+    ids = np.random.default_rng(6).integers(4, spec.vocab_size, (2, 8))
+    first = np.array([[1, 1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0, 0, 0]])
+    _, past = graph.step(ids, first)
+    second = np.concatenate((first, [[1, 0, 0, 0, 0], [1, 1, 1, 1, 1]]), axis=1)
+    logits, _ = graph.step(ids[:, :5], second, past)
+    assert np.isfinite(logits[0, 0]).all()
+    assert np.isfinite(logits[1]).all()
