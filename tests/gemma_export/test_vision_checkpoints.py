@@ -1,0 +1,241 @@
+"""Vision-language checkpoints: their text decoder is exported as if it had been a checkpoint of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tolerances
+import torch
+import transformers
+from hub_server import HubServer, Repository
+from peft_adapters import make_adapter, merged_by_peft
+from safetensors.torch import load_file, save_file
+from windowed_decoders import WINDOWED_CONFIGS
+
+from gemma_export.artifact import verify_folder
+from gemma_export.checkpoint import BUILTIN_DIRECTORY
+from gemma_export.cli import main
+from gemma_export.errors import CheckpointError
+from gemma_export.pipeline import ExportRequest, export
+from gemma_export.planning import plan_export
+from gemma_export.tracing.binding import merged_weight
+
+TEXT = WINDOWED_CONFIGS["gemma3"]
+VISION = {
+    "hidden_size": 16,
+    "image_size": 28,
+    "intermediate_size": 16,
+    "model_type": "siglip_vision_model",
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+WEIGHTS = "model.safetensors"
+
+
+def _config(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "boi_token_index": 40,
+        "eoi_token_index": 41,
+        "eos_token_id": [1, 107],
+        "image_token_index": 42,
+        "mm_tokens_per_image": 4,
+        "model_type": "gemma3",
+        "text_config": dict(section),
+        "torch_dtype": "float32",
+        "vision_config": VISION,
+    }
+
+
+def _write(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
+    directory.mkdir()
+    save_file(dict(tensors), directory / WEIGHTS, metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(config))
+    for name in TOKENIZER:
+        shutil.copy(BUILTIN_DIRECTORY / name, directory / name)
+    return directory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One model as a vision-language checkpoint, and its text decoder as a checkpoint of its own."""
+
+    model: Any
+    whole: Path
+    text: Path
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    root = tmp_path_factory.mktemp("checkpoints")
+    torch.manual_seed(4)
+    own = transformers.Gemma3Config.from_dict(_config(TEXT), attn_implementation="eager")
+    model = transformers.Gemma3ForConditionalGeneration(own)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * (0.25 if parameter.ndim == 2 else 0.3))
+    # what the library itself writes
+    model.save_pretrained(root / "saved")
+    tensors = load_file(root / "saved" / WEIGHTS)
+    prefix = "language_model.model."
+    text = {f"model.{name.removeprefix(prefix)}": value for name, value in tensors.items() if name.startswith(prefix)}
+    return Pair(
+        model=model.eval(),
+        whole=_write(root / "whole", _config(TEXT), tensors),
+        text=_write(root / "text", {**TEXT, "eos_token_id": [1, 107]}, text),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("exports") / "whole"
+    export(ExportRequest(checkpoint=pair.whole, logits="all", output=output))
+    verify_folder(output)
+    return output
+
+
+def _logits(folder: Path, ids: list[int]) -> npt.NDArray[np.float32]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(folder / "onnx/model.onnx"), providers=["CPUExecutionProvider"])
+    feeds: dict[str, npt.NDArray[Any]] = {
+        "input_ids": np.array([ids], np.int64),
+        "attention_mask": np.ones((1, len(ids)), np.int64),
+    }
+    for entry in session.get_inputs():
+        if entry.name.startswith("past_key_values"):
+            feeds[entry.name] = np.zeros((1, entry.shape[1], 0, entry.shape[3]), np.float32)
+    found: npt.NDArray[np.float32] = session.run(["logits"], feeds)[0][0]
+    return found
+
+
+def test_the_graphs_are_those_of_the_text_decoder_alone(pair: Pair, folder: Path, tmp_path: Path) -> None:
+    export(ExportRequest(checkpoint=pair.text, logits="all", output=tmp_path / "text"))
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    assert files == sorted(
+        path.relative_to(tmp_path / "text") for path in (tmp_path / "text").rglob("*") if path.is_file()
+    )
+    # these name the checkpoint and its keys
+    others = {"gemma_export.json", "config.json", "README.md"}
+    for file in files:
+        if str(file) not in others:
+            assert (folder / file).read_bytes() == (tmp_path / "text" / file).read_bytes(), file
+
+
+def test_it_says_what_the_whole_model_says_of_text(pair: Pair, folder: Path) -> None:
+    ids = [2, *(int(token) for token in np.random.default_rng(3).integers(50, 3000, 70))]
+    with torch.no_grad():
+        expected = pair.model(input_ids=torch.tensor([ids])).logits[0].numpy()
+    worst = np.abs(_logits(folder, ids) - expected).max()
+    assert worst <= tolerances.FP32_LOGITS * expected.std()
+
+
+def test_the_folder_is_a_text_model_to_other_programs(pair: Pair, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_bytes())
+    assert config["model_type"] == "gemma3_text"
+    assert config["architectures"] == ["Gemma3ForCausalLM"]
+    assert not {"text_config", "vision_config", "image_token_index"} & config.keys()
+    read = transformers.AutoConfig.from_pretrained(folder)
+    built = transformers.AutoModelForCausalLM.from_config(read)
+    expected = pair.model.model.language_model.state_dict()
+    found = built.model.state_dict()
+    assert {name: value.shape for name, value in found.items()} == {
+        name: value.shape for name, value in expected.items()
+    }
+    assert read.layer_types == pair.model.config.text_config.layer_types
+    assert read.rope_parameters == pair.model.config.text_config.rope_parameters
+
+
+def test_names_of_newer_releases(pair: Pair, folder: Path, tmp_path: Path) -> None:
+    tensors = {
+        (
+            name.replace("language_model.model.", "model.language_model.") if "language" in name else f"model.{name}"
+        ): value
+        for name, value in load_file(pair.whole / WEIGHTS).items()
+    }
+    other = _write(tmp_path / "whole", _config(TEXT), tensors)
+    export(ExportRequest(checkpoint=other, logits="all", output=tmp_path / "out"))
+    for name in ("onnx/model.onnx", "onnx/model.onnx_data", "config.json"):
+        assert (folder / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+
+
+def test_a_head_of_its_own(pair: Pair, tmp_path: Path) -> None:
+    tensors = load_file(pair.whole / WEIGHTS)
+    tensors["language_model.lm_head.weight"] = torch.randn(TEXT["vocab_size"], TEXT["hidden_size"])
+    untied = _write(tmp_path / "untied", {**_config({**TEXT, "tie_word_embeddings": False})}, tensors)
+    assert plan_export(ExportRequest(checkpoint=untied, output=tmp_path / "out")).stored["lm_head.weight"]
+    tied = _write(tmp_path / "tied", _config(TEXT), tensors)
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs from model\.embed_tokens"):
+        plan_export(ExportRequest(checkpoint=tied, output=tmp_path / "out"))
+
+
+def test_weights_of_the_vision_tower_alone(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = {name: value for name, value in load_file(pair.whole / WEIGHTS).items() if "language" not in name}
+    images = _write(tmp_path / "images", _config(TEXT), tensors)
+    assert main(["--checkpoint", str(images), "--output", str(tmp_path / "out")]) == 4
+    said = capsys.readouterr().err
+    assert "no weights of the text decoder" in said
+    assert "Fetch the shards that hold the text decoder too." in said
+
+
+def test_synthetic_weights_of_its_shapes(pair: Pair, tmp_path: Path) -> None:
+    plan = plan_export(ExportRequest(checkpoint=pair.whole, synthetic_seed=1, output=tmp_path / "out"))
+    assert plan.family.name == "gemma3"
+    assert plan.checkpoint.view(plan.stored).tensors.keys() == plan.stored.keys()
+
+
+def test_on_the_hub_headers_tell_it(pair: Pair, hub: HubServer, tmp_path: Path) -> None:
+    hub.repositories["org/whole"] = Repository.of_folder(pair.whole)
+    plan = plan_export(ExportRequest(checkpoint="org/whole", output=tmp_path / "out"))
+    assert plan.family.name == "gemma3"
+    assert plan.checkpoint.repository == "org/whole"
+
+
+# the vision tower has projections of the same names, and some of its own
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "names": {"target_modules": ["q_proj", "v_proj", "fc1"]},
+    "all-linear": {"target_modules": "all-linear"},
+    "expression": {
+        "target_modules": r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:k_proj|up_proj).*?)",
+        "rank_pattern": {r"^model\.language_model\.layers\.2\..*": 3},
+    },
+    "saved": {"target_modules": ["o_proj"], "modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_of_the_whole_model(name: str, pair: Pair, tmp_path: Path) -> None:
+    adapter = make_adapter(pair.model, tmp_path / "lora", ADAPTERS[name])
+    expected = merged_by_peft(pair.model, adapter).state_dict()
+    prefix = "model.language_model."
+    plan = plan_export(ExportRequest(checkpoint=pair.whole, adapter=str(adapter), output=tmp_path / "out"))
+    assert plan.merge is not None
+    source, untouched, changed = plan.checkpoint.view(plan.stored), pair.model.state_dict(), 0
+    for tensor in plan.tensors:
+        own = tensor if tensor.startswith("lm_head") else f"{prefix}{tensor.removeprefix('model.')}"
+        found = merged_weight(source, plan.merge, tensor).tensor().float()
+        torch.testing.assert_close(found, expected[own], rtol=0, atol=7 * tolerances.MERGED_WEIGHTS)
+        changed += not torch.equal(expected[own], untouched[own])
+    assert changed == {"names": 14, "all-linear": 49, "expression": 14, "saved": 8}[name]
+
+
+def test_an_adapter_with_names_of_two_models(pair: Pair, tmp_path: Path) -> None:
+    adapter = make_adapter(pair.model, tmp_path / "lora", {"target_modules": ["q_proj"]})
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    one = next(name for name in tensors if "language_model" in name)
+    tensors[one.replace("language_model.", "", 1)] = tensors.pop(one)
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match="belongs to no tensor of the base model"):
+        plan_export(ExportRequest(checkpoint=pair.whole, adapter=str(adapter), output=tmp_path / "out"))
