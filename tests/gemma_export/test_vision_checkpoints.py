@@ -17,13 +17,14 @@ import torch
 import transformers
 from hub_server import HubServer, Repository
 from peft_adapters import make_adapter, merged_by_peft
+from programs import assert_error, gemma_export
 from safetensors.torch import load_file, save_file
 from windowed_decoders import WINDOWED_CONFIGS
 
 from gemma_export.artifact import verify_folder
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
-from gemma_export.cli import main
 from gemma_export.errors import CheckpointError
+from gemma_export.families import family_of
 from gemma_export.pipeline import ExportRequest, export
 from gemma_export.planning import plan_export
 from gemma_export.tracing.binding import merged_weight
@@ -131,6 +132,9 @@ def test_the_graphs_are_those_of_the_text_decoder_alone(pair: Pair, folder: Path
     for file in files:
         if str(file) not in others:
             assert (folder / file).read_bytes() == (tmp_path / "text" / file).read_bytes(), file
+    configs = [json.loads((root / "config.json").read_bytes()) for root in (folder, tmp_path / "text")]
+    one, two = (family_of(config).parse_config(config) for config in configs)
+    assert one == two
 
 
 def test_it_says_what_the_whole_model_says_of_text(pair: Pair, folder: Path) -> None:
@@ -180,13 +184,18 @@ def test_a_head_of_its_own(pair: Pair, tmp_path: Path) -> None:
         plan_export(ExportRequest(checkpoint=tied, output=tmp_path / "out"))
 
 
-def test_weights_of_the_vision_tower_alone(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_of_the_vision_tower_alone(pair: Pair, tmp_path: Path) -> None:
     tensors = {name: value for name, value in load_file(pair.whole / WEIGHTS).items() if "language" not in name}
     images = _write(tmp_path / "images", _config(TEXT), tensors)
-    assert main(["--checkpoint", str(images), "--output", str(tmp_path / "out")]) == 4
-    said = capsys.readouterr().err
-    assert "no weights of the text decoder" in said
-    assert "Fetch the shards that hold the text decoder too." in said
+    found = gemma_export("--checkpoint", images, "--output", tmp_path / "out")
+    assert_error(found, 4, "no weights of the text decoder", "Fetch the shards that hold the text decoder too.")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_configuration_without_its_text_decoder(pair: Pair, tmp_path: Path) -> None:
+    broken = _write(tmp_path / "broken", {**_config(TEXT), "text_config": None}, load_file(pair.text / WEIGHTS))
+    found = gemma_export("--checkpoint", broken, "--output", tmp_path / "out", "--dry-run")
+    assert_error(found, 3, "text_config must hold the text decoder's keys, found None", "Fetch config.json again")
 
 
 def test_synthetic_weights_of_its_shapes(pair: Pair, tmp_path: Path) -> None:
