@@ -18,6 +18,7 @@ import transformers
 from hub_server import HubServer, Repository
 from peft_adapters import make_adapter, merged_by_peft
 from programs import assert_error, gemma_export
+from quantised_checkpoints import Layout, packed, quantise
 from safetensors.torch import load_file, save_file
 from windowed_decoders import WINDOWED_CONFIGS
 
@@ -28,6 +29,7 @@ from gemma_export.families import family_of
 from gemma_export.pipeline import ExportRequest, export
 from gemma_export.planning import plan_export
 from gemma_export.tracing.binding import merged_weight
+from gemma_validation.reference import FoundReference, open_reference
 
 TEXT = WINDOWED_CONFIGS["gemma3"]
 VISION = {
@@ -209,6 +211,42 @@ def test_on_the_hub_headers_tell_it(pair: Pair, hub: HubServer, tmp_path: Path) 
     plan = plan_export(ExportRequest(checkpoint="org/whole", output=tmp_path / "out"))
     assert plan.family.name == "gemma3"
     assert plan.checkpoint.repository == "org/whole"
+
+
+def test_integers_of_the_text_decoder(pair: Pair, tmp_path: Path) -> None:
+    """Quantised as a whole model is: the vision tower stays in floating point."""
+    layout = Layout(group_size=-1)
+    whole: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(pair.whole / WEIGHTS).items():
+        if "language_model" in name and name.endswith("_proj.weight"):
+            parts = packed(quantise(tensor.numpy(), layout, None), layout)
+            whole |= {name.replace("weight", part): torch.from_numpy(value) for part, value in parts.items()}
+        else:
+            whole[name] = tensor.half()
+    prefix = "language_model.model."
+    text = {f"model.{name.removeprefix(prefix)}": value for name, value in whole.items() if name.startswith(prefix)}
+    quantisation = {"quantization_config": layout.config()}
+    folders = {
+        "whole": _write(tmp_path / "whole", {**_config(TEXT), **quantisation}, whole),
+        "text": _write(tmp_path / "text", {**TEXT, **quantisation, "eos_token_id": [1, 107]}, text),
+    }
+    data = []
+    for name, checkpoint in folders.items():
+        export(ExportRequest(checkpoint=checkpoint, output=tmp_path / f"{name}-out"))
+        data.append([path.read_bytes() for path in sorted((tmp_path / f"{name}-out/onnx").iterdir())])
+    assert data[0] == data[1]
+    assert "quantization_config" not in json.loads((tmp_path / "whole-out/config.json").read_bytes())
+
+
+def test_the_reference_of_a_validation_is_its_text_decoder(pair: Pair) -> None:
+    found = open_reference(FoundReference(kind="checkpoint", path=pair.whole, name="whole"))
+    # transformers would load the whole model
+    assert not found.plain
+    assert found.config["model_type"] == "gemma3_text"
+    expected = pair.model.model.language_model.state_dict()
+    assert {f"model.{name}" for name in expected} == found.shapes.keys()
+    for name, value in expected.items():
+        assert torch.equal(found.weight(f"model.{name}").tensor(), value), name
 
 
 # the vision tower has projections of the same names, and some of its own

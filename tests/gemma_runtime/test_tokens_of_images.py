@@ -13,7 +13,7 @@ import pytest
 from programs import assert_error, gemma_run
 
 from gemma_export.pipeline import ExportRequest, export
-from gemma_runtime import Gemma, Sampling
+from gemma_runtime import Constraint, Gemma, Sampling
 from gemma_runtime.errors import PromptError
 from gemma_runtime.tokenizer import load_tokenizer
 
@@ -105,6 +105,9 @@ def test_an_image_where_the_table_has_no_row_for_it(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="from 0 to 3071, found 3072"):
         model.generate([2, IMAGE])
     assert max(model.generate(PROMPT, max_new_tokens=8).token_ids) < IMAGE
+    # a tokenizer that knows more than the logits have
+    digits = model.generate(PROMPT, max_new_tokens=8, constraint=Constraint.regex("[0-9]{4}"))
+    assert digits.text.isdigit()
     chat = [{"role": "user", "content": "what is <image_soft_token>?"}]
     with pytest.raises(PromptError, match="this model reads text alone"):
         model.generate(chat)
