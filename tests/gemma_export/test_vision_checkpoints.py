@@ -206,6 +206,12 @@ def test_synthetic_weights_of_its_shapes(pair: Pair, tmp_path: Path) -> None:
     assert plan.checkpoint.view(plan.stored).tensors.keys() == plan.stored.keys()
 
 
+def test_a_user_is_told_that_images_are_not_read(pair: Pair, tmp_path: Path) -> None:
+    for checkpoint, told in ((pair.whole, 1), (pair.text, 0)):
+        warnings = plan_export(ExportRequest(checkpoint=checkpoint, output=tmp_path / "out")).warnings
+        assert sum("images are not read" in warning for warning in warnings) == told
+
+
 def test_on_the_hub_headers_tell_it(pair: Pair, hub: HubServer, tmp_path: Path) -> None:
     hub.repositories["org/whole"] = Repository.of_folder(pair.whole)
     plan = plan_export(ExportRequest(checkpoint="org/whole", output=tmp_path / "out"))
