@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from windowed_decoders import WINDOWED_CONFIGS
 
 from gemma_export.artifact import verify_folder
-from gemma_export.checkpoint import BUILTIN_DIRECTORY, QuantisedSource
+from gemma_export.checkpoint import BUILTIN_DIRECTORY, QuantisedSource, open_checkpoint
 from gemma_export.errors import CheckpointError
 from gemma_export.families import family_of
 from gemma_export.pipeline import ExportRequest, export
@@ -192,6 +192,17 @@ def test_names_of_newer_releases(pair: Pair, tmp_path: Path) -> None:
     assert any(name.startswith("model.vision_tower.") for name in tensors)
     other = _write(tmp_path / "whole", _config(TEXT), tensors)
     assert _contents(other) == _contents(pair.text)
+
+
+def test_a_configuration_as_the_library_saves_it(pair: Pair, tmp_path: Path) -> None:
+    saved = transformers.Gemma3Config.from_dict({**_config(TEXT), "eos_token_id": [1, 107]})
+    saved.save_pretrained(tmp_path)
+    checkpoint = _write(tmp_path / "whole", json.loads((tmp_path / "config.json").read_bytes()), {})
+    found = open_checkpoint(checkpoint, weights=False).config
+    expected = open_checkpoint(pair.text, weights=False).config
+    spec, unread = family_of(found).parse_config(found)
+    assert spec == family_of(expected).parse_config(expected)[0]
+    assert unread == ()
 
 
 def test_a_head_of_its_own(pair: Pair, tmp_path: Path) -> None:

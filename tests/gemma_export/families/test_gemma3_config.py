@@ -127,6 +127,7 @@ def test_parameters_are_the_tensors(size: str) -> None:
         {"sliding_window_pattern": "absent", "layer_types": TYPES},
         {"sliding_window_pattern": "absent", "_sliding_window_pattern": 6},
         {"layer_types": TYPES},
+        {"layer_types": TYPES, "_sliding_window_pattern": 6},
         {"final_logit_softcapping": "absent", "attn_logit_softcapping": "absent"},
     ],
 )
