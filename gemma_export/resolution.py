@@ -89,6 +89,8 @@ def resolve(request: ExportRequest, progress: Progress | None = None) -> Resolve
     family = family_of(checkpoint.config)
     native, unread = family.parse_config(checkpoint.config)
     warnings = [checkpoint.note] if checkpoint.note is not None else []
+    if checkpoint.text_part:
+        warnings.append("config.json is of a vision-language model: its text decoder is exported, images are not read")
     if unread:
         warnings.append(f"config.json: keys that nothing reads: {', '.join(unread)}")
     if variant is not None:

@@ -84,7 +84,7 @@ def plan_merge(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], *, tied:
     """
     modules = {**shapes, f"{_HEAD}.weight": shapes[f"{_EMBEDDING}.weight"]}
     names = sort_names(adapter.source.tensors, modules)
-    check_patterns(adapter.config, [tensor.removesuffix(".weight") for tensor in modules])
+    check_patterns(adapter.config, [names.trained(tensor.removesuffix(".weight")) for tensor in modules])
     _check_kinds(adapter, names, modules)
     if tied:
         _refuse_tied_factors(names)
@@ -93,14 +93,14 @@ def plan_merge(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], *, tied:
         _check_shape(adapter, name, modules[tensor], f"tensor {tensor}")
         merged[tensor] = MergedTensor(base=name, from_adapter=True, factors=None)
     # shapes before completeness: they tell best that this is an adapter of another model
-    for module, parts in names.parts.items():
+    for module in names.parts:
         tensor = f"{module}.weight"
-        factors = _factors(adapter, module, parts, modules[tensor], embedding=module in names.embeddings)
+        factors = _factors(adapter, names, module, modules[tensor])
         base = merged.get(tensor, MergedTensor(base=tensor, from_adapter=False, factors=None))
         merged[tensor] = dataclasses.replace(base, factors=factors)
     _check_targets(adapter, names, modules)
     _check_saved(adapter, names, modules)
-    return Merge(adapter=adapter, tensors=merged, tied=_tie(adapter, merged) if tied else False)
+    return Merge(adapter=adapter, tensors=merged, tied=_tie(adapter, names, merged) if tied else False)
 
 
 def _check_kinds(adapter: Adapter, names: AdapterNames, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -122,8 +122,10 @@ def _check_kinds(adapter: Adapter, names: AdapterNames, shapes: Mapping[str, tup
 def _check_targets(adapter: Adapter, names: AdapterNames, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """The configuration's targets and the tensors must agree, both ways: a truncated adapter is no adapter."""
     modules = [tensor.removesuffix(".weight") for tensor, shape in shapes.items() if len(shape) == 2]
-    linear = [module for module in modules if module not in (_EMBEDDING, _HEAD)]
-    targets = target_modules(adapter.config, modules, linear)
+    trained = {names.trained(module): module for module in modules}
+    linear = [name for name, module in trained.items() if module not in (_EMBEDDING, _HEAD)]
+    found = target_modules(adapter.config, trained, linear, complete=names.prefix is None)
+    targets = {trained[name] for name in found}
     missing = [module for module in modules if module in targets and module not in names.parts]
     if missing:
         raise CheckpointError(
@@ -143,7 +145,7 @@ def _check_saved(adapter: Adapter, names: AdapterNames, shapes: Mapping[str, tup
     lacking = [
         module
         for module in (tensor.removesuffix(".weight") for tensor in shapes if tensor.endswith(".weight"))
-        if is_saved_whole(adapter.config, module)
+        if is_saved_whole(adapter.config, names.trained(module))
         and f"{module}.weight" not in names.whole
         # a head that is kept tied is saved once
         and not (module == _HEAD and adapter.config.ensure_weight_tying)
@@ -166,9 +168,8 @@ def _refuse_tied_factors(names: AdapterNames) -> None:
             )
 
 
-def _factors(
-    adapter: Adapter, module: str, parts: Mapping[str, str], shape: tuple[int, ...], *, embedding: bool
-) -> Factors:
+def _factors(adapter: Adapter, names: AdapterNames, module: str, shape: tuple[int, ...]) -> Factors:
+    parts, embedding = names.parts[module], module in names.embeddings
     for part, other in (("A", "B"), ("B", "A")):
         if part not in parts:
             raise CheckpointError(
@@ -194,7 +195,7 @@ def _factors(
             f"use_dora is {str(decomposed).lower()}, but there is {found} lora_magnitude_vector for {module}",
             hint="adapter_config.json and the tensors are of two adapters: fetch both again.",
         )
-    rank, scale = rank_and_scale(adapter.config, module)
+    rank, scale = rank_and_scale(adapter.config, names.trained(module))
     rows, columns = reversed(shape) if embedding else shape
     where = f"rank {rank} of adapter_config.json and {module}.weight {list(shape)}"
     _check_shape(adapter, parts["A"], (rank, columns), where)
@@ -220,7 +221,7 @@ def _check_shape(adapter: Adapter, name: str, expected: tuple[int, ...], why: st
         )
 
 
-def _tie(adapter: Adapter, merged: dict[str, MergedTensor]) -> bool:
+def _tie(adapter: Adapter, names: AdapterNames, merged: dict[str, MergedTensor]) -> bool:
     """Whether a tied base model stays tied when an embedding or head is saved whole; completes `merged`.
 
     Like PEFT: a module of modules_to_save is a copy, so the other one stays the base's; what was saved beside the
@@ -229,7 +230,7 @@ def _tie(adapter: Adapter, merged: dict[str, MergedTensor]) -> bool:
     table, head = merged.get(f"{_EMBEDDING}.weight"), merged.get(f"{_HEAD}.weight")
     if table is None and head is None:
         return True
-    copies = any(is_saved_whole(adapter.config, module) for module in (_EMBEDDING, _HEAD))
+    copies = any(is_saved_whole(adapter.config, names.trained(module)) for module in (_EMBEDDING, _HEAD))
     if table is not None and head is not None:
         tied = same_bytes(adapter.source, table.base, head.base)
         if not tied and (adapter.config.ensure_weight_tying or not copies):

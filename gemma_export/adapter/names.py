@@ -8,6 +8,8 @@
     base_model.model.model.embed_tokens.base_layer.weight               the base's table, saved with its adapter
     base_model.model.lm_head.weight                                     modules_to_save, whole
 
+An adapter of a vision-language model has that model's longer names; those of its vision tower mean nothing to text.
+
 Source: https://github.com/huggingface/peft/blob/main/src/peft/utils/save_and_load.py.
 """
 
@@ -18,6 +20,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from gemma_export.adapter.targets import module_kinds
+from gemma_export.checkpoint.text_part import is_of_images, text_name, text_prefix, whole_name
 from gemma_export.errors import CheckpointError
 
 __all__ = ["AdapterNames", "sort_names"]
@@ -42,6 +45,12 @@ class AdapterNames:
     embeddings: frozenset[str]
     # tensor of the base model -> tensor of the adapter that takes its place
     whole: Mapping[str, str]
+    # what the text decoder's modules begin with where the adapter was trained on a vision-language model
+    prefix: str | None = None
+
+    def trained(self, module: str) -> str:
+        """What the model that the adapter was trained on calls a module, as the configuration's patterns mean it."""
+        return module if self.prefix is None else whole_name(module, self.prefix)
 
 
 def sort_names(names: Iterable[str], base: Mapping[str, tuple[int, ...]]) -> AdapterNames:
@@ -57,19 +66,25 @@ def sort_names(names: Iterable[str], base: Mapping[str, tuple[int, ...]]) -> Ada
     parts: dict[str, dict[str, str]] = {}
     embeddings: set[str] = set()
     whole: dict[str, str] = {}
+    names = tuple(names)
+    prefix = text_prefix(name.removeprefix(_PREFIX) for name in names)
     for name in names:
-        inner = name.removeprefix(_PREFIX)
-        match = _PART.fullmatch(inner) if inner != name else None
+        inner: str | None = name.removeprefix(_PREFIX) if name.startswith(_PREFIX) else None
+        if prefix is not None and inner is not None:
+            if is_of_images(inner):
+                continue
+            inner = text_name(inner, prefix)
+        match = _PART.fullmatch(inner) if inner is not None else None
         if match is not None and f"{match['module']}.weight" in base:
             if match["table"]:
                 embeddings.add(match["module"])
             part = "magnitude" if match["magnitude"] else (match["factor"] or match["table"])[-1]
             _put(parts.setdefault(match["module"], {}), part, name)
-        elif match is None and inner != name and (tensor := _WRAPPER.sub("", inner)) in base:
+        elif match is None and inner is not None and (tensor := _WRAPPER.sub("", inner)) in base:
             _put(whole, tensor, name)
         else:
             raise _stranger(name, match["module"] if match else None, base)
-    return AdapterNames(parts=parts, embeddings=frozenset(embeddings), whole=whole)
+    return AdapterNames(parts=parts, embeddings=frozenset(embeddings), whole=whole, prefix=prefix)
 
 
 def _put(target: dict[str, str], key: str, name: str) -> None:

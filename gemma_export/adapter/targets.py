@@ -19,13 +19,16 @@ _ALL_LINEAR = "all-linear"
 _ANY_LAYER = r".*?\.[^.]*\.(?P<idx>\d+)\."
 
 
-def target_modules(config: AdapterConfig, modules: Collection[str], linear: Collection[str]) -> set[str]:
+def target_modules(
+    config: AdapterConfig, modules: Collection[str], linear: Collection[str], *, complete: bool = True
+) -> set[str]:
     """The modules that the configuration targets.
 
     Args:
         config: the adapter's.
         modules: names of all modules with weights, `lm_head` among them.
         linear: those that "all-linear" means: every projection but the head.
+        complete: the adapter's model had no others, which a name that matches none of these could mean.
 
     Raises:
         CheckpointError: a name or the pattern matches no module.
@@ -39,7 +42,7 @@ def target_modules(config: AdapterConfig, modules: Collection[str], linear: Coll
             raise _no_module(f"pattern {named[:120]!r}", modules)
         return {module for module in matched if not _is_excluded(config, module)}
     for name in named:
-        if not any(_ends_with(module, (name,)) for module in modules):
+        if complete and not any(_ends_with(module, (name,)) for module in modules):
             raise _no_module(repr(name[:120]), modules)
     return {
         module

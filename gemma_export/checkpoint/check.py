@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
+from gemma_export.checkpoint.text_part import text_prefix
 from gemma_export.errors import CheckpointError
 from gemma_export.tensors import DTYPE_BYTES, TensorSource
 
@@ -85,6 +86,8 @@ def _names_differ(missing: list[str], extra: list[str], count: int) -> Checkpoin
             "These are quantised weights: config.json needs their quantization_config (older GPTQ checkpoints have it "
             'as quantize_config.json; add "quant_method": "gptq").'
         )
+    elif text_prefix(extra) is not None:
+        hint = "These names are of a vision-language checkpoint: take its own config.json, whose model_type is gemma3."
     return CheckpointError(f"the checkpoint's tensors are not those of config.json: {'; '.join(parts)}", hint=hint)
 
 

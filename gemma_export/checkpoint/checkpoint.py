@@ -13,6 +13,7 @@ from gemma_export.checkpoint.quantisation import Quantisation
 from gemma_export.checkpoint.quantised_source import architecture_view
 from gemma_export.checkpoint.safetensors_source import SafetensorsSource, weight_files
 from gemma_export.checkpoint.synthetic import SyntheticSource
+from gemma_export.checkpoint.text_part import text_config, text_tensors
 from gemma_export.errors import ConfigError, MissingResourceError
 from gemma_export.tensors import TensorSource
 
@@ -47,8 +48,10 @@ TOKENIZER_FILES = (
 class Checkpoint:
     """What an export starts from."""
 
-    # config.json, parsed
+    # config.json, parsed; of a vision-language checkpoint what a checkpoint of its text decoder would have
     config: Mapping[str, Any]
+    # the tensors are those of a vision-language checkpoint, of which `view` gives the text decoder's
+    text_part: bool = False
     # how its matrices are stored, where that is in integers; `config` is then without that section
     quantisation: Quantisation | None = None
     # None until synthetic weights are made for the shapes that the configuration implies
@@ -85,10 +88,12 @@ class Checkpoint:
             expected: tensor name -> shape, from the configuration.
 
         Raises:
-            CheckpointError: a quantised matrix is not stored as config.json says.
+            CheckpointError: a quantised matrix is not stored as config.json says, or the names are of no known layout.
+            MissingResourceError: a vision-language checkpoint has no weights of its text decoder.
         """
         assert self.source is not None
-        return architecture_view(self.source, self.quantisation, expected)
+        source = text_tensors(self.source) if self.text_part else self.source
+        return architecture_view(source, self.quantisation, expected)
 
     @property
     def has_tokenizer(self) -> bool:
@@ -118,6 +123,7 @@ def open_checkpoint(directory: Path, *, weights: bool = True) -> Checkpoint:
             hint="Give the folder that holds config.json and the safetensors files.",
         )
     config = read_json(directory / CONFIG)
+    text = text_config(config)
     generation = directory / GENERATION_CONFIG
     tokenizer = {name: directory / name for name in TOKENIZER_FILES if (directory / name).is_file()}
     for name, path in tokenizer.items():
@@ -130,7 +136,8 @@ def open_checkpoint(directory: Path, *, weights: bool = True) -> Checkpoint:
         source = SafetensorsSource(shards, index)
         files += shards
     return Checkpoint(
-        config=config,
+        config=config if text is None else text,
+        text_part=text is not None,
         source=source,
         name=display_name(directory),
         generation_config=read_json(generation) if generation.is_file() else None,
@@ -152,4 +159,4 @@ def builtin_checkpoint(*, weights: bool = True) -> Checkpoint:
 
 def synthetic_checkpoint(checkpoint: Checkpoint, tensors: Mapping[str, tuple[int, ...]], *, seed: int) -> Checkpoint:
     """The same checkpoint with synthetic weights of these shapes."""
-    return dataclasses.replace(checkpoint, source=SyntheticSource(tensors, seed), seed=seed)
+    return dataclasses.replace(checkpoint, source=SyntheticSource(tensors, seed), text_part=False, seed=seed)

@@ -17,7 +17,7 @@ from gemma_export.consumers.consumer import Consumer, FolderFacts
 __all__ = ["GENAI"]
 
 # family -> model.type; "decoder" is genai's word for any decoder with a key-value cache
-_TYPES = {"gemma": "gemma"}
+_TYPES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text"}
 _PAST, _PRESENT = "past_key_values.%d.{}", "present.%d.{}"
 # float32 arithmetic of genai's sampler: beyond these a temperature divides logits by zero or makes all of them equal
 _COLDEST, _HOTTEST = 1e-3, 1e3

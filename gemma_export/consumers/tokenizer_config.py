@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gemma_export.consumers.chat_template import END_OF_TURN, GEMMA_CHAT_TEMPLATE, START_OF_TURN
+from gemma_export.consumers.chat_template import END_OF_TURN, START_OF_TURN, chat_template
 
 __all__ = ["complete_config", "new_config"]
 
 
-def new_config(tokens: Mapping[int, str], roles: Mapping[str, int], *, generic: bool) -> dict[str, Any]:
+def new_config(
+    tokens: Mapping[int, str], roles: Mapping[str, int], *, generic: bool, family: str = "gemma"
+) -> dict[str, Any]:
     """The configuration of a tokenizer that came without one.
 
     Args:
@@ -21,6 +23,7 @@ def new_config(tokens: Mapping[int, str], roles: Mapping[str, int], *, generic: 
         roles: "bos", "eos", "pad", "unk" -> id.
         generic: transformers' Gemma class would tokenize otherwise than the file, because it builds Gemma's
             normalizer whatever the file says.
+        family: whose chat template it gets.
     """
     config: dict[str, Any] = {
         "add_eos_token": False,
@@ -35,7 +38,7 @@ def new_config(tokens: Mapping[int, str], roles: Mapping[str, int], *, generic: 
     config["mask_token"] = "<mask>" if "<mask>" in texts else None
     if {START_OF_TURN, END_OF_TURN} <= texts:
         config["additional_special_tokens"] = [START_OF_TURN, END_OF_TURN]
-        config["chat_template"] = GEMMA_CHAT_TEMPLATE
+        config["chat_template"] = chat_template(family)
     return config
 
 

@@ -54,7 +54,9 @@ def _files(facts: FolderFacts) -> dict[str, bytes | Path]:
     if tokens.made is not None:
         files[_JSON] = tokens.made
     found = read_json(facts.tokenizer_files[_CONFIG]) if _CONFIG in files else None
-    config = found if found is not None else new_config(tokens.special, tokens.roles, generic=not tokens.gemma)
+    config = found
+    if config is None:
+        config = new_config(tokens.special, tokens.roles, generic=not tokens.gemma, family=facts.spec.family)
     template = _template(facts.tokenizer_files, config)
     completed = complete_config(
         config, tokens.special, tokens.roles, template=template, context=facts.spec.max_position_embeddings

@@ -71,10 +71,9 @@ def _parse_config(config: Mapping[str, Any]) -> tuple[DecoderSpec, tuple[str, ..
 
 def _period(read: ConfigReader) -> int | None:
     """Every so many layers one sees everything: configs before layer_types say so, later ones with an underscore."""
-    for key in ("sliding_window_pattern", "_sliding_window_pattern"):
-        if read.optional(key) is not None:
-            return read.integer(key, low=1, high=1024)
-    return None
+    # both count as read: the reference saves one beside the other
+    found = [key for key in ("sliding_window_pattern", "_sliding_window_pattern") if read.optional(key) is not None]
+    return read.integer(found[0], low=1, high=1024) if found else None
 
 
 GEMMA3 = Family(

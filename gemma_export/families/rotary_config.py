@@ -91,7 +91,7 @@ def _factor(read: ConfigReader, key: str, value: Any, others: frozenset[str] = f
         raise ConfigError(
             f"config.json: {key} must be an object, found {value!r}", hint="Take it from the published config.json."
         )
-    kinds = {value[name] for name in ("rope_type", "type") if isinstance(value.get(name), str)} or {"default"}
+    kinds = {str(value[name]) for name in ("rope_type", "type") if value.get(name) is not None} or {"default"}
     unknown = sorted(set(value) - {"rope_type", "type", "factor"} - others)
     if len(kinds) != 1 or not kinds <= {"default", "linear"} or unknown:
         found = f"keys {', '.join(unknown)}" if unknown else f"type {', '.join(sorted(kinds))}"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import transformers
 
-from gemma_export.consumers.chat_template import GEMMA_CHAT_TEMPLATE
+from gemma_export.consumers.chat_template import chat_template
 from gemma_runtime.chat import Message, chat_ids, chat_text, read_messages, turn_ids
 from gemma_runtime.chat_template import folds_system
 from gemma_runtime.errors import ManifestError, PromptError
@@ -18,18 +18,7 @@ from gemma_runtime.tokenizer import Tokenizer, load_tokenizer
 
 TINY = Path(__file__).parents[2] / "gemma_export" / "checkpoint" / "tiny"
 FILES = {"tokenizers": "tokenizer.json", "sentencepiece": "tokenizer.model"}
-# as Gemma 3 has it: the system's text, untrimmed, and an empty line before the first content
-FOLDING_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% set first_user_prefix = '' %}{% set turns = messages %}"
-    "{% if messages[0]['role'] == 'system' %}"
-    "{% set first_user_prefix = messages[0]['content'] + '\n\n' %}{% set turns = messages[1:] %}{% endif %}"
-    "{% for message in turns %}"
-    "{{ '<start_of_turn>' + ('user' if loop.index0 % 2 == 0 else 'model') + '\n' }}"
-    "{{ first_user_prefix if loop.first else '' }}{{ message['content'] | trim }}{{ '<end_of_turn>\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-)
+GEMMA_CHAT_TEMPLATE, FOLDING_TEMPLATE = chat_template("gemma"), chat_template("gemma3")
 WORDS = [
     "Hi",
     "def f(x):",
@@ -105,6 +94,20 @@ def test_a_system_message_is_folded_as_the_template_folds_it(tokenizer: Tokenize
         assert chat_text(messages, tokenizer=tokenizer, folds_system=True) == text
         assert chat_ids(messages, tokenizer=tokenizer, folds_system=True) == ids
         assert chat_ids(messages, tokenizer=tokenizer, folds_system=True, escape=True) == ids
+
+
+def test_parts_of_text_are_joined_as_the_template_joins_them(tokenizer: Tokenizer, reference: Any) -> None:
+    random_ = random.Random(11)
+
+    def parts(count: int) -> list[dict[str, str]]:
+        return [{"type": "text", "text": content(random_, WORDS)} for _ in range(count)]
+
+    for _ in range(200):
+        turns = [{**each, "content": parts(random_.randint(1, 3))} for each in conversation(random_, WORDS)]
+        messages: list[Any] = [{"role": "system", "content": parts(1)}, *turns]
+        text, ids = rendered(reference, messages, FOLDING_TEMPLATE, prompt=True)
+        assert chat_text(messages, tokenizer=tokenizer, folds_system=True) == text
+        assert chat_ids(messages, tokenizer=tokenizer, folds_system=True) == ids
 
 
 def test_escaped_contents_hold_no_special_token(tokenizer: Tokenizer) -> None:
@@ -185,7 +188,18 @@ USER, MODEL = {"role": "user", "content": "Hi"}, {"role": "model", "content": "H
         ([{"role": "tool", "content": "x"}], r"messages\[0\]: unknown role 'tool'"),
         ([{"content": "x"}], r"messages\[0\]: unknown role None"),
         ([USER, {"role": "model"}], r"messages\[1\]: the content must be text, found NoneType"),
-        ([{"role": "user", "content": ["x"]}], r"messages\[0\]: the content must be text, found list"),
+        ([{"role": "user", "content": {"text": "x"}}], r"messages\[0\]: the content must be text, found dict"),
+        ([{"role": "user", "content": ["x"]}], r"messages\[0\]: part 0 of the content must be text, found 'str'"),
+        ([{"role": "user", "content": []}], r"messages\[0\]: the content is empty"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image", "url": "y"}]}],
+            r"messages\[0\]: part 1 of the content must be text, found 'image'",
+        ),
+        ([{"role": "user", "content": [{"type": "text", "text": 1}]}], r"part 0 of the content must be text"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "x", "cache": {"ttl": 1}}]}],
+            r"messages\[0\]: part 0 of the content: unknown key 'cache'",
+        ),
         ([USER, "Hello"], r"messages\[1\] must be a Message or a mapping, found str"),
         ([{**USER, "tool_calls": [1]}], r"messages\[0\]: unknown key 'tool_calls'"),
         ([Message(role="user", content="\udcff")], r"messages\[0\]: not valid UTF-8 at character 0"),
@@ -205,6 +219,10 @@ def test_impossible_conversations(tokenizer: Tokenizer, messages: Any, reason: s
         ([{"role": "system", "content": "x"}], "no turn of the user"),
         ([{"role": "system", "content": " "}, USER], r"messages\[0\]: the content is empty"),
         ([{"role": "system", "content": "x"}, MODEL], r"messages\[1\]: a turn of the user is due"),
+        (
+            [{"role": "system", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}]}, USER],
+            r"messages\[0\]: a system message has one part, found 2",
+        ),
         ([{"role": "system", "content": "x"}, {"role": "system", "content": "x"}, USER], r"messages\[1\]: a turn of"),
     ],
 )

@@ -105,7 +105,7 @@ class AnswerOptions:
 
         Args:
             prompt: its tokens.
-            tokenizer: of the folder: what it has no piece for never comes.
+            tokenizer: of the folder: what it has no piece for never comes, nor what is no text.
             stop_ids: of the folder.
             vocab_size: logits of a row.
         """
@@ -119,6 +119,7 @@ class AnswerOptions:
             stop_ids=ends,
             min_new_tokens=self.min_new_tokens,
             allowed_size=tokenizer.size,
+            banned=tokenizer.never_chosen,
             constraint=None if self.constraint is None else self.constraint.matcher(tokenizer, sorted(ends)),
             logprobs=self.logprobs,
         )

@@ -34,7 +34,10 @@ _NO_SYSTEM = "Put the instructions into the first user message."
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Message:
-    """One turn of a conversation. A mapping with the same keys does as well wherever messages are taken."""
+    """One turn of a conversation. A mapping with the same keys does as well wherever messages are taken.
+
+    A mapping's content may also be a list of parts {"type": "text", "text": ...}, as other programs write it.
+    """
 
     # "user", "model" (or "assistant"), "system"
     role: str
@@ -191,6 +194,35 @@ def _turns(messages: Sequence[Message | Mapping[str, Any]], *, folds_system: boo
     return turns
 
 
+def _text_of(content: object, name: str, *, trimmed: bool) -> str:
+    """A content that is a text, or parts of text joined as Gemma 3's template does: trimmed, but for the system's."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, (list, tuple)):
+        raise PromptError(
+            f"{name}: the content must be text, found {type(content).__name__}",
+            hint='For example "Hi", or [{"type": "text", "text": "Hi"}].',
+        )
+    texts = []
+    for index, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise PromptError(
+                f"{name}: part {index} of the content must be text, found {str(kind)[:40]!r}",
+                hint="Images and other parts are not taken.",
+            )
+        lost = [key for key, value in part.items() if key not in ("type", "text") and value is not None]
+        if lost:
+            raise PromptError(
+                f"{name}: part {index} of the content: unknown key {lost[0]!r}", hint="A part has a type and a text."
+            )
+        texts.append(part["text"].strip() if trimmed else part["text"])
+    if not trimmed and len(texts) > 1:
+        # the template reads the first alone
+        raise PromptError(f"{name}: a system message has one part, found {len(texts)}", hint="Join the texts.")
+    return "".join(texts)
+
+
 def _read_message(message: object, name: str) -> Message:
     if isinstance(message, Message):
         fields: Mapping[str, Any] = {"role": message.role, "content": message.content}
@@ -208,10 +240,7 @@ def _read_message(message: object, name: str) -> Message:
     role, content = fields.get("role"), fields.get("content")
     if not isinstance(role, str) or role not in _ROLES:
         raise PromptError(f"{name}: unknown role {role!r}", hint=f"Roles are {', '.join(_ROLES)}.")
-    if not isinstance(content, str):
-        raise PromptError(
-            f"{name}: the content must be text, found {type(content).__name__}", hint="Images and parts are not taken."
-        )
+    content = _text_of(content, name, trimmed=role != "system")
     try:
         content.encode("utf-8")
     except UnicodeEncodeError as error:

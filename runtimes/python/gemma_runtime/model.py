@@ -176,7 +176,15 @@ class Gemma:
         # penalties and constraints would need the text; the larger model applies them to what is guessed
         vocab_size = self._draft.manifest.vocab_size
         sampling = (options.sampling or Sampling()).for_draft(vocab_size)
-        chooser = TokenChooser(sampling, vocab_size=vocab_size, prompt_ids=(), allowed_size=self.tokenizer.size)
+        chooser = TokenChooser(
+            sampling,
+            vocab_size=vocab_size,
+            prompt_ids=(),
+            # as the larger model's: another guess would never be kept
+            stop_ids=self.stop_ids | frozenset(options.stop_ids),
+            allowed_size=self.tokenizer.size,
+            banned=self.tokenizer.never_chosen,
+        )
         # a guess is a step of the smaller model, which reads that much less
         cost += self._draft.manifest.weight_bytes / self.manifest.weight_bytes
         stopped = (lambda: False) if options.cancel is None else options.cancel.is_set

@@ -28,7 +28,7 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, manifest: Manifest, *, fold
         folds_system: whether its chat template has room for a system message.
 
     Raises:
-        PromptError: empty, not encodable, ids out of range, or longer than the context.
+        PromptError: empty, not encodable, ids out of range, an image's token, or longer than the context.
         ManifestError: the tokenizer gives ids that the model has no rows for.
     """
     if isinstance(prompt, str):
@@ -49,6 +49,13 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, manifest: Manifest, *, fold
     else:
         return check_ids(prompt, manifest)  # type: ignore[arg-type]
     wrong = next((token for token in ids if not 0 <= token < manifest.vocab_size), None)
+    if wrong in tokenizer.never_chosen:
+        # Gemma 3's tokenizer is that of models with images, whose token lies behind the table of those without
+        raise PromptError(
+            f"the prompt has {tokenizer.decode([wrong])!r}, token id {wrong}, the embedding has {manifest.vocab_size} "
+            "rows: this model reads text alone",
+            hint="Leave it out; in a chat `escape=True` reads it as characters.",
+        )
     if wrong is not None:
         raise ManifestError(
             f"the tokenizer gives token id {wrong}, the embedding has {manifest.vocab_size} rows",

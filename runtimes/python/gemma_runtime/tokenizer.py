@@ -31,6 +31,9 @@ _STEERING = (
     "<|fim_suffix|>",
     "<|file_separator|>",
 )
+# What only ever stands in a prompt: the start of a sequence, filling, and where an image goes. Unused tokens are not
+# among them: fine-tunes give them a meaning (MedGemma writes its thoughts between <unused94> and <unused95>).
+_NEVER_CHOSEN = ("<pad>", "<bos>", "<start_of_image>", "<end_of_image>", "<image_soft_token>")
 # reserved for training and for images: text only when nothing better is left
 _RESERVED = re.compile(r"<unk>|<mask>|<unused\d+>|\[multimodal\]|<start_of_image>|<end_of_image>|<image_soft_token>")
 _HINT = "Put the original model's tokenizer files beside the checkpoint and export it again."
@@ -69,6 +72,8 @@ class Tokenizer:
         self.size = library.size
         self.bos_id = library.find(bos)
         self._silent = {token for name in _STEERING if (token := library.find(name)) is not None}
+        # ids that no answer has, however likely the model finds them
+        self.never_chosen = frozenset(token for name in _NEVER_CHOSEN if (token := library.find(name)) is not None)
 
     def encode(self, text: str) -> list[int]:
         """Ids with exactly one BOS in front, also where the text already starts with one."""

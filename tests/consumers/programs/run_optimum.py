@@ -12,6 +12,10 @@ def main() -> None:
     request = json.load(sys.stdin)
     folder, new_tokens = request["folder"], request["new_tokens"]
     model = ORTModelForCausalLM.from_pretrained(folder, file_name=request["graph"].rpartition("/")[2])
+    if model.config.model_type == "gemma2" and request.get("head_sizes", True):
+        # optimum 2.1 derives them from the width of the model, as for most architectures but Gemma
+        model.num_key_value_heads = model.config.num_key_value_heads
+        model.embed_size_per_head = model.config.head_dim
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.padding_side = "left"
 

@@ -60,6 +60,18 @@ def test_names_and_sizes() -> None:
 
 
 @pytest.mark.parametrize(
+    ("family", "kind"),
+    [("gemma", "gemma"), ("gemma2", "gemma2"), ("gemma3", "gemma3_text"), ("another", "decoder")],
+)
+def test_families_by_genais_names(family: str, kind: str) -> None:
+    """No key says anything of windows: the main graph's caches are as long as the text in every layer."""
+    known = facts()
+    model = genai_config(known, spec=dataclasses.replace(known.spec, family=family))["model"]
+    assert model["type"] == kind
+    assert "sliding_window" not in model["decoder"]
+
+
+@pytest.mark.parametrize(
     ("logits", "file"), [("last", "model.onnx"), ("all", "model.onnx"), ("1", "model.onnx"), ("4", "model_all.onnx")]
 )
 def test_graph_has_one_position_or_all(logits: str, file: str) -> None:

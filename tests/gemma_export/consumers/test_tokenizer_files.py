@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from gemma_export.errors import ConfigError, GemmaExportError, TokenizerError
 from gemma_export.planning import ExportPlan, consumer_files, plan_export
 from gemma_export.request import ExportRequest
 from gemma_runtime.chat import chat_text
+from gemma_runtime.chat_template import folds_system
 from gemma_runtime.tokenizer import load_tokenizer
 
 TINY_CONFIG = json.loads((BUILTIN_DIRECTORY / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -113,6 +115,36 @@ def test_the_chat_template_is_the_published_format(tmp_path: Path) -> None:
         ([turns[0], turns[0]], "must alternate"),
         ([turns[0], turns[1], turns[1]], "must alternate"),
         ([turns[0], {"role": "tool", "content": "x"}], "must alternate"),
+    ):
+        with pytest.raises(jinja2.TemplateError, match=reason):
+            loaded.apply_chat_template(wrong, tokenize=False)
+
+
+def test_gemma_3_has_a_place_for_a_system_message(tmp_path: Path) -> None:
+    known = plan(checkpoint(tmp_path / "source", ONLY_MODEL)).facts
+    facts = dataclasses.replace(known, spec=dataclasses.replace(known.spec, family="gemma3"))
+    for name, content in consumer_files(facts).items():
+        if name.startswith("tokenizer"):
+            (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    assert folds_system(tmp_path)
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    turns: list[dict[str, Any]] = [
+        {"role": "system", "content": " Be brief.\n"},
+        {"role": "user", "content": [{"type": "text", "text": " Knock "}, {"type": "text", "text": "knock."}]},
+        {"role": "assistant", "content": "Who's there?"},
+    ]
+    expected = (
+        "<bos><start_of_turn>user\n Be brief.\n\n\nKnockknock.<end_of_turn>\n"
+        "<start_of_turn>model\nWho's there?<end_of_turn>\n"
+    )
+    assert loaded.apply_chat_template(turns, tokenize=False) == expected
+    assert chat_text(turns[:2], tokenizer=load_tokenizer(tmp_path), folds_system=True) == (
+        loaded.apply_chat_template(turns[:2], tokenize=False, add_generation_prompt=True)
+    )
+    for wrong, reason in (
+        ([*turns[:2], turns[1]], "must alternate"),
+        ([turns[0], turns[2]], "must alternate"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "reads text alone"),
     ):
         with pytest.raises(jinja2.TemplateError, match=reason):
             loaded.apply_chat_template(wrong, tokenize=False)

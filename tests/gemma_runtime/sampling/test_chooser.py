@@ -72,6 +72,47 @@ def test_greedy_ties_go_to_the_smaller_id() -> None:
     assert at(logits(1, 3, 3, 2, 3), 0.5, temperature=0.0) == 1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0},
+        {},
+        {"top_k": 2},
+        {"top_p": 0.5},
+        {"min_p": 0.5},
+        {"temperature": 0.0, "logit_bias": {2: 100.0}},
+        {"logit_bias": {2: 100.0, 4: 1.0}},
+        {"temperature": 0.0, "repetition_penalty": 1.5},
+        {"presence_penalty": -2.0},
+    ],
+)
+def test_banned_tokens_never_come(options: dict[str, Any]) -> None:
+    sampling = Sampling(**{"temperature": 1.0} | options)
+    one = TokenChooser(sampling, vocab_size=len(LOGITS), prompt_ids=[2], banned=(2, 7, 99))
+    found = set()
+    for _ in range(100):
+        found.add(one.choose(LOGITS))
+        one.accept(2)
+    assert found
+    assert not found & {2, 7}
+    assert not {2, 7} & set(one.distribution(LOGITS).ids[one.distribution(LOGITS).probabilities > 0].tolist())
+    # nothing is written into what the model gave
+    assert LOGITS[2] == 2.0
+
+
+def test_a_banned_token_that_ends_the_text_comes() -> None:
+    sampling = Sampling(temperature=0.0)
+    one = TokenChooser(sampling, vocab_size=len(LOGITS), prompt_ids=[], banned=(2, 4), stop_ids={2})
+    assert one.choose(LOGITS) == 2
+    one = TokenChooser(sampling, vocab_size=len(LOGITS), prompt_ids=[], banned=(2, 4), stop_ids={2}, min_new_tokens=1)
+    assert one.choose(LOGITS) == 6
+
+
+def test_the_models_own_probabilities_know_no_ban() -> None:
+    one = TokenChooser(Sampling(), vocab_size=len(LOGITS), prompt_ids=[], banned=(2,), logprobs=1)
+    assert one.logprob(LOGITS, 4).alternatives[0][0] == 2
+
+
 @pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.9}])
 def test_one_draw_a_token_and_none_when_greedy(options: dict[str, Any]) -> None:
     expected = np.random.default_rng(5)

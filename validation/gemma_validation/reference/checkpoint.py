@@ -55,7 +55,7 @@ class ReferenceCheckpoint:
     source: TensorSource
     # an adapter, held against them
     merge: Merge | None
-    # the weights are those of `directory`, in floating point: transformers can load them itself
+    # the weights are those of `directory`, all of them, in floating point: transformers can load them itself
     plain: bool
 
     @property
@@ -125,7 +125,7 @@ def _opened(found: FoundReference, manifest: Manifest | None) -> ReferenceCheckp
         spec=spec,
         source=source,
         merge=merge,
-        plain=seed is None and quantisation is None and merge is None,
+        plain=seed is None and quantisation is None and merge is None and not checkpoint.text_part,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence, Set
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,7 +41,9 @@ class TokenChooser:
         prompt_ids: the prompt, for the repetition penalty.
         stop_ids: tokens that end the sequence.
         min_new_tokens: no stop token before that many tokens, unless the constraint allows nothing else.
-        allowed_size: ids at and above it never come (padding rows of the table, tokens of images); None allows all.
+        allowed_size: ids at and above it never come (rows of the table that the tokenizer has no piece for); None
+            allows all.
+        banned: ids below it that never come either, whatever their bias (tokens of images), unless they end the text.
         constraint: what the text must match; its state moves on with `accept`.
         logprobs: how many alternatives `logprob` names; None is 0.
 
@@ -58,6 +60,7 @@ class TokenChooser:
         stop_ids: Set[int] = frozenset(),
         min_new_tokens: int = 0,
         allowed_size: int | None = None,
+        banned: Collection[int] = (),
         constraint: ConstraintState | None = None,
         logprobs: int | None = None,
     ) -> None:
@@ -69,7 +72,12 @@ class TokenChooser:
         self.generator = sampling.generator()
         self._size = vocab_size if allowed_size is None else min(allowed_size, vocab_size)
         self._penalties = Penalties(
-            sampling, vocab_size=vocab_size, allowed_size=self._size, prompt_ids=prompt_ids, stop_ids=stop_ids
+            sampling,
+            vocab_size=vocab_size,
+            allowed_size=self._size,
+            prompt_ids=prompt_ids,
+            stop_ids=stop_ids,
+            banned=banned,
         )
         self._candidates = None if self.greedy else Candidates(sampling, self._size)
         self._min_new_tokens = min_new_tokens

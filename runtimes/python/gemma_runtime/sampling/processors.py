@@ -15,7 +15,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 class Penalties:
-    """Logit bias, then repetition penalty, then presence and frequency penalties, then banned stop tokens.
+    """Logit bias, then repetition penalty, then presence and frequency penalties, then bans.
 
     All of them are computed for the tokens they touch, never for a whole vocabulary: those of the prompt and the
     answer, and those with a bias.
@@ -26,6 +26,7 @@ class Penalties:
         allowed_size: ids at and above it are never chosen, so nothing is computed for them.
         prompt_ids: what the repetition penalty counts besides the answer.
         stop_ids: banned by `apply` on request.
+        banned: always banned, unless they end the text.
 
     Raises:
         PromptError: a bias of an id outside the vocabulary.
@@ -39,12 +40,17 @@ class Penalties:
         allowed_size: int,
         prompt_ids: Sequence[int],
         stop_ids: Iterable[int],
+        banned: Iterable[int] = (),
     ) -> None:
         self._repetition = float(sampling.repetition_penalty)
         self._presence = float(sampling.presence_penalty)
         self._frequency = float(sampling.frequency_penalty)
         self._size = allowed_size
-        self._stops = np.array(sorted(token for token in stop_ids if token < allowed_size), np.int64)
+        stops = {token for token in stop_ids if token < allowed_size}
+        self._stops = np.array(sorted(stops), np.int64)
+        self._banned = np.array(
+            sorted(token for token in banned if token < allowed_size and token not in stops), np.int64
+        )
         self._counts_answer = self._repetition != 1 or self._presence != 0 or self._frequency != 0
         # of each touched token: its id, its bias, how often prompt and answer have it, how often the answer has it
         self._places: dict[int, int] = {}
@@ -67,7 +73,7 @@ class Penalties:
     @property
     def active(self) -> bool:
         """Whether `apply` changes anything, but for stop tokens."""
-        return bool(self._places)
+        return bool(self._places) or len(self._banned) > 0
 
     def count(self, token: int, times: int = 1) -> None:
         """The answer has a token once more, or with -1 once less."""
@@ -96,6 +102,7 @@ class Penalties:
             values -= generated * self._frequency + (generated > 0) * self._presence
             # what is not banned stays a number in float32; a model's NaN stays one too
             logits[ids] = np.where(finite, np.clip(values, -_LARGEST, _LARGEST), unchanged)
+        logits[self._banned] = -np.inf
         if ban_stops:
             logits[self._stops] = -np.inf
 
