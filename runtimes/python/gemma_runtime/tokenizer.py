@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,9 +31,11 @@ _STEERING = (
     "<|fim_suffix|>",
     "<|file_separator|>",
 )
-# What only ever stands in a prompt: the start of a sequence, filling, and where an image goes. Unused tokens are not
-# among them: fine-tunes give them a meaning (MedGemma writes its thoughts between <unused94> and <unused95>).
-_NEVER_CHOSEN = ("<pad>", "<bos>", "<start_of_image>", "<end_of_image>", "<image_soft_token>")
+# What only ever stands in a prompt of a model that knows images: where one goes, the start of a sequence and filling.
+# Unused tokens are not among them: fine-tunes give them a meaning (MedGemma writes its thoughts between <unused94> and
+# <unused95>). Earlier families are left with the choice that their reference makes.
+_IMAGE_TOKENS = ("<start_of_image>", "<end_of_image>", "<image_soft_token>")
+_PROMPT_TOKENS = ("<pad>", "<bos>")
 # reserved for training and for images: text only when nothing better is left
 _RESERVED = re.compile(r"<unk>|<mask>|<unused\d+>|\[multimodal\]|<start_of_image>|<end_of_image>|<image_soft_token>")
 _HINT = "Put the original model's tokenizer files beside the checkpoint and export it again."
@@ -73,7 +75,11 @@ class Tokenizer:
         self.bos_id = library.find(bos)
         self._silent = {token for name in _STEERING if (token := library.find(name)) is not None}
         # ids that no answer has, however likely the model finds them
-        self.never_chosen = frozenset(token for name in _NEVER_CHOSEN if (token := library.find(name)) is not None)
+        images = self._found(_IMAGE_TOKENS)
+        self.never_chosen = images | self._found(_PROMPT_TOKENS) if images else images
+
+    def _found(self, names: Iterable[str]) -> frozenset[int]:
+        return frozenset(token for name in names if (token := self._library.find(name)) is not None)
 
     def encode(self, text: str) -> list[int]:
         """Ids with exactly one BOS in front, also where the text already starts with one."""
