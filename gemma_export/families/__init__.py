@@ -14,10 +14,11 @@ from gemma_export.families.family import Family
 from gemma_export.families.gemma import GEMMA
 from gemma_export.families.gemma2 import GEMMA2
 from gemma_export.families.gemma3 import GEMMA3
+from gemma_export.families.vaultgemma import VAULTGEMMA
 
 __all__ = ["FAMILIES", "Family", "check_generation_config", "family_of"]
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (GEMMA, GEMMA2, GEMMA3)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (GEMMA, GEMMA2, GEMMA3, VAULTGEMMA)}
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from gemma_export.config import CacheState, DecoderSpec
@@ -11,9 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["build_decoder", "decoder_tensors", "key_value_states"]
 
-# norms over the hidden state around attention and around the MLP, in the checkpoint's words. Gemma 1 calls the norm
-# before the MLP what later families call the one behind attention.
-_PRE_NORMS = (("input_layernorm",), ("post_attention_layernorm",), ())
+# the norm before the MLP in Gemma 1's words, which later families use for the norm behind attention
+_MLP_NORM = "post_attention_layernorm"
+# norms over the hidden state around attention and around the MLP, in the checkpoint's words
 _POST_NORMS = (
     ("input_layernorm",),
     ("post_attention_layernorm", "pre_feedforward_layernorm"),
@@ -21,9 +22,14 @@ _POST_NORMS = (
 )
 
 
-def decoder_tensors(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
-    """Checkpoint tensor name -> shape, in the order of the computation."""
-    before, between, behind = _POST_NORMS if spec.post_norms else _PRE_NORMS
+def decoder_tensors(spec: DecoderSpec, *, mlp_norm: str = _MLP_NORM) -> dict[str, tuple[int, ...]]:
+    """Checkpoint tensor name -> shape, in the order of the computation.
+
+    Args:
+        spec: the architecture.
+        mlp_norm: what a checkpoint without post-norms calls the norm before the MLP.
+    """
+    before, between, behind = _POST_NORMS if spec.post_norms else (("input_layernorm",), (mlp_norm,), ())
     hidden, ffn = spec.hidden_size, spec.intermediate_size
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (spec.vocab_size, hidden)}
     for layer in range(spec.num_hidden_layers):
@@ -66,8 +72,13 @@ def key_value_states(spec: DecoderSpec) -> tuple[CacheState, ...]:
     )
 
 
-def build_decoder(spec: DecoderSpec) -> Decoder:
-    """The torch decoder that a specification describes; parameters are uninitialised."""
+def build_decoder(spec: DecoderSpec, *, mlp_norm: str = _MLP_NORM) -> Decoder:
+    """The torch decoder that a specification describes; parameters are uninitialised.
+
+    Args:
+        spec: the architecture.
+        mlp_norm: as in `decoder_tensors`.
+    """
     from gemma_export.nn import (
         Decoder,
         GatedMLP,
@@ -77,7 +88,7 @@ def build_decoder(spec: DecoderSpec) -> Decoder:
         rotary_tables,
     )
 
-    kind = PostNormLayer if spec.post_norms else PreNormLayer
+    kind = PostNormLayer if spec.post_norms else functools.partial(PreNormLayer, mlp_norm=mlp_norm)
 
     def layer(index: int) -> PostNormLayer | PreNormLayer:
         return kind(

@@ -24,20 +24,29 @@ class PreNormLayer(torch.nn.Module):
     """Gemma 1's layer: norm, attention, add; norm, MLP, add."""
 
     def __init__(
-        self, index: int, *, attention: GroupedQueryAttention, mlp: GatedMLP, hidden_size: int, epsilon: float
+        self,
+        index: int,
+        *,
+        attention: GroupedQueryAttention,
+        mlp: GatedMLP,
+        hidden_size: int,
+        epsilon: float,
+        # checkpoints differ in what they call the norm before the MLP
+        mlp_norm: str = "post_attention_layernorm",
     ) -> None:
         super().__init__()
         self.index = index
         self.self_attn = attention
         self.mlp = mlp
+        self.mlp_norm = mlp_norm
         self.input_layernorm = RMSNorm(hidden_size, epsilon=epsilon)
-        self.post_attention_layernorm = RMSNorm(hidden_size, epsilon=epsilon)
+        self.add_module(mlp_norm, RMSNorm(hidden_size, epsilon=epsilon))
 
     def forward(self, x: torch.Tensor, context: Context, past: KeyValue) -> tuple[torch.Tensor, KeyValue]:
         """[batch_size, sequence_length, hidden_size] -> the same, and the grown cache."""
         branch, key, value = self.self_attn(self.input_layernorm(x), context, *past)
         x = ops.residual_add(x, branch, point=f"layers.{self.index}.attn_residual")
-        branch = self.mlp(self.post_attention_layernorm(x))
+        branch = self.mlp(self.get_submodule(self.mlp_norm)(x))
         return ops.residual_add(x, branch, point=f"layers.{self.index}.mlp_residual"), (key, value)
 
 

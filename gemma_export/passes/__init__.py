@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gemma_export.passes.align_rows import AlignRows
+from gemma_export.passes.attention_by_parts import AttentionByParts
 from gemma_export.passes.compute_rotary import ComputeRotary
 from gemma_export.passes.drop_query_lengths import DropQueryLengths
 from gemma_export.passes.fold_channel_scales import FoldChannelScales
@@ -30,6 +31,7 @@ from gemma_export.passes.static_step import StaticStep
 
 __all__ = [
     "AlignRows",
+    "AttentionByParts",
     "BlockQuantised",
     "ComputeRotary",
     "DropQueryLengths",

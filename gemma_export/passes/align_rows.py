@@ -7,7 +7,18 @@ import onnx_ir as ir
 from gemma_export.errors import PassError
 from gemma_export.passes.semantic_nodes import insert_before, int64_constant, nodes_of, refuse, value_named
 
-__all__ = ["ALIGNED_IDS", "FIRST", "POSITION_IDS", "QUERY_LENGTHS", "SEQLENS_K", "SEQUENCE", "TOTAL", "AlignRows"]
+__all__ = [
+    "ALIGNED_IDS",
+    "FIRST",
+    "PAST_LENGTHS",
+    "POSITION_IDS",
+    "QUERY_LENGTHS",
+    "SEQLENS_K",
+    "SEQUENCE",
+    "TOTAL",
+    "AlignRows",
+    "position_ids",
+]
 
 # values that later passes look up by name
 # int32 [batch_size]: real tokens of a row after this step, minus one
@@ -20,6 +31,8 @@ QUERY_LENGTHS = "rows.query_lengths"
 FIRST = "rows.first"
 # int64 [batch_size, sequence_length]: positions of this step's tokens, where rotary embedding is a node of its own
 POSITION_IDS = "rows.position_ids"
+# int64 [batch_size, 1]: real tokens of a row before this step, where there are positions
+PAST_LENGTHS = "rows.past_lengths"
 # int64 [1]: sequence_length
 SEQUENCE = "rows.sequence_length"
 # int64 [batch_size, sequence_length]: token ids, each row's real ones first
@@ -97,3 +110,30 @@ def _prelude(graph: ir.Graph, anchor: ir.Node, ids: ir.Value, mask: ir.Value) ->
     named(rolled, ALIGNED_IDS, ir.DataType.INT64, ["batch_size", "sequence_length"])
     insert_before(graph, anchor, tape, "rows")
     return rolled
+
+
+def position_ids(graph: ir.Graph) -> ir.Value:
+    """int64 [batch_size, sequence_length]: a row's tokens before this step, and one more for each of this step's.
+
+    Computed before the first attention, once.
+    """
+    anchor = next((node for node in graph if node.op_type == "Attention"), None)
+    for node in graph:
+        for value in node.outputs:
+            if value.name == POSITION_IDS:
+                return value
+    assert anchor is not None
+    zero, one = int64_constant(graph, "constant.0", 0), int64_constant(graph, "constant.1", 1)
+    axis_0, axis_1 = int64_constant(graph, "constant.[0]", [0]), int64_constant(graph, "constant.[1]", [1])
+    tape = ir.tape.Tape()
+    seqlens = tape.op("Cast", [value_named(graph, SEQLENS_K)], {"to": _INT64})
+    tokens = tape.op("Unsqueeze", [tape.op("Add", [seqlens, one]), axis_1])
+    past = tape.op("Sub", [tokens, value_named(graph, QUERY_LENGTHS)])
+    past.name, past.shape = PAST_LENGTHS, ir.Shape(["batch_size", 1])
+    steps = tape.op("Range", [zero, tape.op("Squeeze", [value_named(graph, SEQUENCE), axis_0]), one])
+    # the padding behind a row's tokens stays within the tables
+    last = tape.op("Unsqueeze", [seqlens, axis_1])
+    positions = tape.op("Min", [tape.op("Add", [past, steps]), last])
+    positions.name, positions.shape = POSITION_IDS, ir.Shape(["batch_size", "sequence_length"])
+    insert_before(graph, anchor, tape, "rows.position_ids")
+    return positions

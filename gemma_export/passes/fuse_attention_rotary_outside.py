@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from gemma_export.passes.align_rows import POSITION_IDS, QUERY_LENGTHS, SEQLENS_K, SEQUENCE, TOTAL
+from gemma_export.passes.align_rows import SEQLENS_K, TOTAL, position_ids
 from gemma_export.passes.fuse_attention import QUERY_SEQLENS, kernel_limits, query_seqlens
 from gemma_export.passes.semantic_nodes import (
     DOMAIN,
     attributes_of,
-    insert_before,
-    int64_constant,
     nodes_of,
     refuse,
     replace,
@@ -18,10 +16,12 @@ from gemma_export.passes.semantic_nodes import (
     value_named,
 )
 
-__all__ = ["FuseAttentionRotaryOutside"]
+__all__ = ["ATTRIBUTES", "FuseAttentionRotaryOutside", "is_limited", "rotations"]
 
 _NAME = "FuseAttentionRotaryOutside"
 _CONTRIB = "com.microsoft"
+# of the semantic node, and their defaults
+ATTRIBUTES = {"num_heads": None, "kv_num_heads": None, "scale": None, "softcap": 0.0, "window": 0}
 
 
 class FuseAttentionRotaryOutside(ir.passes.InPlacePass):
@@ -35,6 +35,7 @@ class FuseAttentionRotaryOutside(ir.passes.InPlacePass):
         plain: for DirectML, whose kernel drops softcap and local_window_size silently (a node that has either is
             refused), has no query_seqlens, and takes a step of several tokens with a cache for a new prompt.
         normalised: only nodes whose queries come from a HeadNorm, which no packed projection can hold.
+        unlimited: only nodes that have neither; `AttentionByParts` takes the others.
 
     Preconditions: `AlignRows` ran.
     Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md (GroupQueryAttention,
@@ -42,16 +43,16 @@ class FuseAttentionRotaryOutside(ir.passes.InPlacePass):
     https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/core/providers/dml/DmlExecutionProvider/src/Operators/DmlOperatorGroupQueryAttention.cpp
     """
 
-    def __init__(self, *, plain: bool = True, normalised: bool = False) -> None:
+    def __init__(self, *, plain: bool = True, normalised: bool = False, unlimited: bool = False) -> None:
         super().__init__()
-        self.plain, self.normalised = plain, normalised
+        self.plain, self.normalised, self.unlimited = plain, normalised, unlimited
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites the Attention nodes, or raises PassError with the node and the reason."""
         nodes = self._nodes(model)
         if not nodes:
             return ir.passes.PassResult(model, modified=False)
-        positions = _positions(model.graph, nodes[0])
+        positions = position_ids(model.graph)
         lengths = None if self.plain else query_seqlens(model.graph, nodes[0])
         for node in nodes:
             _fuse(model.graph, node, positions, lengths)
@@ -63,7 +64,17 @@ class FuseAttentionRotaryOutside(ir.passes.InPlacePass):
             require_none(model, "Attention", _NAME)
 
     def _nodes(self, model: ir.Model) -> list[ir.Node]:
-        return [node for node in nodes_of(model, "Attention") if not self.normalised or _is_normalised(node)]
+        return [
+            node
+            for node in nodes_of(model, "Attention")
+            if not (self.normalised and not _is_normalised(node)) and not (self.unlimited and is_limited(node))
+        ]
+
+
+def is_limited(node: ir.Node) -> bool:
+    """Whether an Attention node has a softcap or a window."""
+    attributes = attributes_of(node, ATTRIBUTES, _NAME)
+    return bool(attributes["softcap"] or attributes["window"])
 
 
 def _is_normalised(node: ir.Node) -> bool:
@@ -72,42 +83,21 @@ def _is_normalised(node: ir.Node) -> bool:
     return producer is not None and (producer.domain, producer.op_type) == (DOMAIN, "HeadNorm")
 
 
-def _positions(graph: ir.Graph, anchor: ir.Node) -> ir.Value:
-    """int64 [batch_size, sequence_length]: a row's tokens before this step, and one more for each of this step's."""
-    zero, one = int64_constant(graph, "constant.0", 0), int64_constant(graph, "constant.1", 1)
-    axis_0, axis_1 = int64_constant(graph, "constant.[0]", [0]), int64_constant(graph, "constant.[1]", [1])
-    tape = ir.tape.Tape()
-    seqlens = tape.op("Cast", [value_named(graph, SEQLENS_K)], {"to": int(ir.DataType.INT64)})
-    tokens = tape.op("Unsqueeze", [tape.op("Add", [seqlens, one]), axis_1])
-    past = tape.op("Sub", [tokens, value_named(graph, QUERY_LENGTHS)])
-    steps = tape.op("Range", [zero, tape.op("Squeeze", [value_named(graph, SEQUENCE), axis_0]), one])
-    # the padding behind a row's tokens stays within the tables
-    last = tape.op("Unsqueeze", [seqlens, axis_1])
-    positions = tape.op("Min", [tape.op("Add", [past, steps]), last])
-    positions.name = POSITION_IDS
-    positions.shape = ir.Shape(["batch_size", "sequence_length"])
-    insert_before(graph, anchor, tape, "rows.position_ids")
-    return positions
+def rotations(node: ir.Node, positions: ir.Value, pass_name: str) -> list[ir.Node]:
+    """RotaryEmbedding nodes of an Attention node's query and key, [batch_size, sequence_length, heads * head_dim] each.
 
-
-def _fuse(graph: ir.Graph, node: ir.Node, positions: ir.Value, lengths: ir.Value | None) -> None:
-    expected = {"num_heads": None, "kv_num_heads": None, "scale": None, "softcap": 0.0, "window": 0}
-    attributes = attributes_of(node, expected, _NAME)
-    more: dict[str, int | float] = {}
-    if lengths is not None:
-        more = kernel_limits(attributes)
-    for name in ("softcap", "window"):
-        if attributes[name] and lengths is None:
-            raise refuse(node, _NAME, f"its kernel would ignore {name} = {attributes[name]}")
-    query, key, value, past_key, past_value, mask, cos, sin = node.inputs
+    Raises:
+        PassError: an input has no type, or the mask is not the graph's.
+    """
+    query, key, _, _, _, mask, cos, sin = node.inputs
     if mask is None or mask.name != "attention_mask":
-        raise refuse(node, _NAME, f"its mask is {mask.name if mask else None}, expected attention_mask")
+        raise refuse(node, pass_name, f"its mask is {mask.name if mask else None}, expected attention_mask")
     prefix = str(node.name).removesuffix(".Attention")
-    rotations = []
+    found = []
     for name, x in (("query", query), ("key", key)):
         if x is None or x.dtype is None:
-            raise refuse(node, _NAME, f"its {name} has no type")
-        rotations.append(
+            raise refuse(node, pass_name, f"its {name} has no type")
+        found.append(
             ir.Node(
                 _CONTRIB,
                 "RotaryEmbedding",
@@ -117,11 +107,24 @@ def _fuse(graph: ir.Graph, node: ir.Node, positions: ir.Value, lengths: ir.Value
                 name=f"{prefix}.{name}_rotary.RotaryEmbedding",
             )
         )
+    return found
+
+
+def _fuse(graph: ir.Graph, node: ir.Node, positions: ir.Value, lengths: ir.Value | None) -> None:
+    attributes = attributes_of(node, ATTRIBUTES, _NAME)
+    more: dict[str, int | float] = {}
+    if lengths is not None:
+        more = kernel_limits(attributes)
+    for name in ("softcap", "window"):
+        if attributes[name] and lengths is None:
+            raise refuse(node, _NAME, f"its kernel would ignore {name} = {attributes[name]}")
+    _, _, value, past_key, past_value, _, _, _ = node.inputs
+    rotated = rotations(node, positions, _NAME)
     fused = ir.node(
         "GroupQueryAttention",
         inputs=[
-            rotations[0].outputs[0],
-            rotations[1].outputs[0],
+            rotated[0].outputs[0],
+            rotated[1].outputs[0],
             value,
             past_key,
             past_value,
@@ -139,4 +142,4 @@ def _fuse(graph: ir.Graph, node: ir.Node, positions: ir.Value, lengths: ir.Value
         num_outputs=3,
         name=str(node.name).replace(".Attention", ".GroupQueryAttention"),
     )
-    replace(graph, node, [*rotations, fused], fused.outputs)
+    replace(graph, node, [*rotated, fused], fused.outputs)

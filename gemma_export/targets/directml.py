@@ -24,12 +24,12 @@ _VERSION_1 = frozenset({"SimplifiedLayerNormalization"})
 
 
 def _lower(model: ir.Model) -> None:
-    """Every semantic node but LastTokens becomes a kernel that DirectML has."""
+    """Every semantic node becomes a kernel that DirectML has, but LastTokens and attention that `_settle` takes."""
     from gemma_export import passes
 
     for rewrite in (
         passes.AlignRows(),
-        passes.FuseAttentionRotaryOutside(),
+        passes.FuseAttentionRotaryOutside(unlimited=True),
         passes.LowerHeadNorms("SimplifiedLayerNormalization"),
         passes.FuseNorms(),
         passes.LowerGeGLU(contrib=True),
@@ -41,10 +41,11 @@ def _lower(model: ir.Model) -> None:
 
 
 def _settle(model: ir.Model, spec: DecoderSpec) -> None:
-    """Rotary rows computed in each step, where tables would weigh too much."""
-    if spec.computes_rotary:
-        from gemma_export import passes
+    """Attention that the kernel cannot do, around a float32 softmax; rotary rows where tables would weigh too much."""
+    from gemma_export import passes
 
+    passes.AttentionByParts()(model)
+    if spec.computes_rotary:
         passes.ComputeRotary()(model)
 
 
@@ -59,14 +60,22 @@ def _finish(model: ir.Model, keep: int) -> None:
 
 def _check(model: ir.Model, spec: DecoderSpec, activation_dtype: str) -> None:
     layers = spec.num_hidden_layers
+    # whose kernel would ignore their softcap or window
+    parts = layers if spec.attention_softcap else sum(window > 0 for window in spec.windows)
     expected = {
-        "GroupQueryAttention": layers,
+        "Attention": 0,
+        "GroupQueryAttention": layers - parts,
+        "Softmax": parts,
+        # softcaps of the attention, and of the logits
+        "Tanh": (layers if spec.attention_softcap else 0) + (1 if spec.final_softcap else 0),
+        # keys and values whose rows are compacted; the logits' positions
+        "GatherND": 2 * parts + 1,
         "RotaryEmbedding": 2 * layers,
         "SkipSimplifiedLayerNormalization": 2 * layers,
         "SimplifiedLayerNormalization": 1 + layers * norms_beside_sums(spec),
         "FastGelu": layers,
-        # query, key, value, output, gate, up, down; the head
-        "FusedMatMul": 7 * layers + 1,
+        # query, key, value, output, gate, up, down; the head; scores, and the values that they weigh
+        "FusedMatMul": 7 * layers + 1 + 2 * parts,
     }
     check_counts("directml", model, layers, expected)
     for node in model.graph:

@@ -51,7 +51,7 @@ _ATTRIBUTES: dict[str, dict[str, Release]] = {
         **dict.fromkeys(("k_quant_type", "v_quant_type", "kv_cache_bit_width"), (1, 28, 0)),
     },
     "FastGelu": {},
-    "FusedMatMul": {"transB": _OLDEST},
+    "FusedMatMul": {"alpha": _OLDEST, "transB": _OLDEST},
     "RotaryEmbedding": {"interleaved": _OLDEST},
     "GatherBlockQuantized": dict.fromkeys(("bits", "block_size", "gather_axis", "quantize_axis"), (1, 23, 0)),
     "MatMulIntegerToFloat": {},

@@ -77,9 +77,17 @@ WINDOWED_CONFIGS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
+# Gemma 2's attention without its post-norms, one layer with a window
+VAULT_CONFIG: dict[str, Any] = {
+    **_GEMMA2,
+    "model_type": "vaultgemma",
+    "num_hidden_layers": 3,
+    "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+}
 _CLASSES = {
     "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM),
     "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
+    "vaultgemma": (transformers.VaultGemmaConfig, transformers.VaultGemmaForCausalLM),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import onnx
@@ -62,12 +63,45 @@ def test_chunks_are_not_for_this_kernel() -> None:
     assert _DIRECTML.chunks == "none"
 
 
-@pytest.mark.parametrize(("name", "number"), [("softcap", 50.0), ("window", 8)])
-def test_an_attribute_that_the_kernel_drops_is_refused(name: str, number: float) -> None:
+def _limited(name: str, number: float) -> tuple[DecoderSpec, ir.Model]:
+    """All layers with a softcap, or the second one with a window."""
     model = semantic_model()
-    set_attribute(model, "Attention", name, number)
-    with pytest.raises(PassError, match=f"its kernel would ignore {name}"):
-        _DIRECTML.lower(model)
+    if name == "softcap":
+        set_attribute(model, "Attention", name, number)
+        return dataclasses.replace(SPEC, attention_softcap=number), model
+    attention = [node for node in model.graph if node.op_type == "Attention"][1]
+    attention.attributes[name] = ir.AttrInt64(name, int(number))
+    return dataclasses.replace(SPEC, windows=(0, int(number))), model
+
+
+@pytest.mark.parametrize(("name", "number"), [("softcap", 0.5), ("window", 3)])
+@pytest.mark.parametrize("precision", _RUNNABLE, ids=lambda precision: precision.name)
+def test_attention_that_the_kernel_cannot_do(precision: Precision, name: str, number: float) -> None:
+    spec, semantic = _limited(name, number)
+    model = semantic.clone()
+    _DIRECTML.lower(model)
+    precision.apply(model)
+    _DIRECTML.settle(model, spec)
+    _DIRECTML.finish(model, 0)
+    _DIRECTML.check(model, spec, precision.activation_dtype)
+    if precision.activation_dtype == "float32":
+        assert_same(model, semantic, "mixed")
+
+
+@pytest.mark.parametrize(("name", "number"), [("softcap", 0.5), ("window", 3)])
+def test_the_check_notices_attention_with_another_limit(name: str, number: float) -> None:
+    """The kernel in its place would drop what the specification says."""
+    spec, _ = _limited(name, number)
+    with pytest.raises(PassError, match=r"target directml: expected [01] GroupQueryAttention nodes for 2 layers"):
+        _DIRECTML.check(_finished(), spec, "float32")
+
+
+def test_the_check_notices_attention_that_is_left() -> None:
+    spec, model = _limited("window", 3)
+    _DIRECTML.lower(model)
+    _DIRECTML.finish(model, 0)
+    with pytest.raises(PassError, match="target directml: expected 0 Attention nodes for 2 layers, found 1"):
+        _DIRECTML.check(model, spec, "float32")
 
 
 @pytest.mark.parametrize(
