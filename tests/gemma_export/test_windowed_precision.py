@@ -14,8 +14,12 @@ from decoders import Graph, reference_logits
 from graphs import serialize
 from windowed_decoders import WINDOWED_CONFIGS, windowed_reference, write_windowed_checkpoint
 
+from gemma_export import ops
+from gemma_export.calibration.batches import measured_batches
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
 from gemma_export.errors import NonFiniteError
+from gemma_export.headroom import measure_headroom, probes_for
+from gemma_export.layerwise import LayerwiseRun, checkpoint_weights, reference_stack
 from gemma_export.passes import RescaleResidual
 from gemma_export.pipeline import ExportRequest, build_semantic_graph, export, lower_graphs
 from gemma_export.planning import plan_export
@@ -25,7 +29,8 @@ from gemma_validation import measure_drift
 
 # four and five layers, tied and untied, with and without norms of query and key heads
 _FAMILIES = ("gemma2", "gemma3 nested")
-_GROWTH = 2.0**15
+# of the table, which float16 stores as it is, and of the gains behind each branch: the stream peaks beyond a million
+_TABLE_GROWTH, _GAIN_GROWTH = 2.0**14, 2.0**17
 _POST_NORMS = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
 _MEAN_KL = 1e-3
 
@@ -58,7 +63,8 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_the_rescaled_stream_is_bit_identical_in_float32(subject: Subject) -> None:
     """Logits and cache: prefill past the window, a chunk after it, a decode step, padded on either side."""
     plan = plan_export(ExportRequest(checkpoint=subject.checkpoint, logits="all"))
-    plain, *scaled = (build_semantic_graph(plan) for _ in range(3))
+    plain = build_semantic_graph(plan)
+    scaled = [plain.clone(), plain.clone()]
     for model, shift in zip(scaled, (1, 13), strict=True):
         RescaleResidual(shift)(model)
     graphs = []
@@ -84,15 +90,15 @@ def test_the_rescaled_stream_is_bit_identical_in_float32(subject: Subject) -> No
 
 @pytest.fixture(scope="module", params=_FAMILIES)
 def overflowing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    """All that is added to the stream times 2^15, table and gains of the post-norms; a head of its own."""
+    """What is added to the stream times powers of two, table and gains of the post-norms; a head of its own."""
     config = {**WINDOWED_CONFIGS[request.param], "tie_word_embeddings": False}
     model = windowed_reference(config)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if name.endswith("embed_tokens.weight"):
-                tensor *= _GROWTH
+                tensor *= _TABLE_GROWTH
             elif name.endswith(_POST_NORMS):
-                tensor.copy_((1 + tensor) * _GROWTH - 1)
+                tensor.copy_((1 + tensor) * _GAIN_GROWTH - 1)
     return Subject(model, tmp_path_factory.mktemp("overflow") / "model", config)
 
 
@@ -109,13 +115,131 @@ def test_a_stream_beyond_a_million_exports_to_float16(overflowing: Subject, tmp_
         overflowing.export(tmp_path / "off", precision="fp16", residual_scale="off")
 
 
-# what is asked for -> 
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "int4": {"weights": WeightOptions(scheme="int4")},
-    "int4 fp16": {"weights": WeightOptions(scheme="int4"), "precision": "fp16"},
-    "int8": {"weights": WeightOptions(scheme="int8")},
-    "int8-dynamic": {"weights": WeightOptions(scheme="int8-dynamic")},
-    "gptq": {"weights": WeightOptions(scheme="int4", quantiser="gptq")},
-    "activation-aware": {"weights": WeightOptions(scheme="int4", activation_aware=True)},
-    "int8 cache": {"kv_cache": "int8"},
+def test_the_measured_peaks_are_what_transformers_shows(overflowing: Subject) -> None:
+    """The stream, and what is added to it: the outputs of the post-norms."""
+    plan = plan_export(ExportRequest(checkpoint=overflowing.checkpoint, precision="fp16"))
+    assert plan.checkpoint.source is not None
+    headroom = measure_headroom(plan.checkpoint, plan.family, plan.spec, checkpoint_weights(plan.checkpoint.source))
+    peaks = {"stream": 0.0, "o_proj": 0.0}
+
+    def look(kind: str, tensor: torch.Tensor) -> None:
+        peaks[kind] = max(peaks[kind], float(tensor.abs().max()))
+
+    handles = []
+    for layer in overflowing.model.model.layers:
+        handles.append(layer.register_forward_pre_hook(lambda _, inputs: look("stream", inputs[0])))
+        handles.append(layer.register_forward_hook(lambda _, inputs, output: look("stream", output)))
+        norm = layer.pre_feedforward_layernorm
+        handles.append(norm.register_forward_pre_hook(lambda _, inputs: look("stream", inputs[0])))
+        for name in ("post_attention_layernorm", "post_feedforward_layernorm"):
+            norm = layer.get_submodule(name)
+            handles.append(norm.register_forward_hook(lambda _, inputs, output: look("stream", output)))
+        handles.append(layer.self_attn.o_proj.register_forward_hook(lambda _, inputs, output: look("o_proj", output)))
+    with torch.no_grad():
+        for probe in probes_for(plan.checkpoint, plan.spec):
+            overflowing.model(input_ids=torch.tensor([probe.token_ids]))
+    for handle in handles:
+        handle.remove()
+    assert headroom.stream.value == pytest.approx(peaks["stream"], rel=1e-4)
+    # no rescaling reaches what a norm reads before it is added
+    assert headroom.peaks["self_attn.o_proj.output"].value == pytest.approx(peaks["o_proj"], rel=1e-4)
+    assert not headroom.peaks["self_attn.o_proj.output"].scaled
+    assert headroom.warnings() == []
+
+
+def test_a_layerwise_run_is_the_reference(subject: Subject) -> None:
+    """What calibration, headroom and --max-kl run, past the window; softcaps are left to who reads the logits."""
+    plan = plan_export(ExportRequest(checkpoint=subject.checkpoint))
+    assert plan.checkpoint.source is not None
+    stack = reference_stack(plan.family, plan.spec, positions=60)
+    run = LayerwiseRun(stack, checkpoint_weights(plan.checkpoint.source), [torch.tensor(subject.ids)])
+    for _ in run.layers():
+        pass
+    logits = torch.cat([block.clone() for _, _, block in run.head()], dim=-1)
+    if stack.final_softcap:
+        logits = ops.soft_cap(logits, cap=stack.final_softcap)
+    found = logits.numpy()
+    assert np.abs(found - subject.expected).max() <= tolerances.FP32_LOGITS * subject.expected.std()
+
+
+_INT4 = WeightOptions(scheme="int4")
+# (configuration, what is asked for, bound of the mean KL)
+_EXPORTS: dict[str, tuple[str, dict[str, Any], float]] = {
+    "gemma2 int4 fp16": ("gemma2", {"weights": _INT4, "precision": "fp16"}, tolerances.RANDOM_INT4_MEAN_KL),
+    "gemma2 int8": ("gemma2", {"weights": WeightOptions(scheme="int8")}, tolerances.RANDOM_INT8_MEAN_KL),
+    "gemma2 gptq": (
+        "gemma2",
+        {"weights": WeightOptions(scheme="int4", quantiser="gptq")},
+        tolerances.RANDOM_INT4_MEAN_KL,
+    ),
+    "gemma2 cache": ("gemma2", {"kv_cache": "int8"}, tolerances.RANDOM_INT8_CACHE_MEAN_KL),
+    "gemma3 int4": ("gemma3 nested", {"weights": _INT4}, tolerances.RANDOM_INT4_MEAN_KL),
+    "gemma3 int8-dynamic": (
+        "gemma3 nested",
+        {"weights": WeightOptions(scheme="int8-dynamic")},
+        tolerances.RANDOM_INT8_MEAN_KL,
+    ),
+    "gemma3 activation-aware": (
+        "gemma3 nested",
+        {"weights": WeightOptions(scheme="int4", activation_aware=True)},
+        tolerances.RANDOM_INT4_MEAN_KL,
+    ),
+    "gemma3 cache fp16": (
+        "gemma3 nested",
+        {"kv_cache": "int8", "precision": "fp16"},
+        tolerances.RANDOM_INT8_CACHE_MEAN_KL,
+    ),
 }
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Calibration in seconds: several windows of source text."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(Path(__file__).read_text(encoding="utf-8")[:2500], encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Subject]:
+    root = tmp_path_factory.mktemp("subjects")
+    return {
+        name: Subject(windowed_reference(WINDOWED_CONFIGS[name]), root / name.split()[0], WINDOWED_CONFIGS[name])
+        for name in _FAMILIES
+    }
+
+
+@pytest.mark.parametrize("name", list(_EXPORTS))
+def test_quantised_exports_run_and_stay_near(
+    name: str, subjects: dict[str, Subject], text: Path, tmp_path: Path
+) -> None:
+    config, request, bound = _EXPORTS[name]
+    calibrated = "gptq" in name or "aware" in name or "dynamic" in name or "cache" in name
+    subject = subjects[config]
+    folder = subject.export(tmp_path / "out", **request, calibration=text if calibrated else None)
+    assert 0 < measure_drift(subject.expected, subject.logits(folder)).mean_kl <= bound
+    # past the window, by the runtime's own loop
+    assert len(Gemma(folder).generate("def read(path):", max_new_tokens=16).token_ids) == 16
+
+
+@pytest.mark.parametrize("config", _FAMILIES)
+def test_the_bound_of_max_kl_is_measured_as_onnxruntime_computes(
+    config: str, subjects: dict[str, Subject], text: Path, tmp_path: Path
+) -> None:
+    subject = subjects[config]
+    asked = ExportRequest(
+        checkpoint=subject.checkpoint, weights=_INT4, max_kl=0.05, calibration=text, output=tmp_path / "out"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = export(asked)
+    assert result.mixed is not None
+    assert 0 < result.mixed.kl <= 0.05
+    graph = Graph(result.folder.directory / read_manifest(result.folder.directory).graph("all").file)
+    total = count = 0.0
+    for batch in measured_batches(result.plan.checkpoint, result.plan.spec, result.plan.calibration):
+        ids = batch.numpy()
+        found, _ = graph.step(ids, np.ones_like(ids))
+        total += ids.size * measure_drift(reference_logits(subject.model, ids), found).mean_kl
+        count += ids.size
+    assert total / count == pytest.approx(result.mixed.kl, rel=tolerances.RANDOM_MEASURED_KL)

@@ -26,7 +26,7 @@ _CASES = [
     ("portable", "gemma2"),
     ("portable", "gemma3 nested"),
     ("portable functions", "gemma2 types"),
-    ("portable functions", "gemma3"),
+    ("portable functions", "gemma3 nested"),
 ]
 
 
@@ -145,7 +145,7 @@ def test_the_folder_verifies_and_the_runtime_continues_past_the_window(exported:
 
 
 @pytest.mark.parametrize(
-    ("target", "name"), [("directml", "gemma2"), ("directml", "gemma3"), ("portable", "gemma2"), ("portable", "gemma3")]
+    ("target", "name"), [("directml", "gemma2 types"), ("directml", "gemma3 nested"), ("portable", "gemma3 nested")]
 )
 def test_float16(target: str, name: str, references: dict[str, Reference], tmp_path: Path) -> None:
     found = Exported(references[name], tmp_path / "folder", target, precision="fp16")
