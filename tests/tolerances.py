@@ -78,5 +78,3 @@ SAMPLING_PROBABILITY = 1e-6
 RANDOM_INT4_MEAN_KL = 0.36
 RANDOM_INT8_MEAN_KL = 4e-3
 RANDOM_INT8_CACHE_MEAN_KL = 8e-4
-# MEASURED_KL on the same weights: few positions of few texts, so that one turned tie of an activation counts for more.
-RANDOM_MEASURED_KL = 0.05
