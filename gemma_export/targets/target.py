@@ -30,7 +30,7 @@ class Target:
     head_dim_multiple: int
     # steps of several tokens with a cache: "batched", "single" row only, or "none"; one token is always possible
     chunks: str
-    # semantic graph -> the target's graph, in place, with LastTokens still semantic
+    # semantic graph -> the target's graph, in place; LastTokens, and what `settle` takes, is still semantic
     lower: Callable[[ir.Model], None]
     # what stays in float32 whatever the activations are: after the precision, in place
     settle: Callable[[ir.Model, DecoderSpec], None]

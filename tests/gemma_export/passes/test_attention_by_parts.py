@@ -130,8 +130,13 @@ def test_softmax_is_float32_whatever_the_activations_are() -> None:
     target.lower(model)
     PRECISIONS["fp16"].apply(model)
     apply(model, AttentionByParts())
-    softmaxes = [node for node in model.graph if node.op_type == "Softmax"]
-    assert {node.inputs[0].dtype for node in softmaxes if node.inputs[0]} == {ir.DataType.FLOAT}
+    for layer in range(LAYERS):
+        prefix = f"model.layers.{layer}.self_attn"
+        widened, narrowed = (find(model, f"{prefix}.{name}.Cast") for name in ("products_float32", "weights_cast"))
+        casts = [node.attributes["to"].value for node in (widened, narrowed)]
+        assert casts == [ir.DataType.FLOAT, ir.DataType.FLOAT16]
+        assert [use.node.name for use in widened.outputs[0].uses()] == [f"{prefix}.shares.Div"]
+        assert narrowed.inputs[0] is find(model, f"{prefix}.weights.Softmax").outputs[0]
     products = [node for node in model.graph if node.op_type == "FusedMatMul"]
     assert {tensor.dtype for node in products for tensor in node.inputs if tensor} == {ir.DataType.FLOAT16}
     constants = [tensor for name, tensor in model.graph.initializers.items() if name.startswith("attention.")]
