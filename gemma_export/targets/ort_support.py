@@ -98,7 +98,7 @@ _QDQ_KERNELS: dict[tuple[str, str], frozenset[str]] = {
 # What products of 8-bit activations (`--int8-dynamic`) need besides, on the CPU alone: graphs are float32, which no
 # other provider of this target runs
 _INTEGER_PRODUCT_KERNELS: dict[tuple[str, str], frozenset[str]] = {
-    ("", name): frozenset({"float32"}) for name in ("Abs", "Div", "Max", "QuantizeLinear", "ReduceMax")
+    ("", name): frozenset({"float32"}) for name in ("Abs", "Max", "QuantizeLinear", "ReduceMax")
 } | {(_CONTRIB, "MatMulIntegerToFloat"): frozenset({"float32"})}
 # functions of the standard that sessions replace by operators above
 _QDQ_FUNCTIONS = frozenset({("", "CastLike")})
