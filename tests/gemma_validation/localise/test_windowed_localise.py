@@ -16,6 +16,7 @@ from gemma_runtime.manifest import read_manifest
 from gemma_validation.documents import Document
 from gemma_validation.findings import Localisation
 from gemma_validation.localise import localise
+from gemma_validation.localise.streams import excerpts
 
 Documents = tuple[Document, ...]
 Changed = Callable[[Path, Callable[[onnx.ModelProto], None]], Path]
@@ -100,3 +101,21 @@ def test_one_half_s_defect(
     result = found(changed(windowed_folder("gemma2"), defect), "gemma2")
     assert result.culprit == culprit, result.message
     assert "stands out" in result.message
+
+
+def test_an_excerpt_goes_on_behind_the_window() -> None:
+    """The longest document alone, where one is longer and memory allows it."""
+    texts = [
+        Document(slice=name, name=name, token_ids=tuple(range(length)))
+        for name, length in (("code", 70), ("prose", 70), ("scripts", 70), ("long", 600), ("chat", 70))
+    ]
+
+    def sizes(**options: int) -> dict[str, int]:
+        return {document.name: len(document.token_ids) for document in excerpts(texts, **options)}
+
+    short = {"code": 32, "prose": 32, "scripts": 32, "long": 32}
+    assert sizes() == short
+    assert sizes(window=512, values=1000) == {"long": 544, "code": 32, "prose": 32, "scripts": 32}
+    assert sizes(window=600, values=1000) == short
+    # 544 positions of a million values are two gigabytes
+    assert sizes(window=512, values=1_000_000) == short

@@ -5,7 +5,6 @@ Source of the first four: what published exporters of Gemma 2 and 3 did.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
 
 from gemma_validation.errors import ValidationUsageError
@@ -42,9 +41,7 @@ def _swap_windows(mutant: Mutant) -> None:
     """Layers with a window see everything, the others get the window."""
     (window,) = {_window(mutant, layer) for layer in range(mutant.num_layers)} - {-1}
     for layer in range(mutant.num_layers):
-        mutant.set_attribute(
-            _attention(layer), "local_window_size", -1 if _window(mutant, layer) == window else window
-        )
+        mutant.set_attribute(_attention(layer), "local_window_size", -1 if _window(mutant, layer) == window else window)
 
 
 def _window_off_by_one(mutant: Mutant) -> None:

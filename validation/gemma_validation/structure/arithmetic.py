@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["embedding_scale", "gelus", "products", "soft_cap"]
 
+
 def embedding_scale(facts: FolderFacts) -> Iterator[str]:
     """Embeddings are multiplied by sqrt(hidden_size) in the activations' type, exactly; times 2^-k."""
     exact = facts.spec.hidden_size**0.5 * 2.0**-facts.residual_shift
