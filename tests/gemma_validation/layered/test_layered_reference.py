@@ -123,6 +123,15 @@ def test_windows_softcaps_and_norms_behind_branches(name: str, windowed_checkpoi
         assert torch.equal(found[f"{layer}.{reference.architecture.attention_residual}"], tensor)
 
 
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+def test_long_documents_attend_in_pieces(
+    name: str, windowed_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queries some at a time, with their own rows of the mask."""
+    monkeypatch.setattr("gemma_validation.layered.pieces._QUERIES", 5)
+    assert_same(layers_of(windowed_checkpoint(name), name=name), windowed_reference(WINDOWED_CONFIGS[name]))
+
+
 def test_bfloat16_rounds_soft_capping_step_by_step(windowed_checkpoint: Callable[[str], Path]) -> None:
     """As transformers does it: cap * tanh(x / cap) in bfloat16 is another number than its float32 value rounded."""
     noise = layers_of(windowed_checkpoint("gemma2")).noise()

@@ -11,11 +11,17 @@ from typing import Any
 import torch
 from transformers import Gemma2Config
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-from transformers.models.gemma2.modeling_gemma2 import Gemma2DecoderLayer, Gemma2RMSNorm, Gemma2RotaryEmbedding
+from transformers.models.gemma2.modeling_gemma2 import (
+    Gemma2DecoderLayer,
+    Gemma2RMSNorm,
+    Gemma2RotaryEmbedding,
+    eager_attention_forward,
+)
 
 from gemma_export.layerwise import LayerStack
 from gemma_validation.layered.architecture import Architecture
 from gemma_validation.layered.meta import on_meta
+from gemma_validation.layered.pieces import attends_in_pieces
 
 __all__ = ["ARCHITECTURE"]
 
@@ -25,7 +31,7 @@ _MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_slid
 def _stack(config: Mapping[str, Any]) -> LayerStack:
     # eager: no other attention of transformers soft-caps scores on every machine
     own = Gemma2Config.from_dict(dict(config), attn_implementation="eager")
-    rotary = Gemma2RotaryEmbedding(own)
+    rotary, layers = Gemma2RotaryEmbedding(own), attends_in_pieces(own, eager_attention_forward)
 
     def call(layer: torch.nn.Module, index: int, hidden: torch.Tensor) -> torch.Tensor:
         positions = torch.arange(hidden.shape[1])[None]
@@ -46,7 +52,7 @@ def _stack(config: Mapping[str, Any]) -> LayerStack:
         vocab_size=own.vocab_size,
         embedding="model.embed_tokens.weight",
         embedding_scale=own.hidden_size**0.5,
-        layer=lambda index: on_meta(lambda: Gemma2DecoderLayer(own, index)),
+        layer=lambda index: on_meta(lambda: Gemma2DecoderLayer(layers, index)),
         call=call,
         final_softcap=own.final_logit_softcapping or 0.0,
         norm=lambda: on_meta(lambda: Gemma2RMSNorm(own.hidden_size, eps=own.rms_norm_eps)),
