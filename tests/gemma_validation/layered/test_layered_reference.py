@@ -18,14 +18,16 @@ from local_references import layers_of, weights_of
 from quantised_checkpoints import Layout, write
 from windowed_decoders import WINDOWED_CONFIGS, windowed_reference
 
+from gemma_export.base_checkpoint import released_config
 from gemma_export.checkpoint import BUILTIN_DIRECTORY, SyntheticSource, open_checkpoint
 from gemma_export.errors import NonFiniteError
-from gemma_export.families import GEMMA
+from gemma_export.families import GEMMA, family_of
 from gemma_export.layerwise import Tap
+from gemma_export.variants import VARIANTS
 from gemma_export.weights import Stored, one_thread
 from gemma_validation.documents import Document
 from gemma_validation.errors import MismatchError, MissingPackageError, ReferenceMissingError
-from gemma_validation.layered import LayeredReference
+from gemma_validation.layered import LayeredReference, architecture_of
 
 _DOCUMENTS = tuple(
     Document(slice="random", name=str(index), token_ids=(2, *np.random.default_rng(index).integers(3, 3000, length)))
@@ -205,6 +207,23 @@ def test_one_layer_at_a_time() -> None:
     assert counts
     # query, gate and up of one layer
     assert set(counts) == {3}
+
+
+@pytest.mark.parametrize("variant", [name for name, variant in VARIANTS.items() if variant.family != "gemma"])
+def test_released_sizes_have_the_same_parameters(variant: str) -> None:
+    """Without weights: names and shapes of a layer and of the norm are the architecture's."""
+    config = released_config(VARIANTS[variant])
+    family = family_of(config)
+    spec, _ = family.parse_config(config)
+    shapes, stack = family.tensor_shapes(spec), architecture_of(config).stack(config)
+    found = {
+        stack.layer_weight(index, name): tuple(parameter.shape)
+        for index in range(stack.num_layers)
+        for name, parameter in stack.layer(index).named_parameters()
+    }
+    found |= {stack.norm_weight(name): tuple(parameter.shape) for name, parameter in stack.norm().named_parameters()}
+    assert found == {name: shape for name, shape in shapes.items() if name not in (stack.embedding, stack.head)}
+    assert stack.final_softcap == spec.final_softcap
 
 
 def test_another_architecture_is_refused() -> None:

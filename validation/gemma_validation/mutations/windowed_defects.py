@@ -136,7 +136,7 @@ WINDOWED_DEFECTS = (
     Defect(
         name="query norm's gain without +1",
         about="of a layer's query heads",
-        where="data",
+        where="graph",
         needs="gemma3",
         alter=_query_norm_without_one,
         layer=_QUERY_NORM,
