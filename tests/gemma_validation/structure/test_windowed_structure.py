@@ -214,6 +214,14 @@ def test_tables_of_the_other_kind(windowed_folder: Folders, tmp_path: Path) -> N
         node = named(model, "model.layers.5.self_attn.Attention")
         node.input[6:8] = ["cos_cache_local", "sin_cache_local"]
 
+    def same(model: onnx.ModelProto) -> None:
+        first, second = (constant(model, f"sin_cache{suffix}") for suffix in ("", "_local"))
+        second.CopyFrom(first)
+        second.name = "sin_cache_local"
+
     folder = windowed_folder("gemma3", target="portable", keep_functions=True, **_FP16)
     failed = _failed(edited(folder, tmp_path / "local", local))
     assert "['cos_cache_local', 'sin_cache_local'], expected cos_cache, sin_cache" in failed["rotary embedding"]
+    failed = _failed(edited(folder, tmp_path / "same", same))
+    assert "sin_cache_local: 0.1246" in failed["rotary tables"]
+    assert "expected 0.841471 for rope_theta 333.3" in failed["rotary tables"]
