@@ -76,7 +76,9 @@ def soft_cap(facts: FolderFacts) -> Iterator[str]:
     """Logits are soft-capped once, behind the head and at config.json's bound, or not at all."""
     cap = facts.spec.final_softcap
     for graph, model in facts.graphs:
-        bends = [node for node in model.graph if node.op_type in ("SoftCap", "Tanh")]
+        # those of a layer would be its attention's
+        ends = [node for node in model.graph if layer_of(node.name) is None]
+        bends = [node for node in ends if node.op_type in ("SoftCap", "Tanh")]
         if not cap:
             if bends:
                 yield f"{graph.file}, {bends[0].name}: bends a value, expected no soft-capping"
