@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,40 @@ def random_grouped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = tmp_path_factory.mktemp("checkpoint")
     (checkpoint / "config.json").write_text(json.dumps(config))
     return _export(tmp_path_factory, checkpoint=checkpoint, synthetic_seed=1)
+
+
+@pytest.fixture(scope="session")
+def windowed_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Checkpoints of WINDOWED_CONFIGS by name, with the built-in tokenizer."""
+    from windowed_decoders import WINDOWED_CONFIGS, windowed_reference, write_windowed_checkpoint
+
+    from gemma_export.checkpoint import BUILTIN_DIRECTORY
+
+    root = tmp_path_factory.mktemp("windowed")
+
+    def make(name: str) -> Path:
+        directory, config = root / name, WINDOWED_CONFIGS[name]
+        if not directory.exists():
+            write_windowed_checkpoint(windowed_reference(config), directory, config, BUILTIN_DIRECTORY)
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def windowed_folder(
+    windowed_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Exports of WINDOWED_CONFIGS, each once: by name and options of the export."""
+    made: dict[str, Path] = {}
+
+    def make(name: str, **options: object) -> Path:
+        key = f"{name} {sorted(options.items())}"
+        if key not in made:
+            made[key] = _export(tmp_path_factory, checkpoint=windowed_checkpoint(name), **options)  # type: ignore[arg-type]
+        return made[key]
+
+    return make
 
 
 def _export(tmp_path_factory: pytest.TempPathFactory, *, scheme: str | None = None, **options: object) -> Path:

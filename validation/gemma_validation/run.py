@@ -90,7 +90,7 @@ def validate(
     wanted = verdict in ("drift", "broken") if localise is None else localise
     if wanted and found is not None and found.kind == "checkpoint":
         with clock.stage("layers"):
-            localisation = stored.named(_localised(directory, manifest, found, provider))
+            localisation = stored.named(_localised(directory, manifest, found, suite, provider))
     return Report(
         subject=_subject(directory, manifest, provider),
         reference=comparison.about or _NO_REFERENCE,
@@ -157,12 +157,12 @@ def _is_what_was_written(checks: Sequence[Check]) -> bool:
     return all(check.outcome == "passed" for check in checks if check.name in ("files", "hashes"))
 
 
-def _localised(directory: Path, manifest: Manifest, found: FoundReference, provider: str) -> Localisation:
+def _localised(directory: Path, manifest: Manifest, found: FoundReference, suite: Suite, provider: str) -> Localisation:
     checkpoint = open_reference(found, manifest)
     layers = LayeredReference(checkpoint.config, name=checkpoint.name, weights=checkpoint.weight)
-    documents = folder_documents(directory, manifest, suite="quick")
+    documents, window = folder_documents(directory, manifest, suite=suite), max(checkpoint.spec.windows)
     try:
-        return find_culprit(directory, manifest, layers, documents, provider=provider)
+        return find_culprit(directory, manifest, layers, documents, provider=provider, window=window)
     except FolderUnreadableError as error:
         # what is known already must not be lost for it
         return Localisation(points=(), culprit=None, message=error.message)

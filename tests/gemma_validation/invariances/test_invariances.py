@@ -379,3 +379,20 @@ def test_another_key_in_every_storage() -> None:
         found = windows.other_values(given, ELEMENT_TYPES[name])
         assert found.dtype == given.dtype
         assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("tokens", "outcome"), [(9, "skipped"), (10, "passed")])
+def test_whether_texts_are_longer_than_the_window_is_told(
+    tokens: int, outcome: str, windowed_folder: Callable[..., Path]
+) -> None:
+    """A comparison over shorter ones says nothing of windows; the cached positions do."""
+    folder = windowed_folder("gemma2")
+    text = Document(slice="code", name="x", token_ids=tuple(range(2, 2 + tokens)))
+    found = {
+        check.name: check
+        for check in check_invariances(folder, read_manifest(folder), [text], provider="cpu", suite="quick")
+    }
+    assert found["texts beyond the window"].outcome == outcome
+    assert f"the longest text has {tokens} tokens, the largest window 9" in found["texts beyond the window"].message
+    assert found["cached positions"].message.endswith("(windows: none, 9)")
+    assert {check.outcome for check in found.values()} <= {"passed", "skipped"}

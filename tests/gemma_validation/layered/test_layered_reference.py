@@ -6,6 +6,7 @@ import builtins
 import gc
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,18 @@ import transformers
 from decoders import CONFIGS, reference_model, write_checkpoint
 from local_references import layers_of, weights_of
 from quantised_checkpoints import Layout, write
+from windowed_decoders import WINDOWED_CONFIGS, windowed_reference
 
+from gemma_export.base_checkpoint import released_config
 from gemma_export.checkpoint import BUILTIN_DIRECTORY, SyntheticSource, open_checkpoint
 from gemma_export.errors import NonFiniteError
-from gemma_export.families import GEMMA
+from gemma_export.families import GEMMA, family_of
 from gemma_export.layerwise import Tap
+from gemma_export.variants import VARIANTS
 from gemma_export.weights import Stored, one_thread
 from gemma_validation.documents import Document
 from gemma_validation.errors import MismatchError, MissingPackageError, ReferenceMissingError
-from gemma_validation.layered import LayeredReference
+from gemma_validation.layered import LayeredReference, architecture_of
 
 _DOCUMENTS = tuple(
     Document(slice="random", name=str(index), token_ids=(2, *np.random.default_rng(index).integers(3, 3000, length)))
@@ -99,6 +103,51 @@ def test_bfloat16_is_transformers_in_bfloat16() -> None:
         assert np.square(found - expected).sum() <= 0.05 * np.square(expected - exact).sum()
 
 
+@pytest.mark.parametrize("name", WINDOWED_CONFIGS)
+def test_windows_softcaps_and_norms_behind_branches(name: str, windowed_checkpoint: Callable[[str], Path]) -> None:
+    """Documents of several windows, against the whole model; the stream behind attention too, where it is looked at."""
+    reference, model = layers_of(windowed_checkpoint(name), name=name), windowed_reference(WINDOWED_CONFIGS[name])
+    assert max(len(document.token_ids) for document in _DOCUMENTS) > 2 * WINDOWED_CONFIGS[name]["sliding_window"]
+    assert_same(reference, model)
+
+    found: dict[str, torch.Tensor] = {}
+    reference.prepare(_DOCUMENTS[1:2], lambda tap, tensor: found.update({str(tap): tensor.clone()}))
+    seen: dict[str, torch.Tensor] = {}
+    for index, layer in enumerate(model.model.layers):
+        layer.pre_feedforward_layernorm.register_forward_pre_hook(
+            lambda _, inputs, index=index: seen.update({f"layers.{index}": inputs[0].clone()})
+        )
+    with torch.no_grad(), one_thread():
+        states = model.model(torch.tensor([_DOCUMENTS[1].token_ids]), output_hidden_states=True)
+    assert torch.equal(found["norm.output"], states.last_hidden_state)
+    assert len(seen) == reference.stack.num_layers
+    for layer, tensor in seen.items():
+        assert torch.equal(found[f"{layer}.{reference.architecture.attention_residual}"], tensor)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+def test_long_documents_attend_in_pieces(
+    name: str, windowed_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queries some at a time, with their own rows of the mask."""
+    monkeypatch.setattr("gemma_validation.layered.pieces._QUERIES", 5)
+    assert_same(layers_of(windowed_checkpoint(name), name=name), windowed_reference(WINDOWED_CONFIGS[name]))
+
+
+def test_bfloat16_rounds_soft_capping_step_by_step(windowed_checkpoint: Callable[[str], Path]) -> None:
+    """As transformers does it: cap * tanh(x / cap) in bfloat16 is another number than its float32 value rounded."""
+    noise = layers_of(windowed_checkpoint("gemma2")).noise()
+    assert noise is not None
+    model = windowed_reference(WINDOWED_CONFIGS["gemma2"]).to(torch.bfloat16)
+    with torch.no_grad():
+        # the same final states, so that nothing but the head and its soft-capping is compared
+        noise.prepare(_DOCUMENTS[:1])
+        assert noise._states is not None
+        capped = model.lm_head(noise._states) / model.config.final_logit_softcapping
+        expected = torch.tanh(capped) * model.config.final_logit_softcapping
+    assert np.array_equal(noise.logits(0, 0, 7), expected.float().numpy())
+
+
 def test_old_configurations_mean_tanh(tmp_path: Path) -> None:
     """Released configs say gelu; the erf would be another model."""
     model = reference_model(CONFIGS["gqa"])
@@ -160,8 +209,25 @@ def test_one_layer_at_a_time() -> None:
     assert set(counts) == {3}
 
 
+@pytest.mark.parametrize("variant", [name for name, variant in VARIANTS.items() if variant.family != "gemma"])
+def test_released_sizes_have_the_same_parameters(variant: str) -> None:
+    """Without weights: names and shapes of a layer and of the norm are the architecture's."""
+    config = released_config(VARIANTS[variant])
+    family = family_of(config)
+    spec, _ = family.parse_config(config)
+    shapes, stack = family.tensor_shapes(spec), architecture_of(config).stack(config)
+    found = {
+        stack.layer_weight(index, name): tuple(parameter.shape)
+        for index in range(stack.num_layers)
+        for name, parameter in stack.layer(index).named_parameters()
+    }
+    found |= {stack.norm_weight(name): tuple(parameter.shape) for name, parameter in stack.norm().named_parameters()}
+    assert found == {name: shape for name, shape in shapes.items() if name not in (stack.embedding, stack.head)}
+    assert stack.final_softcap == spec.final_softcap
+
+
 def test_another_architecture_is_refused() -> None:
-    with pytest.raises(MismatchError, match="model_type 'llama', expected one of gemma"):
+    with pytest.raises(MismatchError, match="model_type 'llama', expected one of gemma, gemma2, gemma3_text"):
         LayeredReference({"model_type": "llama"}, name="llama", weights=weights_of(BUILTIN_DIRECTORY))
 
 

@@ -23,7 +23,12 @@ class Sound:
 
 
 @pytest.fixture(scope="session")
-def sound(tmp_path_factory: pytest.TempPathFactory, tiny_fp32: Path) -> Callable[[str], Sound]:
+def sound(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_fp32: Path,
+    windowed_checkpoint: Callable[[str], Path],
+    windowed_folder: Callable[..., Path],
+) -> Callable[[str], Sound]:
     """Makes the folder of a kind when it is first asked for."""
     from gemma_export.checkpoint import BUILTIN_DIRECTORY
     from gemma_export.precision import WeightOptions
@@ -32,6 +37,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory, tiny_fp32: Path) -> Callable
     root = tmp_path_factory.mktemp("sound")
 
     def make(kind: str) -> Sound:
+        if kind not in made and kind in ("gemma2", "gemma3"):
+            made[kind] = Sound(folder=windowed_folder(kind), checkpoint=windowed_checkpoint(kind))
         if kind not in made:
             checkpoint, request = BUILTIN_DIRECTORY, {}
             if kind == "q4":

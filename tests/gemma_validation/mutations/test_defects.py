@@ -34,6 +34,7 @@ _LEAST_KL = {
     "one block zeroed": 1e-4,
     "one block's scale doubled": 1.5e-4,
     "scale by another head size": 4e-3,
+    "scale by head_dim": 1.4e-3,
 }
 _LEAST_KL_OF_OTHERS = 0.015
 # gives NaN everywhere

@@ -40,7 +40,7 @@ def _failed(folder: Path) -> dict[str, str]:
 def test_a_good_folder_passes_everything(folder: str, request: pytest.FixtureRequest) -> None:
     checks = _checks(request.getfixturevalue(folder))
     assert {name: check.message for name, check in checks.items() if check.outcome != "passed"} == {}
-    assert len(checks) == 26
+    assert len(checks) == 28
     assert "ran on CPUExecutionProvider" in checks["providers"].message
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ TOKENIZER = load_tokenizer(BUILTIN_DIRECTORY)
 
 
 class Words:
-    """A library whose every character is a token: of a vocabulary without turns, or as large as Gemma's."""
+    """A library whose every few characters are a token: of a vocabulary without turns, or as large as Gemma's."""
 
     size = 256_000
 
+    def __init__(self, characters: int = 1) -> None:
+        self._characters = characters
+
     def ids(self, text: str) -> list[int]:
-        return [ord(char) % 200_000 + 3 for char in text]
+        return [ord(char) % 200_000 + 3 for char in text[:: self._characters]]
 
     def piece(self, token: int) -> str:
         return {2: "<bos>"}.get(token, "x")
@@ -64,6 +68,36 @@ def test_sizes_of_the_suites() -> None:
     assert 4_500 <= positions(full) <= 7_000
     (long,) = [document for document in documents(suite="full") if document.slice == "long"]
     assert len(long.token_ids) == 3600
+
+
+@pytest.mark.parametrize("window", [4096, 1024, 0])
+def test_one_document_is_longer_than_the_window(window: int) -> None:
+    """Of a full suite, as far as the context goes; Gemma's tokenizer makes about four characters a token."""
+    fours = Tokenizer(Words(4))
+    arguments: dict[str, Any] = {"tokenizer": fours, "vocab_size": 256_000, "window": window}
+    (long,) = [document for document in documents(suite="full", **arguments) if document.slice == "long"]
+    assert len(long.token_ids) == (window + 128 if window == 4096 else 2000)
+    others = [document for document in documents(suite="full", **arguments) if document.slice != "long"]
+    arguments["window"] = 0
+    assert others == [document for document in documents(suite="full", **arguments) if document.slice != "long"]
+    arguments["window"] = window
+    assert max(len(one.token_ids) for one in documents(suite="full", context_length=300, **arguments)) == 300
+    assert max(len(one.token_ids) for one in documents(**arguments)) == 128
+
+
+def test_a_folders_window_is_its_configurations(
+    windowed_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest of its layers'; a configuration that cannot be read has none."""
+    asked: list[int] = []
+    monkeypatch.setattr(
+        "gemma_validation.texts.documents.documents_for", lambda *_, window, **__: asked.append(window) or ()
+    )
+    folder = windowed_folder("gemma2")
+    broken = altered(folder, tmp_path / "broken", {"config.json": b"{"})
+    for one in (folder, broken):
+        folder_documents(one, read_manifest(one), suite="full")
+    assert asked == [9, 0]
 
 
 def test_the_same_every_time() -> None:

@@ -11,7 +11,7 @@ twins        the folder's other graphs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -58,7 +58,8 @@ def check_invariances(
             _ = scene.whole, scene.alone
         except FolderUnreadableError as error:
             return (Check(group="invariance", name="one run", outcome="failed", message=error.message),)
-        checks = [*_single_row(scene, suite), *_several_rows(scene), *_cached_positions(directory, scene)]
+        found = windows.layer_windows(directory, runner.graph)
+        checks = [*_single_row(scene, suite), *_several_rows(scene), *_windows(scene, found, documents)]
         # before the session closes: what the others are compared with
         _ = scene.asked
     for graph in manifest.graphs:
@@ -95,11 +96,17 @@ def _several_rows(scene: Scene) -> list[Check]:
     return [_measured(name, scene, partial(function, scene)) for name, function in asked.items()]
 
 
-def _cached_positions(directory: Path, scene: Scene) -> list[Check]:
-    found = windows.layer_windows(directory, scene.runner.graph)
+def _windows(scene: Scene, found: Mapping[int, int], documents: Sequence[Document]) -> list[Check]:
     told = ", ".join(f"{window or 'none'}" for window in sorted(set(found.values())))
     message = f"every layer reads its window and nothing outside (windows: {told})"
-    return [_told("cached positions", message, partial(windows.unread_positions, scene, found))]
+    checks = [_told("cached positions", message, partial(windows.unread_positions, scene, found))]
+    largest, longest = max(found.values()), max((len(document.token_ids) for document in documents), default=0)
+    if largest:
+        # what the comparison with the reference, and the invariances above, can say of windows
+        name, held = "texts beyond the window", f"the longest text has {longest} tokens, the largest window {largest}"
+        why = f"{held}: only `cached positions` looks behind it"
+        checks.append(passed(name, held) if longest > largest else skipped(name, why))
+    return checks
 
 
 def _twin(directory: Path, scene: Scene, graph: Graph, provider: str) -> list[Check]:

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["Architecture", "architecture_of"]
 
 # config.json's model_type -> module that holds its ARCHITECTURE; imported on demand, because they import transformers
-_MODULES = {"gemma": "gemma_validation.layered.gemma"}
+_MODULES = {
+    "gemma": "gemma_validation.layered.gemma",
+    "gemma2": "gemma_validation.layered.gemma2",
+    "gemma3_text": "gemma_validation.layered.gemma3",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ Source: https://github.com/huggingface/transformers/blob/main/src/transformers/m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer, GemmaRMS
 
 from gemma_export.layerwise import LayerStack
 from gemma_validation.layered.architecture import Architecture
+from gemma_validation.layered.meta import on_meta
 
 __all__ = ["ARCHITECTURE"]
 
@@ -45,19 +46,14 @@ def _stack(config: Mapping[str, Any]) -> LayerStack:
         vocab_size=own.vocab_size,
         embedding="model.embed_tokens.weight",
         embedding_scale=own.hidden_size**0.5,
-        layer=lambda index: _on_meta(lambda: GemmaDecoderLayer(own, index)),
+        layer=lambda index: on_meta(lambda: GemmaDecoderLayer(own, index)),
         call=call,
         final_softcap=0.0,
-        norm=lambda: _on_meta(lambda: GemmaRMSNorm(own.hidden_size, eps=own.rms_norm_eps)),
+        norm=lambda: on_meta(lambda: GemmaRMSNorm(own.hidden_size, eps=own.rms_norm_eps)),
         head="model.embed_tokens.weight" if own.tie_word_embeddings else "lm_head.weight",
         layer_weight=lambda index, parameter: f"model.layers.{index}.{parameter}",
         norm_weight=lambda parameter: f"model.norm.{parameter}",
     )
-
-
-def _on_meta(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
-    with torch.device("meta"):
-        return make().eval()
 
 
 ARCHITECTURE = Architecture(stack=_stack, attention_residual="post_attention_layernorm.input")

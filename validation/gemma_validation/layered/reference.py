@@ -13,6 +13,7 @@ import numpy.typing as npt
 from gemma_validation.documents import Document
 from gemma_validation.findings import ReferenceAbout
 from gemma_validation.layered.architecture import Architecture, architecture_of
+from gemma_validation.softcap import soft_capped
 
 if TYPE_CHECKING:
     import torch
@@ -134,7 +135,8 @@ class LayeredReference:
         logits = np.empty((end - begin, self.vocab_size), np.float32)
         with torch.no_grad(), self._threads():
             for first, rows in row_blocks(self.weight(self.stack.head)):
-                logits[:, first : first + len(rows)] = torch.nn.functional.linear(states, rows).float().numpy()
+                block = soft_capped(torch.nn.functional.linear(states, rows), self.stack.final_softcap)
+                logits[:, first : first + len(rows)] = block.float().numpy()
         return logits
 
     def noise(self) -> LayeredReference | None:

@@ -18,7 +18,13 @@ __all__ = ["localise"]
 
 
 def localise(
-    directory: Path, manifest: Manifest, reference: LayeredReference, documents: Sequence[Document], *, provider: str
+    directory: Path,
+    manifest: Manifest,
+    reference: LayeredReference,
+    documents: Sequence[Document],
+    *,
+    provider: str,
+    window: int = 0,
 ) -> Localisation:
     """Error at every point of the residual stream, and the half of a layer that stands out, if one does.
 
@@ -26,8 +32,9 @@ def localise(
         directory: an exported folder.
         manifest: of it.
         reference: the checkpoint's model, not prepared for anything else; it is used up and closed.
-        documents: text; up to 128 positions of it are used.
+        documents: text; up to 128 positions of it are used, and one of them beyond the window where there is one.
         provider: that runs the artifact: "cpu", "cuda" or "directml".
+        window: the largest of the layers', 0 where none has one.
 
     Memory: the reference's needs one layer in float32, then the artifact's its weights.
 
@@ -45,7 +52,8 @@ def localise(
             hint="Give the checkpoint that this folder was exported from.",
         )
     try:
-        streams = ReferenceStreams(reference, excerpts(documents))
+        values = (2 * layers + 2) * reference.stack.hidden_size + reference.vocab_size
+        streams = ReferenceStreams(reference, excerpts(documents, window=window, values=values))
         return conclude(measure_points(directory, manifest, streams, num_layers=layers, provider=provider), manifest)
     finally:
         reference.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,18 +21,34 @@ __all__ = ["ReferenceStreams", "excerpts"]
 
 # 128 positions: all points of a 7B are 88 MB, and every one of them is a sample of every half
 _EXCERPTS, _TOKENS = 4, 32
+# float32 values that all points of an excerpt beyond a window may have, its logits among them: a gigabyte
+_MOST_VALUES = 1 << 28
 
 
-def excerpts(documents: Sequence[Document]) -> tuple[Document, ...]:
-    """The beginnings of a few documents, of as many slices as there are."""
+def excerpts(documents: Sequence[Document], *, window: int = 0, values: int = 1) -> tuple[Document, ...]:
+    """The beginnings of a few documents, of as many slices as there are.
+
+    Args:
+        documents: at least one.
+        window: the largest of the layers', 0 where none has one. The longest document comes first then, and goes on
+            behind it, because a wrong window shows nowhere else; all stay short where none is longer, or where that
+            would take too much memory.
+        values: of all points together, for one position.
+    """
     first: dict[str, Document] = {}
     for document in documents:
         first.setdefault(document.slice, document)
     chosen = [*first.values(), *(document for document in documents if first[document.slice] is not document)]
-    return tuple(
-        Document(slice=document.slice, name=document.name, token_ids=document.token_ids[:_TOKENS])
-        for document in chosen[:_EXCERPTS]
-    )
+    longest = max(documents, key=lambda document: len(document.token_ids))
+    tokens = window + _TOKENS
+    if not window or len(longest.token_ids) <= window or tokens * values > _MOST_VALUES:
+        return tuple(_beginning(document, _TOKENS) for document in chosen[:_EXCERPTS])
+    others = [document for document in chosen if document is not longest][: _EXCERPTS - 1]
+    return (_beginning(longest, tokens), *(_beginning(document, _TOKENS) for document in others))
+
+
+def _beginning(document: Document, tokens: int) -> Document:
+    return dataclasses.replace(document, token_ids=document.token_ids[:tokens])
 
 
 class ReferenceStreams:

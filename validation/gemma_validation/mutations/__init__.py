@@ -7,9 +7,10 @@ row_defects         positions, padding, masks, cache
 weight_defects      stored weights
 block_defects       weights in blocks of 4 bits
 tokenizer_defects   the tokenizer's files
+windowed_defects    what Gemma 2 and Gemma 3 have and Gemma 1 has not
 checkpoints         checkpoints that two of them need
 
-A family with softcaps, sliding windows or a stated query scale brings its own module of defects and adds it below.
+A family with parts of its own brings its own module of defects and adds it below.
 """
 
 from gemma_validation.mutations.block_defects import BLOCK_DEFECTS
@@ -19,6 +20,7 @@ from gemma_validation.mutations.layer_defects import LAYER_DEFECTS
 from gemma_validation.mutations.row_defects import ROW_DEFECTS
 from gemma_validation.mutations.tokenizer_defects import TOKENIZER_DEFECTS
 from gemma_validation.mutations.weight_defects import WEIGHT_DEFECTS
+from gemma_validation.mutations.windowed_defects import WINDOWED_DEFECTS
 
 __all__ = ["BASES", "DEFECTS", "Base", "Defect", "write_grown", "write_odd_width"]
 
@@ -28,4 +30,5 @@ DEFECTS: tuple[Defect, ...] = (
     *WEIGHT_DEFECTS,
     *BLOCK_DEFECTS,
     *TOKENIZER_DEFECTS,
+    *WINDOWED_DEFECTS,
 )

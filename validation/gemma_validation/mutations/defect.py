@@ -17,8 +17,10 @@ Place = Literal["graph", "data", "tokenizer"]
 #   fp32, q4, portable   the built-in model: float32 and int4 of target ort, float32 of target portable
 #   fp32 odd             float32 of a checkpoint whose hidden size is no square (checkpoints.write_odd_width)
 #   fp16 grown           float16 of one whose residual stream leaves float16 (checkpoints.write_grown)
-Base = Literal["fp32", "q4", "portable", "fp32 odd", "fp16 grown"]
-BASES: tuple[Base, ...] = ("fp32", "q4", "portable", "fp32 odd", "fp16 grown")
+#   gemma2, gemma3       float32 of small random models with every part of these families: windows shorter than the
+#                        texts, weights that bend soft-capping; gemma3 with seven layers, the sixth without a window
+Base = Literal["fp32", "q4", "portable", "fp32 odd", "fp16 grown", "gemma2", "gemma3"]
+BASES: tuple[Base, ...] = ("fp32", "q4", "portable", "fp32 odd", "fp16 grown", "gemma2", "gemma3")
 # Where a defect can be seen at all:
 #   text      one document at once, on the graph with logits of every position
 #   padding   only rows with padding

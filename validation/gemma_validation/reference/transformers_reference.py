@@ -16,6 +16,7 @@ from gemma_validation.errors import ReferenceMissingError
 from gemma_validation.findings import ReferenceAbout
 from gemma_validation.reference.checkpoint import ReferenceCheckpoint
 from gemma_validation.reference.packages import quiet_transformers
+from gemma_validation.softcap import soft_capped
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,12 @@ Cache = tuple[npt.NDArray[np.float32], ...]
 # Tokens that run at once. Eager attention holds heads * chunk * length scores several times over: 64 MB each for 8
 # heads at 4,096 tokens, 512 MB if a document of that length ran in one piece.
 _CHUNK = 512
+# config.json's model_type -> transformers' configuration and model
+_CLASSES = {
+    "gemma": ("GemmaConfig", "GemmaForCausalLM"),
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM"),
+    "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
+}
 # float32 weights up to which a second thread waits more than it works; on a busy machine far more
 _SMALL_BYTES = 256 << 20
 
@@ -94,7 +101,10 @@ class TransformersReference:
 
     def cache_after(self, token_ids: Sequence[int]) -> Cache:
         """Keys and values of a sequence, keys rotated: key, value of layer 0, then of layer 1, ..."""
-        _, cache = self._run(token_ids, None)
+        with quiet_transformers() as transformers:
+            # without a configuration layers with a window keep what is outside it, as exported graphs do
+            whole = transformers.DynamicCache()
+        _, cache = self._run(token_ids, whole)
         return tuple(part.float().numpy() for layer in cache.layers for part in (layer.keys, layer.values))
 
     def logits_after(self, past: Cache, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -124,26 +134,21 @@ class TransformersReference:
         return torch.cat(states), cache
 
     def _head(self, states: torch.Tensor) -> npt.NDArray[np.float32]:
+        cap = getattr(self.model.config, "final_logit_softcapping", None) or 0.0
         with self._torch.no_grad(), self._threads():
-            logits: npt.NDArray[np.float32] = self.model.lm_head(states).float().numpy()
+            logits: npt.NDArray[np.float32] = soft_capped(self.model.lm_head(states), cap).float().numpy()
         return logits
 
 
 def _model(transformers: Any, checkpoint: ReferenceCheckpoint, dtype: torch.dtype) -> Any:
+    config_name, model_name = _CLASSES[checkpoint.family.model_type]
+    model_class = getattr(transformers, model_name)
     try:
-        config = transformers.GemmaConfig.from_dict(dict(checkpoint.config))
+        config = getattr(transformers, config_name).from_dict(dict(checkpoint.config))
         if checkpoint.plain:
-            model = transformers.GemmaForCausalLM.from_pretrained(
-                checkpoint.directory,
-                config=config,
-                dtype=dtype,
-                attn_implementation="eager",
-                local_files_only=True,
-                # never a pickle
-                use_safetensors=True,
-            )
+            model = _loaded(model_class, config, checkpoint, dtype)
         else:
-            model = _assembled(transformers, config, checkpoint, dtype)
+            model = _assembled(model_class, config, checkpoint, dtype)
     except (GemmaExportError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:300]
         raise ReferenceMissingError(
@@ -153,7 +158,25 @@ def _model(transformers: Any, checkpoint: ReferenceCheckpoint, dtype: torch.dtyp
     return model.eval()
 
 
-def _assembled(transformers: Any, config: Any, checkpoint: ReferenceCheckpoint, dtype: torch.dtype) -> Any:
+def _loaded(model_class: Any, config: Any, checkpoint: ReferenceCheckpoint, dtype: torch.dtype) -> Any:
+    """transformers' model by its own loader."""
+    model, told = model_class.from_pretrained(
+        checkpoint.directory,
+        config=config,
+        dtype=dtype,
+        attn_implementation="eager",
+        local_files_only=True,
+        # never a pickle
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    if told["missing_keys"]:
+        # it would go on with random ones
+        raise ValueError(f"it finds no tensor for {sorted(told['missing_keys'])[:3]}")
+    return model
+
+
+def _assembled(model_class: Any, config: Any, checkpoint: ReferenceCheckpoint, dtype: torch.dtype) -> Any:
     """transformers' model with weights that its own loader would not give it: merged, multiplied out, generated."""
     import torch
 
@@ -161,7 +184,7 @@ def _assembled(transformers: Any, config: Any, checkpoint: ReferenceCheckpoint, 
     before = torch.get_default_dtype()
     try:
         torch.set_default_dtype(dtype)
-        model = transformers.GemmaForCausalLM(config)
+        model = model_class(config)
     finally:
         torch.set_default_dtype(before)
     weights = {name: checkpoint.weight(name).tensor() for name in checkpoint.shapes}

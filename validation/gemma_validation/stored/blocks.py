@@ -14,7 +14,7 @@ from gemma_runtime.manifest import Manifest
 from gemma_validation.artifact import load_graph, residual_shift
 from gemma_validation.errors import MismatchError
 from gemma_validation.findings import NOT_FINITE, Check
-from gemma_validation.stored.initializers import Initializers
+from gemma_validation.stored.initializers import Initializers, has_post_norms
 from gemma_validation.stored.matrices import StoredMatrix, stored_matrices
 from gemma_validation.stored.sources import SourceMatrix, Sources
 
@@ -119,7 +119,8 @@ def compare_blocks(directory: Path, manifest: Manifest, weights: Callable[[str],
     sources = Sources(
         weights,
         stored,
-        shift=residual_shift(manifest),
+        # behind a post-norm its gain has the factor
+        shift=0 if has_post_norms(model) else residual_shift(manifest),
         calibrated=any(key in options for key in ("smoothing", "activation_aware")),
         kv_heads=int(state.shape[1]),
         head_dim=int(state.shape[3]),

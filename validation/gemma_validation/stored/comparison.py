@@ -25,8 +25,12 @@ _HALVES = {
     "self_attn": "attn_residual",
     "input_layernorm": "attn_residual",
     "mlp": "mlp_residual",
-    "post_attention_layernorm": "mlp_residual",
+    "pre_feedforward_layernorm": "mlp_residual",
+    "post_feedforward_layernorm": "mlp_residual",
 }
+# the norm behind attention, or, in Gemma 1, before the MLP
+_MIDDLE = "post_attention_layernorm"
+_MIDDLE_OF = {True: "attn_residual", False: "mlp_residual"}
 _ELSEWHERE = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "norm", "lm_head.weight": "logits"}
 
 
@@ -37,6 +41,8 @@ class StoredWeights:
     checks: tuple[Check, ...] = ()
     # matrices first, then blocks, then gains; worst first
     wrong: tuple[ShiftedMatrix | BadBlock | Gain, ...] = ()
+    # branches of layers end in norms
+    post_norms: bool = False
 
     def named(self, localisation: Localisation) -> Localisation:
         """The same, with what is stored wrongly: its half is the culprit if no other stands out.
@@ -49,7 +55,7 @@ class StoredWeights:
         more = f"; {len(self.wrong) - _NAMED} more" if len(self.wrong) > _NAMED else ""
         return dataclasses.replace(
             localisation,
-            culprit=localisation.culprit or point_of(self.wrong[0].tensor),
+            culprit=localisation.culprit or point_of(self.wrong[0].tensor, post_norms=self.post_norms),
             message=f"stored weights are not the checkpoint's: {told}{more}; {localisation.message}",
         )
 
@@ -68,14 +74,23 @@ def compare_stored(directory: Path, manifest: Manifest, weights: Callable[[str],
         GemmaExportError: a weight cannot be read.
     """
     blocks, gains = compare_blocks(directory, manifest, weights), compare_gains(directory, manifest, weights)
-    return StoredWeights(checks=(blocks_check(blocks), gains_check(gains)), wrong=(*blocks.wrong, *gains.wrong))
+    return StoredWeights(
+        checks=(blocks_check(blocks), gains_check(gains)),
+        wrong=(*blocks.wrong, *gains.wrong),
+        post_norms=gains.post_norms,
+    )
 
 
-def point_of(tensor: str) -> str | None:
+def point_of(tensor: str, *, post_norms: bool) -> str | None:
     """The residual point behind a tensor of the checkpoint: "model.layers.3.mlp.up_proj.weight" writes to
-    "layers.3.mlp_residual"; None for one that this does not know."""
+    "layers.3.mlp_residual"; None for one that this does not know.
+
+    Args:
+        tensor: its name.
+        post_norms: branches of layers end in norms.
+    """
     layer = re.fullmatch(r"model\.(layers\.\d+)\.(\w+)\..*", tensor)
     if layer is None:
         return _ELSEWHERE.get(tensor)
-    half = _HALVES.get(layer[2])
+    half = _MIDDLE_OF[post_norms] if layer[2] == _MIDDLE else _HALVES.get(layer[2])
     return None if half is None else f"{layer[1]}.{half}"

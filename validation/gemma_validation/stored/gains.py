@@ -8,15 +8,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gemma_runtime.manifest import Manifest
-from gemma_validation.artifact import load_graph
+from gemma_validation.artifact import load_graph, residual_shift
 from gemma_validation.errors import MismatchError
 from gemma_validation.findings import NOT_FINITE, Check
-from gemma_validation.stored.initializers import Initializers
+from gemma_validation.stored.initializers import POST_NORMS, Initializers, has_post_norms
 
 if TYPE_CHECKING:
     from gemma_export.weights import Weight
@@ -24,9 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["Gain", "GainsFound", "compare_gains", "gains_check"]
 
 _NAME = "norm gains"
-_SUFFIX = ".gain"
-# a norm -> the projection whose channels' factors calibration folds into it
-_READERS = {"input_layernorm": "self_attn.q_proj", "post_attention_layernorm": "mlp.gate_proj"}
+# of a norm's initializer: 1 + w, or w itself where the semantic operators are kept
+_GAIN, _WEIGHT = ".gain", "norm.weight"
+# a norm -> the projection whose channels' factors calibration folds into it; without and with norms behind branches
+_READERS = {
+    False: {"input_layernorm": "self_attn.q_proj", "post_attention_layernorm": "mlp.gate_proj"},
+    True: {"input_layernorm": "self_attn.q_proj", "pre_feedforward_layernorm": "mlp.gate_proj"},
+}
 # wrong gains in a message
 _NAMED = 3
 
@@ -56,6 +61,8 @@ class GainsFound:
     compared: tuple[Gain, ...]
     # norms whose gains calibration has changed
     left_out: int
+    # branches of layers end in norms
+    post_norms: bool = False
 
     @property
     def wrong(self) -> tuple[Gain, ...]:
@@ -78,54 +85,67 @@ def compare_gains(directory: Path, manifest: Manifest, weights: Callable[[str], 
     """
     compared: dict[tuple[str, int, str], Gain] = {}
     left_out: set[str] = set()
+    post_norms = False
     for graph in manifest.graphs:
         file = directory / graph.file
         model = load_graph(file)
-        stored = Initializers(model, file.parent)
-        names = [tensor.name for tensor in model.graph.initializer if tensor.name.endswith(_SUFFIX)]
-        # a stream that is stored times 2^-k changes the norms' epsilon, not their gains
-        for norm in (name.removesuffix(_SUFFIX) for name in names):
-            if _is_folded(norm, manifest):
+        stored, post_norms = Initializers(model, file.parent), has_post_norms(model)
+        names = [tensor.name for tensor in model.graph.initializer if tensor.name.endswith((_GAIN, _WEIGHT))]
+        for name in names:
+            norm = name.rpartition(".")[0]
+            if _is_folded(norm, manifest, post_norms=post_norms):
                 left_out.add(norm)
                 continue
             # graphs that share a data file share its gains
-            location, first = stored.place(norm + _SUFFIX)
-            where = (location, first, "" if location != f"inline {norm}{_SUFFIX}" else graph.file)
+            location, first = stored.place(name)
+            where = (location, first, "" if location != f"inline {name}" else graph.file)
             if where not in compared:
-                error = _error(stored, norm, weights)
+                # a stream that is stored times 2^-k changes what writes to it
+                writes = post_norms and norm.endswith(POST_NORMS)
+                expected = _expected(name, stored, weights, shift=residual_shift(manifest) if writes else 0)
+                error = _error(stored.whole(name), expected)
                 compared[where] = Gain(norm=norm, file=Path(graph.file).name, error=error)
-    return GainsFound(compared=tuple(compared.values()), left_out=len(left_out))
+    return GainsFound(compared=tuple(compared.values()), left_out=len(left_out), post_norms=post_norms)
 
 
-def _is_folded(norm: str, manifest: Manifest) -> bool:
+def _is_folded(norm: str, manifest: Manifest, *, post_norms: bool) -> bool:
     """Whether calibration multiplied the gain: a strength of nothing leaves a projection's channels alone."""
     layer, _, name = norm.rpartition(".")
+    reader = _READERS[post_norms].get(name)
     for key in ("smoothing", "activation_aware"):
         found = manifest.precision.options.get(key)
-        if found is not None and name in _READERS:
-            strengths = found.get("strengths", {}).get(f"{layer}.{_READERS[name]}.weight")
+        if found is not None and reader is not None:
+            strengths = found.get("strengths", {}).get(f"{layer}.{reader}.weight")
             if strengths is None or any(strengths):
                 return True
     return False
 
 
-def _error(stored: Initializers, norm: str, weights: Callable[[str], Weight]) -> float:
-    found = stored.whole(norm + _SUFFIX)
+def _expected(
+    name: str, stored: Initializers, weights: Callable[[str], Weight], *, shift: int
+) -> npt.NDArray[np.float32]:
+    """What a norm's initializer should hold before it is rounded to its type."""
+    norm, shape = name.rpartition(".")[0], stored.shape(name)
     try:
         weight = weights(f"{norm}.weight")
     except KeyError as error:
         raise MismatchError(
-            f"the folder stores {norm}{_SUFFIX}, the checkpoint has no {norm}.weight",
+            f"the folder stores {name}, the checkpoint has no {norm}.weight",
             hint="Give the checkpoint that this folder was exported from.",
         ) from error
-    if tuple(weight.shape) != found.shape:
+    if tuple(weight.shape) != shape:
         raise MismatchError(
-            f"the folder stores {norm}{_SUFFIX} as {list(found.shape)}, the checkpoint has {list(weight.shape)}",
+            f"the folder stores {name} as {list(shape)}, the checkpoint has {list(weight.shape)}",
             hint="Give the checkpoint that this folder was exported from.",
         )
-    gain = np.float32(1) + weight.tensor().float().numpy()
+    w: npt.NDArray[np.float32] = weight.tensor().float().numpy()
+    # the semantic operator adds one, and multiplies by 2^-k, itself
+    return (np.float32(1) + w) * np.float32(2.0**-shift) if name.endswith(_GAIN) else w
+
+
+def _error(found: npt.NDArray[Any], exact: npt.NDArray[np.float32]) -> float:
     # as it is stored: rounded once
-    expected = gain.astype(found.dtype).astype(np.float32)
+    expected = exact.astype(found.dtype).astype(np.float32)
     same = found.astype(np.float32)
     if not np.isfinite(same).all():
         return NOT_FINITE

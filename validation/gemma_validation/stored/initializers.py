@@ -15,7 +15,7 @@ from gemma_validation.errors import FolderUnreadableError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Initializers"]
+__all__ = ["POST_NORMS", "Initializers", "has_post_norms"]
 
 # ONNX element type -> numpy's; https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 _NUMPY: dict[int, Any] = {
@@ -29,6 +29,13 @@ _NUMPY: dict[int, Any] = {
 }
 # two in a byte, the lower half first
 _UINT4, _INT4 = 21, 22
+# norms behind a layer's branches, in families that have them; Gemma 1 calls its norm before the MLP by the first name
+POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
+
+
+def has_post_norms(model: onnx.ModelProto) -> bool:
+    """Whether the branches of a graph's layers end in norms."""
+    return any(f".{POST_NORMS[1]}." in tensor.name for tensor in model.graph.initializer)
 
 
 class Initializers:

@@ -1,7 +1,7 @@
 """What each stored matrix should hold: the checkpoint's weights with all that an export folds into them.
 
 query, key and value    below one another in one matrix
-a rescaled residual     projections that write to the stream times 2^-k
+a rescaled residual     projections that write to the stream times 2^-k, where no norm stands behind them
 calibrated channels     columns times a factor each, and rows of what makes those channels divided by it
 activation order        columns in the order of their groups; of down projections, rows of gate and up with them
 """
@@ -53,7 +53,7 @@ class Sources:
     Args:
         weights: name -> lazy weight of the checkpoint.
         stored: the folder's matrices by name.
-        shift: k of a residual stream that is stored times 2^-k.
+        shift: k of a residual stream that is stored times 2^-k by the projections that write to it; 0 where norms do.
         calibrated: channels were scaled: their factors are fitted, because the folder does not tell them.
         kv_heads, head_dim: of the attention.
     """

@@ -4,8 +4,12 @@ facts        the folder as the checks see it
 folder       config.json, the tokenizer
 consumers    generation_config.json, genai_config.json, tokenizer_config.json
 interface    names, symbols, element types, data files, twins
-arithmetic   epsilon, attention, rotary tables, embedding scale, GELU
+arithmetic   embedding scale, GELU, products, soft-capped logits
+norms        which there are, their epsilons
+attention    heads, scale, softcap, windows
+rotary       positions, frequencies, tables
 wiring       operators and their counts, weights, caches, the residual stream
+modules      what each module of a layer reads
 providers    where each node runs
 """
 
@@ -23,9 +27,12 @@ from gemma_runtime.errors import GemmaRuntimeError, ManifestError
 from gemma_runtime.manifest import Manifest, verify_hashes
 from gemma_validation.errors import FolderUnreadableError, ProviderUnavailableError
 from gemma_validation.findings import Check
-from gemma_validation.structure import arithmetic, consumers, folder, interface, wiring
+from gemma_validation.structure import arithmetic, consumers, folder, interface, modules, wiring
+from gemma_validation.structure.attention import attention
 from gemma_validation.structure.facts import Finder, FolderFacts
+from gemma_validation.structure.norms import epsilons
 from gemma_validation.structure.providers import check_providers
+from gemma_validation.structure.rotary import rotary_nodes, rotary_tables
 
 __all__ = ["check_structure"]
 
@@ -49,12 +56,14 @@ _CHECKS: dict[str, tuple[Finder, str]] = {
     "weights": (wiring.weights, "every node reads its own module's weights"),
     "caches": (wiring.caches, "attention reads and writes its own layer's keys and values, and the mask"),
     "residual stream": (wiring.residual_stream, "each sum adds a branch of its own layer"),
+    "modules": (modules.inputs, "each reads what the module before it computes"),
     "head": (wiring.head, "logits are the head's output"),
-    "epsilon": (arithmetic.epsilons, "every norm's is config.json's"),
-    "attention": (arithmetic.attention, "heads, scale, softcap and window are config.json's"),
-    "rotary embedding": (arithmetic.rotary_nodes, "cosine and sine are where they belong, in halves"),
-    "rotary tables": (arithmetic.rotary_tables, "recomputed from rope_theta"),
+    "epsilon": (epsilons, "every norm's is config.json's"),
+    "attention": (attention, "heads, scale, softcap and window are config.json's"),
+    "rotary embedding": (rotary_nodes, "cosine and sine are where they belong, in halves"),
+    "rotary tables": (rotary_tables, "recomputed from rope_theta"),
     "embedding scale": (arithmetic.embedding_scale, "sqrt(hidden_size), exact in its type"),
+    "soft-capping": (arithmetic.soft_cap, "of the logits as config.json has it"),
     "gelu": (arithmetic.gelus, "the tanh form in every layer"),
     "products": (arithmetic.products, "none is transposed or scaled"),
 }

@@ -3,110 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from gemma_export.config import DecoderSpec
-from gemma_validation.structure.facts import FolderFacts, attribute, layer_of
+from gemma_validation.structure.facts import FolderFacts, attribute, float32_of, layer_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["attention", "embedding_scale", "epsilons", "gelus", "products", "rotary_nodes", "rotary_tables"]
-
-_NORMS = frozenset({"RMSNorm", "RMSNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"})
-_ATTENTION = frozenset({"Attention", "GroupQueryAttention"})
-# (domain, operator) -> where the rotary tables come in: cosine, sine
-_TABLES = {
-    ("com.microsoft", "GroupQueryAttention"): (7, 8),
-    ("com.microsoft", "RotaryEmbedding"): (2, 3),
-    ("", "RotaryEmbedding"): (1, 2),
-    ("gemma", "Attention"): (6, 7),
-}
-# Half a unit in the last place of a number up to 1: what storing a cosine costs
-_ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-# relative error of a float32 angle: its frequency theta^-e has that of e, 2^-24, times ln(theta) * e, up to 10
-_ANGLE_ERROR = 1e-6
-# rows of a table that are compared at once: in float64 a long context's would take hundreds of megabytes
-_ROWS = 8192
-
-
-def epsilons(facts: FolderFacts) -> Iterator[str]:
-    """Every norm adds config.json's epsilon; times 2^-2k where the residual stream is scaled by 2^-k."""
-    factor = np.float32(2.0**-facts.residual_shift)
-    expected = float(np.float32(facts.spec.rms_norm_eps) * factor * factor)
-    for graph, model in facts.graphs:
-        for node in model.graph:
-            if node.op_type in _NORMS:
-                found = attribute(node, "epsilon")
-                # stored as float32: exact
-                if found is None or float(np.float32(found)) != expected:
-                    yield f"{graph.file}, {node.name}: epsilon is {found}, expected {expected}"
-                if attribute(node, "axis", -1) != -1 or attribute(node, "stash_type", 1) != 1:
-                    yield f"{graph.file}, {node.name}: expected statistics of the last axis in float32"
-
-
-def attention(facts: FolderFacts) -> Iterator[str]:
-    """Heads, scale, softcap and window of every layer."""
-    for graph, model in facts.graphs:
-        nodes = [node for node in model.graph if node.op_type in _ATTENTION]
-        layers = [layer_of(node.name) for node in nodes]
-        if layers != list(range(facts.spec.num_hidden_layers)):
-            yield f"{graph.file}: attention of layers {layers}, expected 0 to {facts.spec.num_hidden_layers - 1}"
-        for node in nodes:
-            for name, (found, expected) in _attention_numbers(node, facts.spec).items():
-                if found != expected:
-                    yield f"{graph.file}, {node.name}: {name} is {found}, expected {expected}"
-
-
-def rotary_nodes(facts: FolderFacts) -> Iterator[str]:
-    """Rotary embedding of every layer reads the cosine as cosine and the sine as sine, in halves, with its heads."""
-    spec = facts.spec
-    for graph, model in facts.graphs:
-        for node in model.graph:
-            places = _TABLES.get((node.domain, node.op_type))
-            if places is None or (node.op_type == "GroupQueryAttention" and not attribute(node, "do_rotary", 0)):
-                continue
-            inputs = [value.name if value is not None else None for value in node.inputs]
-            found = [inputs[place] if place < len(inputs) else None for place in places]
-            if found != ["cos_cache", "sin_cache"]:
-                yield f"{graph.file}, {node.name}: its tables are {found}, expected cos_cache, sin_cache"
-            if attribute(node, "interleaved", attribute(node, "rotary_interleaved", 0)) != 0:
-                yield f"{graph.file}, {node.name}: interleaved, expected halves"
-            heads = spec.num_key_value_heads if ".key_rotary" in str(node.name) else spec.num_attention_heads
-            if (node.domain, node.op_type) == ("", "RotaryEmbedding") and attribute(node, "num_heads") != heads:
-                yield f"{graph.file}, {node.name}: num_heads is {attribute(node, 'num_heads')}, expected {heads}"
-
-
-def rotary_tables(facts: FolderFacts) -> Iterator[str]:
-    """The tables hold cosine and sine of position * rope_theta^(-2i / head_dim)."""
-    graph, model = facts.main
-    half = facts.spec.head_dim // 2
-    frequencies = facts.spec.rotary.theta ** (-np.arange(half, dtype=np.float64) / half)
-    for name, function in (("cos_cache", np.cos), ("sin_cache", np.sin)):
-        value = model.graph.initializers.get(name)
-        if value is None or value.const_value is None:
-            yield f"{graph.file}: no {name}"
-            continue
-        table, tensor = _float32(value.const_value), value.const_value
-        if table.shape != (facts.manifest.context_length, half):
-            yield f"{graph.file}, {name}: {table.shape}, expected {(facts.manifest.context_length, half)}"
-            continue
-        rounding = 2 * _ROUNDING.get({"FLOAT": "float32"}.get(tensor.dtype.name, tensor.dtype.name.lower()), 0.0)
-        for first in range(0, len(table), _ROWS):
-            angles = np.arange(first, min(first + _ROWS, len(table)))[:, None] * frequencies
-            wrong = np.argwhere(
-                ~(np.abs(table[first : first + _ROWS] - function(angles)) <= rounding + angles * _ANGLE_ERROR)
-            )
-            if len(wrong):
-                position, index = first + int(wrong[0][0]), int(wrong[0][1])
-                yield (
-                    f"{graph.file}, {name}: {table[position, index]:.6g} at position {position}, frequency {index}, "
-                    f"expected {function(position * frequencies[index]):.6g} for rope_theta {facts.spec.rotary.theta:g}"
-                )
-                break
+__all__ = ["embedding_scale", "gelus", "products", "soft_cap"]
 
 
 def embedding_scale(facts: FolderFacts) -> Iterator[str]:
@@ -130,8 +36,8 @@ def embedding_scale(facts: FolderFacts) -> Iterator[str]:
             factors = [
                 value.const_value for value in node.inputs if value is not None and value.const_value is not None
             ]
-            found = [float(_float32(tensor).reshape(-1)[0]) for tensor in factors if tensor.size == 1]
-            if len(found) != 1 or found[0] not in _rounded(exact, factors[0]):
+            found = [float(float32_of(tensor).reshape(-1)[0]) for tensor in factors if tensor.size == 1]
+            if len(found) != 1 or not _holds(factors[0], exact):
                 yield f"{graph.file}, {node.name}: the embedding's factor is {found}, expected {exact:.9g}"
 
 
@@ -166,24 +72,43 @@ def products(facts: FolderFacts) -> Iterator[str]:
                 yield f"{graph.file}, {node.name}: perm is {attribute(node, 'perm')}, expected [1, 0]"
 
 
-def _attention_numbers(node: ir.Node, spec: DecoderSpec) -> dict[str, tuple[Any, Any]]:
-    """Attribute -> what it is, and what it should be. Gemma 1 has neither softcap nor window."""
-    heads = "q_num_heads" if (node.domain, node.op_type) == ("", "Attention") else "num_heads"
-    # stored as float32
-    scale = attribute(node, "scale")
-    return {
-        heads: (attribute(node, heads), spec.num_attention_heads),
-        "kv_num_heads": (attribute(node, "kv_num_heads"), spec.num_key_value_heads),
-        "scale": (None if scale is None else float(np.float32(scale)), float(np.float32(spec.attention_scale))),
-        "softcap": (attribute(node, "softcap", 0.0), 0.0),
-        "window": (max(0, attribute(node, "local_window_size", attribute(node, "window", 0))), 0),
-        "is_causal": (attribute(node, "causal", 1), 1),
-    }
+def soft_cap(facts: FolderFacts) -> Iterator[str]:
+    """Logits are soft-capped once, behind the head and at config.json's bound, or not at all."""
+    cap = facts.spec.final_softcap
+    for graph, model in facts.graphs:
+        # those of a layer would be its attention's
+        ends = [node for node in model.graph if layer_of(node.name) is None]
+        bends = [node for node in ends if node.op_type in ("SoftCap", "Tanh")]
+        if not cap:
+            if bends:
+                yield f"{graph.file}, {bends[0].name}: bends a value, expected no soft-capping"
+            continue
+        logits = next((value for value in model.graph.outputs if value.name == "logits"), None)
+        node = None if logits is None else logits.producer()
+        found = None if node is None or len(bends) != 1 else _bound(node, cap)
+        if found is None:
+            yield f"{graph.file}: logits are not {cap:g} * tanh(. / {cap:g}), the soft-capping that config.json has"
+        elif found:
+            yield f"{graph.file}, {bends[0].name}: the bound is {found}, expected {cap:g}"
 
 
-def _float32(tensor: ir.TensorProtocol) -> npt.NDArray[np.float32]:
-    array: npt.NDArray[Any] = np.asarray(tensor.numpy())
-    return array.astype(np.float32)
+def _bound(node: ir.Node, cap: float) -> str | None:
+    """What is wrong with the bound of the soft-capping that a node ends, "" for nothing; None where it ends none."""
+    if node.op_type == "SoftCap":
+        found = attribute(node, "cap", 0.0)
+        return "" if float(np.float32(found)) == float(np.float32(cap)) else str(found)
+    bend = next((value.producer() for value in node.inputs if value is not None and value.const_value is None), None)
+    divide = bend.inputs[0].producer() if bend is not None and bend.inputs[0] is not None else None
+    if divide is None or [node.op_type, bend and bend.op_type, divide.op_type] != ["Mul", "Tanh", "Div"]:
+        return None
+    limits = [value.const_value for value in (divide.inputs[1], *node.inputs) if value is not None]
+    tensors = [tensor for tensor in limits if tensor is not None and tensor.size == 1]
+    wrong = [float(float32_of(tensor).reshape(-1)[0]) for tensor in tensors if not _holds(tensor, cap)]
+    return None if len(tensors) != 2 else " and ".join(f"{number:g}" for number in wrong)
+
+
+def _holds(tensor: ir.TensorProtocol, exact: float) -> bool:
+    return float(float32_of(tensor).reshape(-1)[0]) in _rounded(exact, tensor)
 
 
 def _rounded(exact: float, like: ir.TensorProtocol) -> set[float]:

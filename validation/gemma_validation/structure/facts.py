@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from gemma_export.config import DecoderSpec
 from gemma_runtime.manifest import Graph, Manifest
 from gemma_validation.artifact import residual_shift
@@ -15,7 +18,7 @@ from gemma_validation.artifact import residual_shift
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Finder", "FolderFacts", "attribute", "layer_of", "stem"]
+__all__ = ["Finder", "FolderFacts", "attribute", "float32_of", "layer_of", "scalar_of", "stem"]
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
@@ -67,3 +70,16 @@ def layer_of(name: str | None) -> int | None:
 def stem(node: ir.Node) -> str:
     """The module that a node computes: its name without the operator."""
     return str(node.name).rpartition(".")[0]
+
+
+def float32_of(tensor: ir.TensorProtocol) -> npt.NDArray[np.float32]:
+    """A tensor's elements."""
+    array: npt.NDArray[Any] = np.asarray(tensor.numpy())
+    return array.astype(np.float32)
+
+
+def scalar_of(value: ir.Value | None) -> float | None:
+    """The number that a constant of one element holds; None for anything else."""
+    if value is None or value.const_value is None or value.const_value.size != 1:
+        return None
+    return float(np.asarray(value.const_value.numpy()).reshape(-1)[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -19,6 +20,9 @@ __all__ = ["data_locations", "element_types", "names_and_symbols", "shared_bytes
 _IR_VERSION = 10
 _DTYPES = {"FLOAT": "float32"}
 _INTEGERS = frozenset({"bool", "int4", "int8", "int32", "int64", "uint4", "uint8"})
+# What computes rows of rotary tables: angles are float32 whatever the activations are, and so is a cosine before its
+# cast. In float16 positions beyond 2,048 would not be whole numbers.
+_FLOAT32_VALUES = re.compile(r"rotary(_local)?\.(angles|cos_float32|sin_float32|Cast_\d+)|rotary\.frequencies(_local)?")
 # Scales of an int8 cache, and of weights whose products come out in float32, keep 24 bits whatever the activations are
 _FLOAT32_CONSTANTS = ("_scale", ".scales", ".scale")
 
@@ -74,11 +78,11 @@ def element_types(facts: FolderFacts) -> Iterator[str]:
         for node in model.graph:
             for value in node.outputs:
                 found = _dtype(value) if value.dtype is not None else activations
-                if found not in _INTEGERS and found != activations:
+                if found not in _INTEGERS and found != activations and not _is_float32(str(value.name), found):
                     yield f"{graph.file}, {value.name}: {found}, expected {activations}"
         for name, value in model.graph.initializers.items():
             found = _dtype(value)
-            constant = found == "float32" and name.endswith(_FLOAT32_CONSTANTS)
+            constant = _is_float32(name, found) or (found == "float32" and name.endswith(_FLOAT32_CONSTANTS))
             if found not in _INTEGERS and found != activations and not constant:
                 yield f"{graph.file}, {name}: {found}, expected {activations}"
 
@@ -148,6 +152,10 @@ def _expected(manifest: Manifest, graph: Graph) -> tuple[_Interface, _Interface]
                 [batch, heads[0], "total_sequence_length", heads[1]],
             )
     return inputs, outputs
+
+
+def _is_float32(name: str, dtype: str) -> bool:
+    return dtype == "float32" and _FLOAT32_VALUES.fullmatch(name) is not None
 
 
 def _dtype(value: ir.Value) -> str:

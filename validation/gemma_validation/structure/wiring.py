@@ -20,12 +20,17 @@ _PAST = {
     ("", "Attention"): (4, 5),
     ("gemma", "Attention"): (3, 4),
 }
-# (domain, operator) -> input -> what says which positions a row sees
+# (domain, operator) -> input -> what says which positions a row sees; {window} is "_window_n" in layers with one
 _MASKS = {
     ("com.microsoft", "GroupQueryAttention"): {5: "rows.seqlens_k", 6: "rows.total_sequence_length"},
-    ("", "Attention"): {3: "attention.visible"},
+    ("", "Attention"): {3: "attention.visible{window}"},
     ("gemma", "Attention"): {5: "attention_mask"},
 }
+# point of the stream -> the module of its layer whose output is added there
+_PROJECTIONS = {"attn_residual": "self_attn.o_proj", "mlp_residual": "mlp.down_proj"}
+_POST_NORMS = {"attn_residual": "post_attention_layernorm", "mlp_residual": "post_feedforward_layernorm"}
+# nodes behind the head
+_BETWEEN = ("decoder.SoftCap", "decoder.softcap.")
 
 
 def operators(facts: FolderFacts) -> Iterator[str]:
@@ -58,7 +63,8 @@ def caches(facts: FolderFacts) -> Iterator[str]:
         states = {state.layer: state for state in graph.state}
         for node in model.graph:
             places = _PAST.get((node.domain, node.op_type))
-            state = states.get(layer_of(node.name) or 0)
+            layer = layer_of(node.name) or 0
+            state = states.get(layer)
             if places is None or state is None:
                 continue
             found = [_name(node, place) for place in places]
@@ -67,13 +73,16 @@ def caches(facts: FolderFacts) -> Iterator[str]:
             written = [str(value.name) for value in node.outputs[1:3]]
             if written != list(state.present):
                 yield f"{graph.file}, {node.name}: present is {written}, expected {list(state.present)}"
-            for place, expected in _MASKS[(node.domain, node.op_type)].items():
+            size = facts.spec.windows[layer]
+            for place, mask in _MASKS[(node.domain, node.op_type)].items():
+                expected = mask.format(window=f"_window_{size}" if size else "")
                 if _name(node, place) != expected:
                     yield f"{graph.file}, {node.name}: input {place} is {_name(node, place)}, expected {expected}"
 
 
 def residual_stream(facts: FolderFacts) -> Iterator[str]:
-    """Each sum adds a branch of its own layer to the sum before it."""
+    """Each sum adds a branch of its own layer, the right one, to the sum before it."""
+    ends = _POST_NORMS if facts.spec.post_norms else _PROJECTIONS
     for graph, model in facts.graphs:
         producers = {str(value.name): node for node in model.graph for value in node.outputs if value.name}
         stream = "model.embed_tokens.ScaledEmbedding"
@@ -82,8 +91,10 @@ def residual_stream(facts: FolderFacts) -> Iterator[str]:
                 point = f"layers.{layer}.{part}"
                 node = producers.get(point)
                 found = [_name(node, place) for place in (0, 1)] if node is not None else [None, None]
-                if found[0] != stream or layer_of(found[1]) != layer:
-                    yield f"{graph.file}: {point} is the sum of {found}, expected {stream} and a branch of its layer"
+                branch = producers.get(str(found[1]))
+                end = f"model.layers.{layer}.{ends[part]}"
+                if found[0] != stream or branch is None or stem(branch) != end:
+                    yield f"{graph.file}: {point} is the sum of {found}, expected {stream} and what {end} computes"
                 stream = point
 
 
@@ -92,6 +103,9 @@ def head(facts: FolderFacts) -> Iterator[str]:
     for graph, model in facts.graphs:
         logits = next((value for value in model.graph.outputs if value.name == "logits"), None)
         node = None if logits is None else logits.producer()
+        # `soft-capping` looks at what is between
+        while node is not None and node.inputs[0] is not None and str(node.name).startswith(_BETWEEN):
+            node = node.inputs[0].producer()
         if node is None or stem(node) != "lm_head":
             yield f"{graph.file}: logits come from {node.name if node is not None else 'no node'}, expected lm_head"
 

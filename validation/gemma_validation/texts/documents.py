@@ -11,6 +11,7 @@ import numpy as np
 
 from gemma_export.checkpoint.json_file import read_json
 from gemma_export.errors import GemmaExportError
+from gemma_export.families import family_of
 from gemma_runtime.manifest import Manifest
 from gemma_runtime.tokenizer import Tokenizer
 from gemma_validation.documents import Document
@@ -28,6 +29,8 @@ _LARGE_VOCABULARY = 1 << 16
 _BOS = 2
 _SPECIAL = (_BOS, 1, 0)
 _SEED = 20240221
+# tokens of the long document behind the first one that layers with a window do not see
+_PAST_WINDOW = 128
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,7 @@ def folder_documents(
         context_length=manifest.context_length,
         limit=limit,
         special_ids=_special_ids(directory),
+        window=_window(directory),
     )
 
 
@@ -101,6 +105,7 @@ def documents_for(
     context_length: int,
     limit: int | None = None,
     special_ids: tuple[int, ...] = _SPECIAL,
+    window: int = 0,
 ) -> tuple[Document, ...]:
     """Documents of every slice, BOS first; the same arguments give the same documents.
 
@@ -111,11 +116,17 @@ def documents_for(
         context_length: no document is longer.
         limit: most positions of all documents together; all become shorter in proportion, of at least two tokens.
         special_ids: BOS first, then others that random ids leave out.
+        window: the largest of the layers', 0 where none has one. The long document of a full suite goes on behind it,
+            as far as context and text allow; a quick one's is the same for all models.
 
     Raises:
         MismatchError: the tokenizer gives ids that the embedding has no row for.
     """
     shares = _SHARES[suite, vocab_size >= _LARGE_VOCABULARY]
+    if suite == "full" and window:
+        long = shares["long"]
+        longer = dataclasses.replace(long, tokens=max(long.tokens, window + _PAST_WINDOW))
+        shares = {**shares, "long": longer}
     if tokenizer is None:
         documents = _random(shares, vocab_size, context_length, special_ids)
     else:
@@ -162,6 +173,15 @@ def _random(
             name = f"random {len(documents) + 1}"
             documents.append(Document(slice="random", name=name, token_ids=(min(special_ids[0], vocab_size - 1), *ids)))
     return tuple(documents)
+
+
+def _window(directory: Path) -> int:
+    """The largest window of the layers, by the folder's config.json; 0 where none has one, or it cannot be read."""
+    try:
+        config = read_json(directory / "config.json")
+        return max(family_of(config).parse_config(config)[0].windows)
+    except GemmaExportError:
+        return 0
 
 
 def _special_ids(directory: Path) -> tuple[int, ...]:

@@ -1,0 +1,75 @@
+"""Attention: heads, scale, softcap and window of every layer, where its kernel or its mask has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gemma_export.config import DecoderSpec
+from gemma_validation.structure.facts import FolderFacts, attribute, layer_of, scalar_of
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["attention"]
+
+_ATTENTION = frozenset({"Attention", "GroupQueryAttention"})
+# input of the standard operator that says which positions a row sees
+_MASK = 3
+# what a mask is joined of
+_JOINED = frozenset({"And", "Or", "Unsqueeze"})
+
+
+def attention(facts: FolderFacts) -> Iterator[str]:
+    """Heads, scale, softcap and window of every layer."""
+    for graph, model in facts.graphs:
+        nodes = [node for node in model.graph if node.op_type in _ATTENTION]
+        layers = [layer_of(node.name) for node in nodes]
+        if layers != list(range(facts.spec.num_hidden_layers)):
+            yield f"{graph.file}: attention of layers {layers}, expected 0 to {facts.spec.num_hidden_layers - 1}"
+            continue
+        for layer, node in enumerate(nodes):
+            for name, (found, expected) in _numbers(node, layer, facts.spec).items():
+                if found != expected:
+                    yield f"{graph.file}, {node.name}: {name} is {found}, expected {expected}"
+
+
+def _numbers(node: ir.Node, layer: int, spec: DecoderSpec) -> dict[str, tuple[Any, Any]]:
+    """What it is about -> what it is, and what it should be."""
+    standard = (node.domain, node.op_type) == ("", "Attention")
+    heads = "q_num_heads" if standard else "num_heads"
+    # stored as float32
+    scale = attribute(node, "scale")
+    return {
+        heads: (attribute(node, heads), spec.num_attention_heads),
+        "kv_num_heads": (attribute(node, "kv_num_heads"), spec.num_key_value_heads),
+        "scale": (None if scale is None else float(np.float32(scale)), float(np.float32(spec.attention_scale))),
+        "softcap": (float(np.float32(attribute(node, "softcap", 0.0))), float(np.float32(spec.attention_softcap))),
+        "window": (_mask_window(node) if standard else _window(node), spec.windows[layer]),
+        # the mask says it to the standard operator
+        "is_causal": (attribute(node, "is_causal", 0), 0) if standard else (attribute(node, "causal", 1), 1),
+    }
+
+
+def _window(node: ir.Node) -> int:
+    """Of an operator that has it as an attribute: 0 where a token sees everything before it."""
+    return max(0, int(attribute(node, "local_window_size", attribute(node, "window", 0))))
+
+
+def _mask_window(node: ir.Node) -> int:
+    """Of the mask that the standard operator reads: the number that the distance of two positions is held against."""
+    mask = node.inputs[_MASK] if len(node.inputs) > _MASK else None
+    values, seen = [mask], set()
+    for value in values:
+        producer = value.producer() if value is not None else None
+        if producer is None or id(producer) in seen:
+            continue
+        seen.add(id(producer))
+        limit = scalar_of(producer.inputs[1]) if producer.op_type in ("Less", "LessOrEqual") else None
+        if limit is not None:
+            return int(limit) + (producer.op_type == "LessOrEqual")
+        if producer.op_type in _JOINED:
+            values.extend(producer.inputs)
+    return 0
