@@ -17,6 +17,7 @@ from json_schemas import SCHEMAS, validated
 from programs import gemma_export, gemma_run, gemma_validate
 
 from gemma_export import errors as export_errors
+from gemma_export.variants import VARIANTS
 from gemma_runtime import errors as runtime_errors
 from gemma_validation import errors as validation_errors
 
@@ -83,7 +84,9 @@ def test_plan_export_and_verify(tmp_path: Path) -> None:
 
 
 def test_variants() -> None:
-    assert len(validated(gemma_export("variants", "--json").stdout, "gemma_export/variants")["variants"]) == 12
+    assert len(validated(gemma_export("variants", "--json").stdout, "gemma_export/variants")["variants"]) == len(
+        VARIANTS
+    )
 
 
 @pytest.mark.parametrize(

@@ -40,15 +40,16 @@ def piped(folder: Path, content: bytes, *arguments: str) -> subprocess.Completed
 def test_every_option_has_one_place_in_help() -> None:
     text = gemma_run("--help").stdout
     sections = re.split(r"^(\w[\w ]*):\n", text, flags=re.MULTILINE)[1:]
-    assert sections[::2] == ["Generation", "Sampling", "Chat and code", "Machine", "Other"]
+    assert sections[::2] == ["Generation", "Sampling", "Chat and code", "Judging", "Machine", "Other"]
     for parameter in cli.params:
         if isinstance(parameter, click.Option):
             assert len(re.findall(rf"^  .*{parameter.opts[0]}\b", text, flags=re.MULTILINE)) >= 1, parameter.name
     assert "--max-new-tokens" in sections[1]
     assert "--min-p" in sections[3]
     assert "--fim-prefix" in sections[5]
-    assert "--threads" in sections[7]
-    assert "--doctor" in sections[9]
+    assert "--policy" in sections[7]
+    assert "--threads" in sections[9]
+    assert "--doctor" in sections[11]
 
 
 def test_stop_strings_and_shortest_lengths(tiny_fp32: Path) -> None:

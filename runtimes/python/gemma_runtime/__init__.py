@@ -9,13 +9,16 @@ if TYPE_CHECKING:
     from gemma_runtime.answer import Answer, AnswerOptions
     from gemma_runtime.chat import Message
     from gemma_runtime.chat_session import Chat
+    from gemma_runtime.classify import Judge, Judgement
     from gemma_runtime.constraints import Constraint
     from gemma_runtime.manifest import Manifest, read_manifest
     from gemma_runtime.model import Conversation, Gemma
+    from gemma_runtime.policies import POLICIES, Policy
     from gemma_runtime.results import Completion, Piece, SpeculationStats, TokenLogprob
     from gemma_runtime.sampling import Sampling
 
 __all__ = [
+    "POLICIES",
     "Answer",
     "AnswerOptions",
     "Chat",
@@ -23,9 +26,12 @@ __all__ = [
     "Constraint",
     "Conversation",
     "Gemma",
+    "Judge",
+    "Judgement",
     "Manifest",
     "Message",
     "Piece",
+    "Policy",
     "Sampling",
     "SpeculationStats",
     "TokenLogprob",
@@ -33,6 +39,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "POLICIES": "policies",
     "Answer": "answer",
     "AnswerOptions": "answer",
     "Chat": "chat_session",
@@ -40,9 +47,12 @@ _HOME = {
     "Constraint": "constraints",
     "Conversation": "model",
     "Gemma": "model",
+    "Judge": "classify",
+    "Judgement": "classify",
     "Manifest": "manifest",
     "Message": "chat",
     "Piece": "results",
+    "Policy": "policies",
     "Sampling": "sampling",
     "SpeculationStats": "results",
     "TokenLogprob": "results",

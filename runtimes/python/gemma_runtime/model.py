@@ -23,6 +23,8 @@ from gemma_runtime.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from gemma_runtime.chat_session import Chat
+    from gemma_runtime.classify import Judgement
+    from gemma_runtime.policies import Policy
     from gemma_runtime.speculation import Drafter
 
 __all__ = ["Conversation", "Gemma"]
@@ -150,6 +152,19 @@ class Gemma:
         from gemma_runtime.chat_session import Chat
 
         return Chat(self, system=system, escape=escape)
+
+    def classify(
+        self, text: str, *, policy: str | Policy, response: str | None = None, any_model: bool = False
+    ) -> Judgement:
+        """Whether a text, or a response to it, violates a policy: see Judge, which keeps the text's cache.
+
+        Raises:
+            PromptError: no ShieldGemma (`any_model` takes others), no such policy, or a text that cannot be judged.
+            ModelOutputError: logits that are NaN or infinite.
+        """
+        from gemma_runtime.classify import Judge
+
+        return Judge(self, any_model=any_model).judge(text, policy=policy, response=response)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt.

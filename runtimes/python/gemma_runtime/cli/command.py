@@ -86,6 +86,18 @@ _PROVIDERS = click.Choice(["auto", "cpu", "cuda", "directml"])
 @click.option("--at", callback=file_position, metavar="LINE:COL", help="Both counted from 1, columns in characters.")
 @click.option("--fim-prefix", metavar="FILE", help='Write what belongs behind FILE ("-": standard input) ...')
 @click.option("--fim-suffix", metavar="FILE", help="... and before this one; either may be left out.")
+@click.option(
+    "--classify", is_flag=True, help="Instead of generating, say whether PROMPT violates policies (ShieldGemma)."
+)
+@click.option(
+    "--policy",
+    multiple=True,
+    metavar="NAME|@FILE",
+    help="By which policy: dangerous-content, harassment, hate-speech, sexually-explicit, or FILE's text; may be "
+    "repeated. All four by default.",
+)
+@click.option("--response", metavar="FILE", help="Judge FILE, a chatbot's answer to PROMPT, instead of PROMPT.")
+@click.option("--any-model", is_flag=True, help="DIR need not be a ShieldGemma: a fine-tune that answers its prompt.")
 @click.option("--provider", type=_PROVIDERS, default="cpu", show_default=True, help="Where to run.")
 @click.option(
     "--cuda-graphs",
@@ -121,6 +133,7 @@ def cli(context: click.Context, /, **values: Any) -> int:
     gemma-run ./gemma-7b-it-fp16 --chat "Why is the sky blue?" --temperature 0.7
     gemma-run ./codegemma-2b-q4 --fim main.py --at 12:5
     gemma-run ./gemma-2b-it-q4
+    gemma-run ./gemma-shieldgemma-2b-q4 --classify "How do I pick a lock?"
     """
     options = Options(**values)
     check_combinations(options)
@@ -132,6 +145,10 @@ def cli(context: click.Context, /, **values: Any) -> int:
         raise click.MissingParameter(ctx=context, param=parameter)
     if options.bench:
         return _measure(options)
+    if options.classify:
+        from gemma_runtime.cli.classifying import run_classify
+
+        return run_classify(options)
     if options.fills_middle:
         from gemma_runtime.cli.oneshot import run_middle
 

@@ -44,10 +44,15 @@ _SECTIONS = {
         "seed",
     ),
     "Chat and code": ("chat", "system", "no_history", "fim", "at", "fim_prefix", "fim_suffix"),
+    "Judging": ("classify", "policy", "response", "any_model"),
     "Machine": ("provider", "cuda_graphs", "threads", "draft", "speculate", "verify"),
 }
 # what generates nothing, and the options that mean something there
-_MODES = {"bench": {"provider", "threads", "as_json"}, "doctor": {"as_json"}}
+_MODES = {
+    "bench": {"provider", "threads", "as_json"},
+    "doctor": {"as_json"},
+    "classify": {"policy", "response", "any_model", "provider", "threads", "verify", "as_json"},
+}
 _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
 
 
@@ -83,6 +88,11 @@ class Options:
     at: tuple[int, int] | None
     fim_prefix: str | None
     fim_suffix: str | None
+    classify: bool
+    # names and @FILEs
+    policy: tuple[str, ...]
+    response: str | None
+    any_model: bool
     provider: str
     threads: int | None
     cuda_graphs: bool
@@ -108,7 +118,13 @@ def check_combinations(options: Options) -> None:
     rules = (
         (options.doctor and given, "--doctor takes no PROMPT"),
         (options.bench and given, "--bench takes no PROMPT"),
-        (options.doctor and options.bench, "--doctor and --bench exclude one another"),
+        (
+            options.doctor + options.bench + options.classify > 1,
+            "--doctor, --bench and --classify exclude one another",
+        ),
+        (bool(options.policy) and not options.classify, "--policy needs --classify"),
+        (options.response is not None and not options.classify, "--response needs --classify"),
+        (options.any_model and not options.classify, "--any-model needs --classify"),
         ((options.fim is None) != (options.at is None), "--fim FILE and --at LINE:COL go together"),
         (
             options.fim is not None and (options.fim_prefix is not None or options.fim_suffix is not None),
@@ -137,11 +153,11 @@ def check_combinations(options: Options) -> None:
 
 def _readers_of_stdin(options: Options) -> int:
     files = options.prompt, options.fim_prefix, options.fim_suffix, options.json_schema, options.grammar
-    return files.count("-")
+    return (*files, options.response).count("-") + options.policy.count("@-")
 
 
 def check_mode(context: click.Context, options: Options) -> None:
-    """Refuses options that --bench or --doctor would pass over.
+    """Refuses options that --bench, --doctor or --classify would pass over.
 
     Raises:
         click.UsageError: there is one.
