@@ -34,7 +34,7 @@ def base_checkpoint(request: ExportRequest, variant: Variant | None, progress: P
     assert variant is not None
     if variant.repository is None:
         _refuse_revision(request, "the built-in model has none")
-        return builtin_checkpoint(weights=not synthetic)
+        return builtin_checkpoint(variant.name, weights=not synthetic)
     if synthetic:
         _refuse_revision(request, "synthetic weights of a variant come from no repository")
         return Checkpoint(config=released_config(variant), source=None)

@@ -263,7 +263,7 @@ def _facts(resolved: Resolved, graphs: Sequence[PlannedGraph]) -> FolderFacts:
     kind = checkpoint.kind
     sources = {
         "synthetic": f"synthetic weights, seed {checkpoint.seed}",
-        "builtin": "the built-in tiny model",
+        "builtin": f"the built-in {checkpoint.name} model",
         "local": f"the local checkpoint {checkpoint.name}",
         "hub": f"{checkpoint.repository} at commit {checkpoint.revision}",
     }

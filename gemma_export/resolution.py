@@ -205,7 +205,7 @@ def _variant(name: str | None) -> Variant | None:
 def _identity(checkpoint: Checkpoint, variant: Variant | None) -> dict[str, Any]:
     """How messages call the base model, and under which names an adapter may know it."""
     repository = checkpoint.repository or (variant.repository if variant is not None else None)
-    local = "the built-in tiny model" if checkpoint.builtin else f"the local checkpoint {checkpoint.name}"
+    local = f"the built-in {checkpoint.name} model" if checkpoint.builtin else f"the local checkpoint {checkpoint.name}"
     made_from = checkpoint.config.get("_name_or_path")
     folder = None if checkpoint.repository else checkpoint.name
     return {

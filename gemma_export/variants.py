@@ -20,7 +20,7 @@ class Variant:
     name: str
     # name in gemma_export.families.FAMILIES
     family: str
-    # Hub repository id; None for the built-in model
+    # Hub repository id; None for a built-in model
     repository: str | None
     # branch, tag or 40-hex commit to start from
     revision: str | None
@@ -77,16 +77,27 @@ _SCALAR_256, _SCALAR_144 = (("query_pre_attn_scalar", 256),), (("query_pre_attn_
 _GEMMA3_SMALL = (*_SCALAR_256, ("sliding_window", 512))
 _LONG = (("sliding_window", 1024), ("rope_scaling", {"rope_type": "linear", "factor": 8.0}))
 _GEMMA3_LARGE, _GEMMA3_LARGEST = (*_SCALAR_256, *_LONG), (("query_pre_attn_scalar", 168), *_LONG)
-_TINY = (
-    ("hidden_size", 256),
-    ("intermediate_size", 512),
-    ("num_hidden_layers", 4),
-    ("num_attention_heads", 8),
-    ("num_key_value_heads", 2),
-    ("head_dim", 64),
-    ("vocab_size", 3072),
-    ("max_position_embeddings", 8192),
+_TINY = _sizes(256, 512, 4, 8, 2, 64, 3072, _CONTEXT_8K)
+_TINY2 = (
+    ("attn_logit_softcapping", 8.0),
+    ("final_logit_softcapping", 15.0),
+    ("query_pre_attn_scalar", 48),
+    ("sliding_window", 32),
 )
+
+
+def _built_in(name: str, family: str, constants: tuple[tuple[str, Any], ...] = ()) -> Variant:
+    """A trained tiny model; all have the first one's sizes and tokenizer."""
+    return Variant(
+        name=name,
+        family=family,
+        repository=None,
+        revision=None,
+        prompt="fim",
+        license_url="https://docs.python.org/3/license.html",
+        architecture=_TINY,
+        constants=constants,
+    )
 
 
 def _released(
@@ -138,15 +149,8 @@ def _gemma3(
 VARIANTS: dict[str, Variant] = {
     variant.name: variant
     for variant in (
-        Variant(
-            name="tiny",
-            family="gemma",
-            repository=None,
-            revision=None,
-            prompt="fim",
-            license_url="https://docs.python.org/3/license.html",
-            architecture=_TINY,
-        ),
+        _built_in("tiny", "gemma"),
+        _built_in("tiny2", "gemma2", _TINY2),
         _released("2b", "google/gemma-2b", "completion", _GEMMA_2B),
         _released("2b-it", "google/gemma-2b-it", "chat", _GEMMA_2B),
         _released("7b", "google/gemma-7b", "completion", _GEMMA_7B),

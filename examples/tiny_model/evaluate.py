@@ -66,7 +66,10 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     arguments = parser.parse_args()
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(arguments.data / "tokenizer.model"))
-    model = transformers.GemmaForCausalLM.from_pretrained(arguments.checkpoint, dtype=torch.float32).eval()
+    # eager: the fused attention of torch has no soft-capping
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        arguments.checkpoint, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     texts = []
     ended = 0
     for prompt in prompts(arguments.data):

@@ -2,13 +2,15 @@
 
     python train.py --data build/tiny_model --output build/tiny_model/checkpoint --minutes 60
 
-The schedule follows the clock: warm-up, then a cosine to zero at the last minute. The model is the reference
-implementation's (transformers), so that what is trained is Gemma's architecture and not our reading of it.
+`--family gemma2` trains a Gemma 2, which can start from a trained Gemma 1 of the same shape. The schedule follows the
+clock: warm-up, then a cosine to zero at the last minute. The model is the reference implementation's (transformers), so
+that what is trained is Gemma's architecture and not our reading of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import random
@@ -38,6 +40,23 @@ CONFIG = {
     "rms_norm_eps": 1e-6,
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
+}
+# What a Gemma 2 has besides: a window of a sixteenth of a sequence, soft-capping that bends what these weights give
+# (a query-key product of 8 becomes 6.1), and a scale that is not head_dim ** -0.5.
+GEMMA2 = {
+    "sliding_window": 32,
+    "attn_logit_softcapping": 8.0,
+    "final_logit_softcapping": 15.0,
+    "query_pre_attn_scalar": 48,
+}
+FAMILIES = {
+    "gemma": (transformers.GemmaConfig, transformers.GemmaForCausalLM, CONFIG),
+    # the fused attention of torch has no soft-capping
+    "gemma2": (
+        transformers.Gemma2Config,
+        transformers.Gemma2ForCausalLM,
+        CONFIG | GEMMA2 | {"attn_implementation": "eager"},
+    ),
 }
 
 
@@ -131,20 +150,53 @@ def optimizers(model: torch.nn.Module, rate: float) -> list[torch.optim.Optimize
     ]
 
 
+def untrained(family: str, changes: dict) -> torch.nn.Module:
+    """The reference implementation with random weights."""
+    config_class, model_class, config = FAMILIES[family]
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    model = model_class(config_class(**config | changes, rope_parameters=rope))
+    small = 1 / math.sqrt(2 * model.config.num_hidden_layers)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.mul_(small)
+    return model
+
+
+@torch.no_grad()
+def take_over(model: torch.nn.Module, checkpoint: Path, batch: torch.Tensor) -> None:
+    """Gives a Gemma 2 the weights of a Gemma 1: the norms behind its branches leave them about as large as they are."""
+    first = transformers.GemmaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    # the second norm of a Gemma 1 is called "post" and stands before the feed-forward block
+    renamed = {name.replace("post_attention", "pre_feedforward"): value for name, value in first.state_dict().items()}
+    unknown = model.load_state_dict(renamed, strict=False).unexpected_keys
+    assert not unknown, f"{checkpoint} is no Gemma 1 of this shape: {unknown[0]}"
+    for old, new in zip(first.model.layers, model.model.layers, strict=True):
+        # queries are multiplied by another scale, products shall stay
+        new.self_attn.q_proj.weight.mul_(math.sqrt(model.config.query_pre_attn_scalar / model.config.head_dim))
+        for branch, norm in (
+            (old.self_attn.o_proj, new.post_attention_layernorm),
+            (old.mlp.down_proj, new.post_feedforward_layernorm),
+        ):
+            branch.register_forward_hook(functools.partial(_take_size, norm))
+    first(input_ids=batch)
+
+
+def _take_size(norm: torch.nn.Module, branch: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
+    """A forward hook: the norm leaves what it gets with the branch's mean size; a gain is 1 + weight."""
+    norm.weight.fill_(output.square().mean(-1).sqrt().mean() - 1)
+
+
 def train(arguments: argparse.Namespace) -> None:
     """The training loop; saves a rounded checkpoint every five minutes and the losses as JSON."""
     torch.manual_seed(SEED)
     torch.set_num_threads(arguments.threads)
     tokens, held_out = load_tokens(arguments.data, "train"), load_tokens(arguments.data, "held_out")
-    config = CONFIG | dict(arguments.set)
-    rope = {"rope_type": "default", "rope_theta": 10000.0}
-    model = transformers.GemmaForCausalLM(transformers.GemmaConfig(**config, rope_parameters=rope))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                parameter.mul_(1 / math.sqrt(2 * config["num_hidden_layers"]))
+    model = untrained(arguments.family, dict(arguments.set))
+    if arguments.start_from is not None:
+        take_over(model, arguments.start_from, tokens[: BATCH * SEQUENCE].view(BATCH, SEQUENCE).long())
     step_fn = torch.compile(model) if arguments.compile else model
-    both = optimizers(model, arguments.rate)
+    both, batch_size = optimizers(model, arguments.rate), arguments.batch
     order = torch.randperm(len(tokens) // SEQUENCE, generator=torch.Generator().manual_seed(SEED))
     start, step, curve, saved = time.monotonic(), 0, [], time.monotonic()
     print(f"{len(tokens):,} tokens, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
@@ -153,7 +205,7 @@ def train(arguments: argparse.Namespace) -> None:
         for optimizer in both:
             for group in optimizer.param_groups:
                 group["lr"] = arguments.rate * scale
-        rows = order[torch.arange(step * BATCH, (step + 1) * BATCH) % len(order)]
+        rows = order[torch.arange(step * batch_size, (step + 1) * batch_size) % len(order)]
         batch = torch.stack([tokens[row * SEQUENCE : (row + 1) * SEQUENCE] for row in rows.tolist()]).long()
         loss = step_fn(input_ids=batch, labels=batch).loss
         loss.backward()
@@ -163,7 +215,7 @@ def train(arguments: argparse.Namespace) -> None:
             optimizer.zero_grad(set_to_none=True)
         step += 1
         if step % 20 == 0:
-            point = {"step": step, "tokens": step * BATCH * SEQUENCE, "minutes": (time.monotonic() - start) / 60}
+            point = {"step": step, "tokens": step * batch_size * SEQUENCE, "minutes": (time.monotonic() - start) / 60}
             point["train"] = loss.item()
             if step % 200 == 0:
                 point["held_out"] = held_out_loss(model, held_out, 96)
@@ -175,7 +227,11 @@ def train(arguments: argparse.Namespace) -> None:
             saved = time.monotonic()
     rounded = save(model, arguments.output)
     curve.append(
-        {"step": step, "tokens": step * BATCH * SEQUENCE, "held_out_bfloat16": held_out_loss(rounded, held_out, 10**9)}
+        {
+            "step": step,
+            "tokens": step * batch_size * SEQUENCE,
+            "held_out_bfloat16": held_out_loss(rounded, held_out, 10**9),
+        }
     )
     (arguments.output.parent / "loss_curve.json").write_text(json.dumps(curve))
     print(json.dumps(curve[-1]))
@@ -183,17 +239,17 @@ def train(arguments: argparse.Namespace) -> None:
 
 def save(model: torch.nn.Module, output: Path) -> torch.nn.Module:
     """Writes the weights rounded to bfloat16; returns a float32 model that holds the rounded values."""
-    rounded = transformers.GemmaForCausalLM(model.config)
+    rounded = type(model)(model.config)
     rounded.load_state_dict(model.state_dict())
     rounded.to(torch.bfloat16).save_pretrained(output)
     return rounded.float()
 
 
 def setting(text: str) -> tuple[str, int | float | bool]:
-    """`hidden_size=512` as a key of CONFIG and its value."""
+    """`hidden_size=512` as a key of the configuration and its value."""
     key, _, value = text.partition("=")
-    if key not in CONFIG:
-        raise argparse.ArgumentTypeError(f"{key!r} is none of {', '.join(CONFIG)}")
+    if key not in CONFIG | GEMMA2:
+        raise argparse.ArgumentTypeError(f"{key!r} is none of {', '.join(CONFIG | GEMMA2)}")
     return key, json.loads(value)
 
 
@@ -203,9 +259,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"sequences of {SEQUENCE} tokens a step")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--set", type=setting, nargs="*", default=[], metavar="KEY=VALUE", help="changes of CONFIG")
+    parser.add_argument("--family", choices=FAMILIES, default="gemma")
+    parser.add_argument("--set", type=setting, nargs="*", default=[], metavar="KEY=VALUE", help="changes of the shape")
+    parser.add_argument("--start-from", type=Path, metavar="DIR", help="for gemma2: a Gemma 1's weights to start from")
     train(parser.parse_args())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gemma_export.checkpoint.check import check_tensors, same_bytes
 from gemma_export.checkpoint.checkpoint import (
+    BUILTIN_DIRECTORIES,
     BUILTIN_DIRECTORY,
     Checkpoint,
     builtin_checkpoint,
@@ -37,6 +38,7 @@ from gemma_export.checkpoint.safetensors_source import SafetensorsSource
 from gemma_export.checkpoint.synthetic import GENERATOR_VERSION, SyntheticSource
 
 __all__ = [
+    "BUILTIN_DIRECTORIES",
     "BUILTIN_DIRECTORY",
     "GENERATOR_VERSION",
     "QUANTISATION_KEY",

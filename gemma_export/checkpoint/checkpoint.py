@@ -18,6 +18,7 @@ from gemma_export.errors import ConfigError, MissingResourceError
 from gemma_export.tensors import TensorSource
 
 __all__ = [
+    "BUILTIN_DIRECTORIES",
     "BUILTIN_DIRECTORY",
     "CONFIG",
     "GENERATION_CONFIG",
@@ -29,8 +30,9 @@ __all__ = [
     "synthetic_checkpoint",
 ]
 
-# the trained tiny model, package data
-BUILTIN_DIRECTORY = Path(__file__).parent / "tiny"
+# the trained tiny models by variant, package data; the first is meant where none is named
+BUILTIN_DIRECTORIES = {name: Path(__file__).parent / name for name in ("tiny", "tiny2")}
+BUILTIN_DIRECTORY = BUILTIN_DIRECTORIES["tiny"]
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 TOKENIZER_FILES = (
@@ -152,9 +154,9 @@ def display_name(directory: Path) -> str:
     return "".join(char if char.isprintable() else "_" for char in name) or "checkpoint"
 
 
-def builtin_checkpoint(*, weights: bool = True) -> Checkpoint:
-    """The built-in tiny model."""
-    return dataclasses.replace(open_checkpoint(BUILTIN_DIRECTORY, weights=weights), builtin=True)
+def builtin_checkpoint(name: str = "tiny", *, weights: bool = True) -> Checkpoint:
+    """A built-in tiny model, by its variant's name."""
+    return dataclasses.replace(open_checkpoint(BUILTIN_DIRECTORIES[name], weights=weights), builtin=True)
 
 
 def synthetic_checkpoint(checkpoint: Checkpoint, tensors: Mapping[str, tuple[int, ...]], *, seed: int) -> Checkpoint:

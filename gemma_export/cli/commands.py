@@ -31,7 +31,7 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "numba", "filelock
     "--variant",
     metavar="NAME",
     shell_complete=variant_names,
-    help="A released model, or `tiny`, the built-in one. See `variants`.",
+    help="A released model, or one of the built-in `tiny` and `tiny2`. See `variants`.",
 )
 @click.option("--checkpoint", metavar="DIR|ORG/NAME", help="A local folder, or a repository of the Hub.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of the Hub repository. Default: main.")

@@ -57,11 +57,15 @@ def reference_model(config: dict[str, object], seed: int = 0) -> transformers.Ge
     return model.eval()
 
 
-def builtin_reference() -> transformers.GemmaForCausalLM:
-    """The reference implementation with the built-in weights, in float32."""
-    from gemma_export.checkpoint import BUILTIN_DIRECTORY
+def builtin_reference(name: str = "tiny", **config: object) -> transformers.PreTrainedModel:
+    """The reference implementation with built-in weights, in float32; `config` changes keys of its config.json."""
+    from gemma_export.checkpoint import BUILTIN_DIRECTORIES
 
-    model = transformers.GemmaForCausalLM.from_pretrained(BUILTIN_DIRECTORY, dtype=torch.float32)
+    # torch's fused attention has no soft-capping
+    attention = "sdpa" if name == "tiny" else "eager"
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        BUILTIN_DIRECTORIES[name], dtype=torch.float32, attn_implementation=attention, **config
+    )
     return model.eval()
 
 

@@ -57,8 +57,13 @@ def test_variants_table() -> None:
     # the published counts: 2,506,172,416 and 8,537,680,896 (https://huggingface.co/google/gemma-2b, gemma-7b)
     assert sizes["2b"] == sizes["codegemma-1.1-2b"] == 2_506_172_416
     assert sizes["7b"] == sizes["1.1-7b-it"] == 8_537_680_896
-    assert list(sizes) == [
+    # and those of google/gemma-2-2b, gemma-2-9b, gemma-3-270m and gemma-3-1b-pt
+    assert sizes["gemma2-2b"] == sizes["shieldgemma-2b"] == 2_614_341_888
+    assert (sizes["gemma2-9b-it"], sizes["gemma3-270m"]) == (9_241_705_984, 268_098_176)
+    assert sizes["gemma3-1b"] == 999_885_952
+    assert list(sizes)[:13] == [
         "tiny",
+        "tiny2",
         "2b",
         "2b-it",
         "7b",

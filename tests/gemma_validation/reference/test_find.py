@@ -13,7 +13,7 @@ import pytest
 from folders import rewrite_manifest
 from huggingface_hub import constants
 
-from gemma_export.checkpoint import BUILTIN_DIRECTORY, GENERATOR_VERSION
+from gemma_export.checkpoint import BUILTIN_DIRECTORIES, BUILTIN_DIRECTORY, GENERATOR_VERSION
 from gemma_runtime import Manifest, read_manifest
 from gemma_runtime.manifest import AdapterSource
 from gemma_validation.errors import MismatchError, ReferenceMissingError, ValidationUsageError
@@ -43,6 +43,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_built_in_model(tiny_fp32: Path) -> None:
     found = find_reference(tiny_fp32, read_manifest(tiny_fp32))
     assert found == FoundReference(kind="checkpoint", path=BUILTIN_DIRECTORY, name="built-in")
+
+
+@pytest.mark.parametrize(("variant", "name"), [("tiny2", "tiny2"), ("tiny", "tiny"), ("other", "tiny"), (None, "tiny")])
+def test_one_of_several_built_in_models(variant: str | None, name: str, tiny_fp32: Path) -> None:
+    manifest = dataclasses.replace(read_manifest(tiny_fp32), variant=variant)
+    assert find_reference(tiny_fp32, manifest).path == BUILTIN_DIRECTORIES[name]
 
 
 def test_a_local_checkpoint_beside_the_export(local: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from gemma_export.checkpoint import BUILTIN_DIRECTORY, GENERATOR_VERSION
+from gemma_export.checkpoint import BUILTIN_DIRECTORIES, BUILTIN_DIRECTORY, GENERATOR_VERSION
 from gemma_runtime.manifest import MANIFEST_FILE, Manifest, SourceFile
 from gemma_validation.errors import MismatchError, ReferenceMissingError, ValidationUsageError
 from gemma_validation.reference.hub_cache import cached_snapshot
@@ -114,7 +114,9 @@ def _from_source(directory: Path, manifest: Manifest) -> FoundReference:
             kind="checkpoint", path=_beside(source.name, (directory,), fits, "checkpoint"), name=source.name
         )
     if source.kind == "builtin" or source.files:
-        return FoundReference(kind="checkpoint", path=BUILTIN_DIRECTORY, name="built-in")
+        # of another name: what is wrong with it shows when it is held against the export
+        path = BUILTIN_DIRECTORIES.get(manifest.variant or "", BUILTIN_DIRECTORY)
+        return FoundReference(kind="checkpoint", path=path, name="built-in")
     assert _generated(manifest)
     name = f"synthetic {manifest.variant}, seed {source.seed}"
     return FoundReference(kind="checkpoint", path=None, name=name)
