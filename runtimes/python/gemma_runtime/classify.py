@@ -98,7 +98,7 @@ def _require_shieldgemma(manifest: Manifest) -> None:
         raise PromptError(
             f"this folder is of variant {manifest.variant or 'none'}, which is no ShieldGemma: its Yes and No would "
             "mean nothing",
-            hint="Export with --variant shieldgemma-2b; --any-model takes a fine-tune that was trained to judge by policies.",
+            hint="Export with --variant shieldgemma-2b; --any-model takes a fine-tune that judges by policies.",
         )
 
 
