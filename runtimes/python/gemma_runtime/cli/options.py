@@ -44,7 +44,7 @@ _SECTIONS = {
         "seed",
     ),
     "Chat and code": ("chat", "system", "no_history", "fim", "at", "fim_prefix", "fim_suffix"),
-    "Machine": ("provider", "cuda_graphs", "threads", "draft", "speculate", "verify"),
+    "Machine": ("provider", "cuda_graphs", "threads", "draft", "speculate", "windowed", "verify"),
 }
 # what generates nothing, and the options that mean something there
 _MODES = {"bench": {"provider", "threads", "as_json"}, "doctor": {"as_json"}}
@@ -88,6 +88,8 @@ class Options:
     cuda_graphs: bool
     draft: Path | None
     speculate: str
+    # None where neither --windowed nor --no-windowed was given
+    windowed: bool | None
     verify: bool
     doctor: bool
     bench: bool
@@ -129,6 +131,7 @@ def check_combinations(options: Options) -> None:
             options.draft is not None and options.speculate != "auto",
             f"--draft and --speculate {options.speculate} exclude one another",
         ),
+        (bool(options.windowed) and options.cuda_graphs, "--windowed and --cuda-graphs exclude one another"),
     )
     for broken, message in rules:
         if broken:
