@@ -15,11 +15,13 @@ from gemma_export.passes import (
     AlignRows,
     DropQueryLengths,
     FuseGroupQueryAttention,
+    QuantiseCache,
     SelectLogits,
     WindowedCache,
 )
 
 _WINDOW = 5
+_PARTS = ("key", "value")
 _WINDOWED = dataclasses.replace(SPEC, windows=(_WINDOW, 0))
 _FIRST, _SECOND = (f"model.layers.{layer}.self_attn.GroupQueryAttention" for layer in range(2))
 
@@ -133,6 +135,24 @@ def test_what_is_resident(capacity: int) -> None:
             assert past[index].shape[2] == capacity
             np.testing.assert_allclose(past[index][:, :, :held], whole[index][:, :, read - held : read], atol=1e-5)
     assert read == 30
+
+
+@pytest.mark.parametrize("capacity", [_WINDOW, _WINDOW + 3])
+def test_with_an_int8_cache(capacity: int) -> None:
+    """Codes leave the window as floats do."""
+    ids = np.random.default_rng(4).integers(4, SPEC.vocab_size, (1, 40))
+    mask, sizes = np.ones_like(ids), [9, *[1] * 31]
+    shape = (1, SPEC.num_key_value_heads, 1, SPEC.head_dim)
+    scales = {
+        f"past_key_values.{layer}.{part}": np.full(shape, 0.02, np.float32) for layer in (0, 1) for part in _PARTS
+    }
+    plain, windowed = (apply(_finished(windowed=False), QuantiseCache(scales)) for _ in range(2))
+    apply(windowed, WindowedCache())
+    expected = _logits(plain, ids, mask, sizes, 0)
+    # a sum in another order turns a code here and there
+    assert deviation(_logits(windowed, ids, mask, sizes, capacity), expected) <= tolerances.INT8_CACHE_LOGITS
+    exact = _logits(_finished(windowed=False), ids, mask, sizes, 0)
+    assert deviation(expected, exact) > 0
 
 
 def test_a_second_run_changes_nothing() -> None:

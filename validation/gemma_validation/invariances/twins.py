@@ -22,7 +22,7 @@ def same_steps(scene: Scene, twin: ArtifactRunner) -> Difference:
     """
     worst = Difference(logits=0.0)
     for asked in scene.asked:
-        if asked.is_chunk and not twin.chunked:
+        if (asked.is_chunk and not twin.chunked) or (asked.is_padded_prompt and not _takes_padded_prompts(twin)):
             continue
         found = twin.step(asked.input_ids, asked.attention_mask, _held(twin, asked))
         columns = asked.attention_mask[:, -asked.input_ids.shape[1] :]
@@ -81,6 +81,11 @@ def static_step(scene: Scene, twin: ArtifactRunner) -> Difference:
     mask = np.ones(len(scene.prompt), np.int64)
     held = row_cache(twin.manifest, twin.graph, tuple(buffer.memory for buffer in state.buffers), 0, mask)
     return Difference(logits=logits, cache=cache_difference(held, scene.real_cache(scene.whole, 0, mask)))
+
+
+def _takes_padded_prompts(twin: ArtifactRunner) -> bool:
+    """A window-sized cache is there from the first token on: a prompt of several rows is a chunk of them."""
+    return not twin.graph.windowed or twin.graph.chunks == "batched"
 
 
 def _held(twin: ArtifactRunner, asked: Asked) -> Cache | None:

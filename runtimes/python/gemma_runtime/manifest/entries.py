@@ -131,7 +131,8 @@ class Graph:
     # positions that get logits
     logits: Literal["last", "all"] | int
     opset: int
-    # steps of several tokens with a cache: "batched", "single" row only, or "none"; one token is always possible
+    # steps of several tokens with a cache: "batched", "single" row only, or "none"; one token is always possible.
+    # Window-sized caches are there from the first token on
     chunks: str
     # first onnxruntime release whose schemas know every operator, input and attribute used
     min_onnxruntime: str
