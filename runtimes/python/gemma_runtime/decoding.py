@@ -105,28 +105,27 @@ class Decoding:
             self.finish_reason = "cancelled"
             return
         rows, draft = logits[-1:], NO_DRAFT
-        # tokens of the text that the last run read, and those whose logits were good
-        run = read = len(prompt)
         try:
             while self.finish_reason is None:
                 for chosen in self._choose(rows, draft, text):
                     if len(self.tokens) == 1:
                         self.prefill_seconds = time.perf_counter() - began
                     yield chosen
-                read = run
                 if self._drafter is not None and draft.tokens:
                     self._drafter.judge(draft, self._true, checked=self._checked)
                 if self.finish_reason is None:
                     # the last token's keys and values are not in the cache yet
                     self._sequence.truncate(len(text) - 1)
-                    draft, run = self._propose(text), len(text)
+                    draft = self._propose(text)
                     rows = self._sequence.step([text[-1], *draft.tokens])
                     self.steps += 1
         finally:
             if not self.prefill_seconds:
                 self.prefill_seconds = time.perf_counter() - began
-            # to go back before what was given out may mean to read everything again
-            self._sequence.truncate(min(len(self._sequence), max(read, len(text) - 1)))
+            # Where nothing was chosen behind it, the last token is in the cache, and stays: to go back before it may
+            # mean to read everything again.
+            run = self.stop_token or self.finish_reason == "cancelled"
+            self._sequence.truncate(min(len(self._sequence), max(len(prompt), len(text) - (not run))))
 
     def statistics(self) -> SpeculationStats | None:
         """What guessing did; None where nothing was guessed."""
