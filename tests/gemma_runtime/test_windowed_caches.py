@@ -17,8 +17,9 @@ from gemma_export.checkpoint import BUILTIN_DIRECTORY
 from gemma_export.pipeline import ExportRequest, export
 from gemma_runtime import Gemma, read_manifest
 from gemma_runtime.cli.command import cli
+from gemma_runtime.doctor.providers import start_provider
 from gemma_runtime.errors import PromptError, ProviderError
-from gemma_runtime.graph_choice import graph_for
+from gemma_runtime.graph_choice import PROVIDERS, graph_for
 from gemma_runtime.sequence import TokenSequence
 from gemma_runtime.speculation import DraftLength
 from gemma_runtime.state import InPlaceState
@@ -343,6 +344,24 @@ def test_a_folder_without_such_graphs(tiny_fp32: Path) -> None:
     assert Gemma(tiny_fp32, threads=1).graph.role == "last8"
     with pytest.raises(ProviderError, match=r"this folder \(ort, fp32\) has no graph with them"):
         Gemma(tiny_fp32, threads=1, windowed="on")
+
+
+@pytest.mark.gpu
+def test_cuda(folder: Path, tmp_path: Path) -> None:
+    """Buffers exactly as long as the window, which go on by one token a step."""
+    started = start_provider(PROVIDERS["cuda"])
+    if not started.starts:
+        pytest.skip(f"CUDA does not start here: {started.reason}")
+    made = export(ExportRequest(checkpoint=folder.parent / "checkpoint", precision="fp16", output=tmp_path / "folder"))
+    pair = [
+        Gemma(made.folder.directory, provider="cuda", speculation="off", windowed=word).sequence()
+        for word in ("on", "off")
+    ]
+    ids = tokens_of(27 * WINDOW)
+    for begin, end in ((0, 50), (50, 53), *((index, index + 1) for index in range(53, len(ids)))):
+        found, expected = (last(sequence, ids[begin:end]) for sequence in pair)
+        assert np.abs(found - expected).max() <= tolerances.FP16_LOGITS * expected.std()
+    assert [sequence.opened.graph.role for sequence in pair] == ["windowed", "last8"]
 
 
 def test_words_that_mean_nothing(folder: Path) -> None:
