@@ -100,3 +100,5 @@ class CacheState:
     # [num_key_value_heads, head_dim]: the static part of [batch_size, heads, sequence, head_dim]
     num_heads: int
     head_dim: int
+    # positions that a token of this layer sees, its own counted; 0 means all of them
+    window: int

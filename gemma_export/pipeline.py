@@ -38,7 +38,7 @@ from gemma_export.measurements import (
     rounded_scales,
 )
 from gemma_export.mixed_precision import MixedPrecision
-from gemma_export.planning import ExportPlan, PlannedGraph, consumer_files, plan_export
+from gemma_export.planning import ExportPlan, consumer_files, plan_export
 from gemma_export.progress import NullProgress, Progress
 from gemma_export.request import ExportRequest
 from gemma_export.settling import (
@@ -49,8 +49,8 @@ from gemma_export.settling import (
     settle_precision,
     settle_residual_scale,
 )
-from gemma_export.targets import Target
 from gemma_export.targets.onnxruntime_releases import first_release
+from gemma_export.twins import PlannedGraph, chunks_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -202,18 +202,23 @@ def lower_graphs(plan: ExportPlan, model: ir.Model, progress: Progress | None = 
         assert plan.target.quantise_cache is not None
         plan.target.quantise_cache(model, cache_scales)
     plan.target.settle(model, plan.spec)
-    graphs = []
-    for planned in plan.graphs:
-        twin = model.clone()
-        if planned.static:
-            assert plan.target.static is not None
-            plan.target.static(twin)
-        plan.target.finish(twin, planned.keep)
-        if plan.target.compat is not None and not planned.batched:
-            plan.target.compat(twin)
-        plan.target.check(twin, plan.spec, plan.precision.activation_dtype)
-        graphs.append(GraphFile(role=planned.role, file=planned.file, logits=planned.logits, model=twin))
-    return graphs
+    return [_finished(plan, model, planned) for planned in plan.graphs]
+
+
+def _finished(plan: ExportPlan, model: ir.Model, planned: PlannedGraph) -> GraphFile:
+    """One twin of a lowered graph, checked."""
+    target, twin = plan.target, model.clone()
+    if planned.static:
+        assert target.static is not None
+        target.static(twin)
+    target.finish(twin, planned.keep)
+    if target.compat is not None and not planned.batched:
+        target.compat(twin)
+    if planned.windowed:
+        assert target.windowed is not None
+        target.windowed(twin)
+    target.check(twin, plan.spec, plan.precision.activation_dtype)
+    return GraphFile(role=planned.role, file=planned.file, logits=planned.logits, model=twin)
 
 
 def _quantise(plan: ExportPlan, model: ir.Model, calibrated: Callable[[str], BlockWeight | None]) -> None:
@@ -245,12 +250,13 @@ def _manifest(
     hashed: Sequence[HashedFile],
     options: Mapping[str, Any],
 ) -> Manifest:
+    states = plan.family.cache_states(plan.spec)
     return build_manifest(
         graphs=graphs,
         files=files,
         data_file=data_file(plan.precision.suffix),
         spec=plan.spec,
-        states=plan.family.cache_states(plan.spec),
+        states=states,
         variant=plan.variant.name if plan.variant is not None else None,
         source=_source(plan, hashed),
         target=plan.target.name,
@@ -258,21 +264,19 @@ def _manifest(
         cache_layout=plan.target.cache_layout,
         providers=plan.facts.providers,
         rows={graph.role: 1 if graph.static else "batch_size" for graph in plan.graphs},
-        chunks={graph.role: _chunks(plan.target, graph) for graph in plan.graphs},
+        chunks={graph.role: chunks_of(plan.target, graph) for graph in plan.graphs},
         min_onnxruntime={graph.role: first_release(graph.model) for graph in graphs},
+        windowed=frozenset(graph.role for graph in plan.graphs if graph.windowed),
+        cache_bytes={
+            graph.role: plan.precision.cache_nbytes(states, plan.spec.max_position_embeddings, windowed=graph.windowed)
+            for graph in plan.graphs
+        },
         precision=plan.precision.name,
         activation_dtype=plan.precision.activation_dtype,
         weight_dtype=plan.precision.weight_dtype,
         state_dtype=plan.precision.state_dtype,
         options=options,
     )
-
-
-def _chunks(target: Target, graph: PlannedGraph) -> str:
-    """What a graph takes of several tokens with a cache: without its newest input, a single row; a static one, none."""
-    if graph.static:
-        return "none"
-    return "single" if target.compat is not None and not graph.batched else target.chunks
 
 
 def _source(plan: ExportPlan, hashed: Sequence[HashedFile]) -> Source:

@@ -23,11 +23,14 @@ def adapter_json(merge: Merge | None) -> dict[str, Any] | None:
 
 def cache_json(plan: ExportPlan) -> dict[str, Any]:
     """Keys and values between steps, for machines."""
-    cache = plan.precision.cache
+    cache, states, tokens = plan.precision.cache, plan.family.cache_states(plan.spec), plan.spec.max_position_embeddings
+    windowed = any(graph.windowed for graph in plan.graphs)
     return {
         "dtype": plan.precision.state_dtype,
         "granularity": None if cache is None else cache.granularity,
-        "bytes_per_token": plan.precision.state_nbytes(plan.family.cache_states(plan.spec)),
+        "bytes_per_token": plan.precision.state_nbytes(states),
+        "full_context_bytes": plan.precision.cache_nbytes(states, tokens, windowed=False),
+        "windowed_full_context_bytes": plan.precision.cache_nbytes(states, tokens, windowed=True) if windowed else None,
     }
 
 

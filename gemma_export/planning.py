@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from gemma_export.adapter import Merge
-from gemma_export.artifact import DataPlan, data_file, graph_file, plan_data
+from gemma_export.artifact import DataPlan, data_file, plan_data
 from gemma_export.calibration import Sequences, needs_calibration, plan_calibration
 from gemma_export.checkpoint import Checkpoint, HubWeights
 from gemma_export.config import CacheState, DecoderSpec
@@ -22,47 +21,23 @@ from gemma_export.request import ExportRequest
 from gemma_export.residual_scale import ResidualScale
 from gemma_export.resolution import Resolved, resolve
 from gemma_export.targets import Target
+from gemma_export.twins import PlannedGraph, plan_graphs
 from gemma_export.variants import GEMMA_TERMS_URL, Variant
 
 __all__ = [
     "ExportPlan",
     "PlannedFile",
-    "PlannedGraph",
     "consumer_files",
     "plan_export",
     "with_chosen",
 ]
 
-# positions that the speculative-verification twin returns
-_LAST_FEW = 8
 # Upper bounds of a graph file, measured: 6.5 KB a layer and 10 KB beside the layers on the ort target, 15 KB a
 # layer with integer products; with room.
 _GRAPH_BYTES_PER_LAYER, _GRAPH_BYTES = 20_480, 32_768
 _MANIFEST_BYTES_PER_LAYER, _MANIFEST_BYTES = 2_048, 16_384
 # Upper bounds of what choosing a mixed precision writes: a point of the curve, a tensor, the plot
 _POINT_BYTES, _PLOT_BYTES = 512, 256 << 10
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PlannedGraph:
-    """One graph over the shared weights."""
-
-    # path inside the folder
-    file: str
-    # "main", "all", "last8", "batched", "static": what tells twins apart
-    role: str
-    # positions with logits; 0 means all
-    keep: int
-    # with what only the newest onnxruntime releases know: chunks of several rows
-    batched: bool = False
-    # a decode step over a cache of full capacity: what a CUDA graph is captured from
-    static: bool = False
-
-    @property
-    def logits(self) -> Literal["last", "all"] | int:
-        """The manifest's word for `keep`."""
-        words: dict[int, Literal["last", "all"]] = {0: "all", 1: "last"}
-        return words.get(self.keep, self.keep)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,7 +120,7 @@ def plan_export(request: ExportRequest, progress: Progress | None = None) -> Exp
     resolved = resolve(request, progress)
     family, spec, target, precision = resolved.family, resolved.spec, resolved.target, resolved.precision
     tensors = family.tensor_shapes(spec)
-    graphs = _graphs(precision, resolved.keep, target)
+    graphs = plan_graphs(precision, resolved.keep, target, spec)
     stored = target.stored_tensors(tensors, spec)
     if precision.scheme is not None:
         check_rules(precision.scheme, stored)
@@ -227,20 +202,6 @@ def _choice_files(precision: Precision, stored: Sequence[tuple[str, tuple[int, .
     json_file = PlannedFile(path=JSON_FILE, nbytes=_MANIFEST_BYTES + points * _POINT_BYTES, exact=False)
     plot_file = PlannedFile(path=PLOT_FILE, nbytes=_PLOT_BYTES, exact=False)
     return (json_file, plot_file) if can_plot() else (json_file,)
-
-
-def _graphs(precision: Precision, keep: int, target: Target) -> tuple[PlannedGraph, ...]:
-    suffix, last_few = precision.suffix, f"last{_LAST_FEW}"
-    captured = target.static is not None and "cuda" in target.providers[precision.activation_dtype]
-    static = PlannedGraph(file=graph_file(suffix, "static"), role="static", keep=1, static=True)
-    batched = PlannedGraph(file=graph_file(suffix, "batched"), role="batched", keep=keep, batched=True)
-    return (
-        PlannedGraph(file=graph_file(suffix), role="main", keep=keep),
-        PlannedGraph(file=graph_file(suffix, "all"), role="all", keep=0),
-        PlannedGraph(file=graph_file(suffix, last_few), role=last_few, keep=_LAST_FEW),
-        *((batched,) if target.compat is not None else ()),
-        *((static,) if captured else ()),
-    )
 
 
 def _output(request: ExportRequest, resolved: Resolved) -> Path:

@@ -65,7 +65,8 @@ class Stepper:
             past = []
             for state in self.graph.state:
                 shape = [dim if isinstance(dim, int) else len(ids) for dim in state.shape]
-                shape[2] = 0
+                # a window-sized cache with room for a window that is too large by one
+                shape[2] = state.window + 8 if state.windowed else 0
                 past += [np.zeros(shape, state.dtype)] * len(state.past)
         pasts = [name for state in self.graph.state for name in state.past]
         feeds = {"input_ids": ids, "attention_mask": mask, **dict(zip(pasts, past, strict=True))}

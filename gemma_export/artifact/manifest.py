@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from gemma_export import __version__
 from gemma_export.artifact.writer import GraphFile
 from gemma_export.config import CacheState, DecoderSpec
 from gemma_runtime.manifest import (
+    WINDOW_CAPACITY,
     AdapterSource,
     FileEntry,
     Generator,
@@ -43,6 +44,8 @@ def build_manifest(
     rows: Mapping[str, int | str],
     chunks: Mapping[str, str],
     min_onnxruntime: Mapping[str, str],
+    windowed: Collection[str],
+    cache_bytes: Mapping[str, int],
     precision: str,
     activation_dtype: str,
     weight_dtype: str,
@@ -63,6 +66,8 @@ def build_manifest(
         rows: for each role, how many rows its graph takes: a number, or the contract's symbol batch_size.
         chunks: for each role, which steps of several tokens with a cache its graph takes: batched, single or none.
         min_onnxruntime: for each role, the first release that loads its graph.
+        windowed: roles whose layers with a window have caches of its size.
+        cache_bytes: for each role, bytes of one row's decoder state at the full context.
         precision, activation_dtype, weight_dtype, state_dtype, options: of the number format.
     """
     return Manifest(
@@ -88,7 +93,10 @@ def build_manifest(
                 min_onnxruntime=min_onnxruntime[graph.role],
                 inputs=("input_ids", "attention_mask"),
                 data_files=(data_file,),
-                state=tuple(_state(entry, state_dtype, rows[graph.role]) for entry in states),
+                cache_bytes=cache_bytes[graph.role],
+                state=tuple(
+                    _state(entry, state_dtype, rows[graph.role], windowed=graph.role in windowed) for entry in states
+                ),
             )
             for graph in graphs
         ),
@@ -139,14 +147,16 @@ def _source_files(files: Sequence[tuple[str, int, str]]) -> tuple[SourceFile, ..
     return tuple(SourceFile(name=file, size=size, sha256=sha256) for file, size, sha256 in sorted(files))
 
 
-def _state(state: CacheState, dtype: str, rows: int | str) -> State:
+def _state(state: CacheState, dtype: str, rows: int | str, *, windowed: bool) -> State:
+    length = WINDOW_CAPACITY if windowed and state.window else "past_sequence_length"
     return State(
         layer=state.layer,
         kind=state.kind,
         past=state.past_names,
         present=state.present_names,
-        shape=(rows, state.num_heads, "past_sequence_length", state.head_dim),
+        shape=(rows, state.num_heads, length, state.head_dim),
         dtype=dtype,
+        window=state.window,
     )
 
 

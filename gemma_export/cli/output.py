@@ -59,6 +59,10 @@ def print_plan(plan: ExportPlan, *, as_json: bool) -> None:
         click.echo("download: nothing, the weights are in the Hub cache")
     cache = cache_json(plan)
     click.echo(f"cache: {cache['bytes_per_token']:,} bytes of {cache['dtype']} keys and values a token, when it runs")
+    if cache["windowed_full_context_bytes"] is not None:
+        full, windowed = (format_bytes(cache[f"{kind}full_context_bytes"]) for kind in ("", "windowed_"))
+        tokens = plan.spec.max_position_embeddings
+        click.echo(f"window-sized caches: {windowed} instead of {full} at the full context of {tokens:,} tokens")
     click.echo(f"memory: about {format_bytes(plan.peak_memory_bytes)} at most; nothing was written")
     click.echo("next: the same command without --dry-run")
 

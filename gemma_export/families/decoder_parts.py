@@ -67,6 +67,7 @@ def key_value_states(spec: DecoderSpec) -> tuple[CacheState, ...]:
             present_names=(f"present.{layer}.key", f"present.{layer}.value"),
             num_heads=spec.num_key_value_heads,
             head_dim=spec.head_dim,
+            window=spec.windows[layer],
         )
         for layer in range(spec.num_hidden_layers)
     )

@@ -28,6 +28,7 @@ from gemma_export.passes.rescale_residual import RescaleResidual
 from gemma_export.passes.select_columns import SelectColumns
 from gemma_export.passes.select_logits import SelectLogits
 from gemma_export.passes.static_step import StaticStep
+from gemma_export.passes.windowed_cache import WindowedCache
 
 __all__ = [
     "AlignRows",
@@ -58,6 +59,7 @@ __all__ = [
     "SelectLogits",
     "StaticStep",
     "TransposedBlocks",
+    "WindowedCache",
     "declare_logits",
     "logits_positions",
 ]

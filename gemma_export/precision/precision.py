@@ -51,6 +51,19 @@ class Precision:
         numbers = sum(len(state.past_names) * state.num_heads * state.head_dim for state in states)
         return numbers * DTYPE_BYTES[self.state_dtype]
 
+    def cache_nbytes(self, states: Iterable[CacheState], tokens: int, *, windowed: bool) -> int:
+        """Bytes of one row's keys and values of so many tokens.
+
+        Args:
+            states: decoder state, layer by layer.
+            tokens: of the row.
+            windowed: layers with a window keep no more than it.
+        """
+        return sum(
+            self.state_nbytes((state,)) * (min(tokens, state.window) if windowed and state.window else tokens)
+            for state in states
+        )
+
     def stored(self, name: str, shape: tuple[int, ...]) -> tuple[tuple[str, int], ...]:
         """Name and size in bytes of each tensor that one of the target's tensors becomes."""
         layout = self.scheme.format_of(name, shape) if self.scheme is not None else None

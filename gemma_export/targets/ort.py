@@ -118,6 +118,13 @@ def _static(model: ir.Model) -> None:
     passes.StaticStep()(model)
 
 
+def _windowed(model: ir.Model) -> None:
+    """Window-sized caches of the layers that have a window."""
+    from gemma_export import passes
+
+    passes.WindowedCache()(model)
+
+
 def _check(model: ir.Model, spec: DecoderSpec, activation_dtype: str) -> None:
     _check_fusions(model, spec)
     _check_kernels(model, _PROVIDERS[activation_dtype])
@@ -197,6 +204,7 @@ _NBITS = Target(
     quantise_cache=_quantise_cache,
     cache_providers=_CACHE_PROVIDERS,
     rounded_activations=frozenset(_ACCURACY_LEVELS),
+    windowed=_windowed,
 )
 _QDQ = dataclasses.replace(
     _NBITS,

@@ -66,6 +66,8 @@ class Target:
     quantise_cache: Callable[[ir.Model, Mapping[str, Any]], None] | None = None
     # activation dtype -> the execution providers whose attention is known to run on such a cache
     cache_providers: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    # makes of a finished twin, in place, one whose layers with a window keep no more than it; None where no kernel does
+    windowed: Callable[[ir.Model], None] | None = None
 
     def with_format(self, name: str | None) -> Target | None:
         """The target that stores integer weights in a format, None for its own; None if there is none."""

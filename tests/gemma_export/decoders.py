@@ -93,6 +93,9 @@ class Graph:
         optimised: False keeps products of DequantizeLinear in float32, which sessions fold into MatMulNBits.
     """
 
+    # rows of window-sized caches
+    window_capacity = 0
+
     def __init__(self, model: Path | bytes, *, optimised: bool = True) -> None:
         options = onnxruntime.SessionOptions()
         if not optimised:
@@ -107,8 +110,12 @@ class Graph:
 
     def empty_cache(self, batch_size: int) -> list[np.ndarray]:
         """State before the first token."""
-        _, heads, _, head_dim = self.state_shape
-        return [np.zeros((batch_size, heads, 0, head_dim), self.dtype) for _ in self.past_names]
+        shapes = [value.shape for value in self.session.get_inputs()[2:]]
+        lengths = [self.window_capacity if shape[2] == "window_capacity" else 0 for shape in shapes]
+        return [
+            np.zeros((batch_size, shape[1], length, shape[3]), self.dtype)
+            for shape, length in zip(shapes, lengths, strict=True)
+        ]
 
     def step(
         self, ids: np.ndarray, mask: np.ndarray, past: list[np.ndarray] | None = None

@@ -162,7 +162,13 @@ def test_command_line_and_json(tmp_path: Path) -> None:
     written = validated(gemma_export(*arguments, cwd=tmp_path).stdout, "gemma_export/export")
     assert written["output"] == plan["output"] == "gemma-tiny-fp16-kvint8"
     assert written["kv_cache"] == plan["kv_cache"]
-    assert plan["kv_cache"] == {"dtype": "int8", "granularity": "channel", "bytes_per_token": 1024}
+    assert plan["kv_cache"] == {
+        "dtype": "int8",
+        "granularity": "channel",
+        "bytes_per_token": 1024,
+        "full_context_bytes": 1024 * 8192,
+        "windowed_full_context_bytes": None,
+    }
     assert "calibrate" in written["seconds"]
     said = gemma_export(*arguments[:-1], "--dry-run", cwd=tmp_path).stdout
     assert "cache: 1,024 bytes of int8 keys and values a token" in said

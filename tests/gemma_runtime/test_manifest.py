@@ -60,6 +60,7 @@ def state(layer: int) -> State:
         present=(f"present.{layer}.key", f"present.{layer}.value"),
         shape=("batch_size", 2, "past_sequence_length", 64),
         dtype="float16",
+        window=0,
     )
 
 
@@ -73,6 +74,7 @@ def graph(file: str, role: str, logits: Any) -> Graph:
         min_onnxruntime="1.20.1",
         inputs=("input_ids", "attention_mask"),
         data_files=("onnx/model.onnx_data",),
+        cache_bytes=2 * 2 * 2 * 64 * 2 * 8192,
         state=(state(0), state(1)),
     )
 
@@ -128,8 +130,21 @@ SYNTHETIC = Source(
     files=(),
     adapter=None,
 )
+
+
+def windowed(window: int) -> State:
+    """A layer whose cache is as long as its window."""
+    return dataclasses.replace(state(0), shape=("batch_size", 2, "window_capacity", 64), window=window)
+
+
 MANIFESTS = {
     "hub": build(),
+    "windowed": build(
+        graphs=(
+            graph("onnx/model.onnx", "main", "last"),
+            dataclasses.replace(graph("onnx/model_all.onnx", "windowed", 8), state=(windowed(4096), state(1))),
+        )
+    ),
     "synthetic": build(variant=None, source=SYNTHETIC, validation=None, cache_layout="columns"),
     "last 8": build(graphs=(graph("onnx/model.onnx", "main", "last"), graph("onnx/model_all.onnx", "last8", 8))),
     "unicode": build(variant="gemma-日本語-é"),
@@ -234,9 +249,9 @@ SHA = "0" * 64
 # one change each; both the schema and the parser refuse it
 REFUSED_BY_BOTH = [
     ("schema_version", 0),
-    ("schema_version", 1),
-    ("schema_version", 3),
-    ("schema_version", "2"),
+    ("schema_version", 2),
+    ("schema_version", 4),
+    ("schema_version", "3"),
     ("schema_version", True),
     ("variant", ""),
     ("variant", 2),
@@ -321,9 +336,14 @@ REFUSED_BY_BOTH = [
     ("graphs/0/inputs", ["input_ids", 1]),
     ("graphs/0/data_files", ["../model.onnx_data"]),
     ("graphs/0/file", "/onnx/model.onnx"),
+    ("graphs/0/cache_bytes", -1),
+    ("graphs/0/cache_bytes", None),
     ("graphs/0/unknown", 1),
     ("graphs/0/state/0/layer", -1),
     ("graphs/0/state/0/past", ["", "x"]),
+    ("graphs/0/state/0/window", -1),
+    ("graphs/0/state/0/window", None),
+    ("graphs/0/state/0/window", "all"),
     ("graphs/0/state/0/shape", ["batch_size", 0]),
     ("graphs/0/state/0/shape", ["batch_size", -1]),
     ("graphs/0/state/0/shape", ["batch_size", True]),
@@ -382,7 +402,7 @@ def test_schema_and_parser_refuse(path: str, value: Any) -> None:
 # what a schema cannot say
 REFUSED_BY_PARSER = [
     ("context_length", 8192.0, "context_length: expected an integer from 1, found 8192.0"),
-    ("schema_version", 2.0, "schema_version: expected an integer from 0, found 2.0"),
+    ("schema_version", 3.0, "schema_version: expected an integer from 0, found 3.0"),
     ("graphs/0/logits", 8.0, "graphs.logits: expected last, all or a number of positions, found 8.0"),
     ("graphs/1/role", "main", "one graph of each role, main among them, found ['main', 'main']"),
     ("graphs/0/file", "onnx/other.onnx", "graph files that `files` lists, found 'onnx/other.onnx'"),
@@ -390,6 +410,11 @@ REFUSED_BY_PARSER = [
     ("graphs/0/data_files", ["onnx/x.onnx_data"], "data files that `files` lists, found 'onnx/x.onnx_data'"),
     ("graphs/0/data_files", ["onnx/model.onnx"], "data files that `files` lists, found 'onnx/model.onnx'"),
     ("graphs/0/state/0/present", ["present.0.key"], "graphs.state.present: expected 2 names"),
+    (
+        "graphs/1/state/0/shape",
+        ["batch_size", 2, "window_capacity", 64],
+        "graphs.state.window: expected from 1 to 8192",
+    ),
     ("files/0/path", "tokenizer.json", "a path is listed twice"),
     # one file on Windows and macOS
     ("files/0/path", "ONNX/Model.onnx_data", "a path is listed twice"),
@@ -417,7 +442,13 @@ def places(content: Any, path: str = "") -> Iterator[str]:
 
 JUNK = [None, True, False, -1, 0, 1, 1.5, 10**30, "", "x", "\n", "main", [], [""], ["x"], [1], {}, {"x": 1}, {"x": "1"}]
 # the parser's reasons that a schema cannot have
-REFERENCES = ("a path is listed twice", "of each role", "files that `files` lists", "graphs.state.present: expected")
+REFERENCES = (
+    "a path is listed twice",
+    "of each role",
+    "files that `files` lists",
+    "graphs.state.present: expected",
+    "graphs.state.window",
+)
 
 
 def test_schema_and_parser_agree_about_every_replaced_value() -> None:
@@ -467,9 +498,9 @@ def test_schema_and_parser_agree_about_missing_and_unknown_keys() -> None:
         ("[]", "the document: expected an object, found []"),
         ("null", "the document: expected an object, found None"),
         ("{}", "schema_version is missing"),
-        ('{"schema_version": 3}', "schema_version is 3, expected 2"),
-        ('{"schema_version": 1}', "schema_version is 1, expected 2"),
-        ('{"schema_version": 2}', "variant is missing"),
+        ('{"schema_version": 4}', "schema_version is 4, expected 3"),
+        ('{"schema_version": 2}', "schema_version is 2, expected 3"),
+        ('{"schema_version": 3}', "variant is missing"),
     ],
 )
 def test_text_that_is_no_manifest(text: str, phrase: str) -> None:
@@ -492,7 +523,7 @@ def test_keys_twice_are_refused_at_every_level() -> None:
 
 def test_a_later_schema_says_what_to_do() -> None:
     with pytest.raises(ManifestError) as caught:
-        parse_manifest(json.dumps(document() | {"schema_version": 3, "new": 1}))
+        parse_manifest(json.dumps(document() | {"schema_version": 4, "new": 1}))
     assert "release of gemma-export" in caught.value.hint
 
 
@@ -645,3 +676,15 @@ def test_paths_that_no_file_system_takes(folder: Path, path: str) -> None:
     content["files"].append({"path": path, "size": 1, "sha256": SHA, "kind": "document"})
     manifest = parse_manifest(json.dumps(content))
     assert refused_folder(folder, manifest).startswith((f"{path} cannot be read", f"{path} is missing"))
+
+
+def test_which_caches_are_window_sized() -> None:
+    """Those whose shape says so: a window alone says what a layer sees, not how long its cache is."""
+    main, twin = MANIFESTS["windowed"].graphs
+    assert (main.windowed, twin.windowed) == (False, True)
+    assert [each.windowed for each in twin.state] == [True, False]
+    assert not dataclasses.replace(state(0), window=7).windowed
+    for wrong in (0, 8193):
+        content = json.loads(MANIFESTS["windowed"].to_json())
+        content["graphs"][1]["state"][0]["window"] = wrong
+        assert f"graphs.state.window: expected from 1 to 8192, found {wrong}" in refusal(json.dumps(content))

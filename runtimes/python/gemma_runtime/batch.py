@@ -194,7 +194,8 @@ class _Batch:
         self._binding.bind_cpu_input("input_ids", ids)
         self._binding.bind_cpu_input("attention_mask", mask)
         self._logits.bind_output(self._binding, "logits", (rows, 1, size))
-        self._state.bind(self._binding, 0)
+        # rows have lengths of their own, and none goes back
+        self._state.bind(self._binding, 0, 0)
         self._opened.run(self._binding)
         logits = self._logits.float32().reshape(-1, size)
         for index, row in enumerate(self._rows):

@@ -122,7 +122,10 @@ class Decoding:
         finally:
             if not self.prefill_seconds:
                 self.prefill_seconds = time.perf_counter() - began
-            self._sequence.truncate(min(len(self._sequence), max(len(prompt), len(text) - 1)))
+            # Where nothing was chosen behind it, the last token is in the cache, and stays: to go back before it may
+            # mean to read everything again.
+            run = self.stop_token or self.finish_reason == "cancelled"
+            self._sequence.truncate(min(len(self._sequence), max(len(prompt), len(text) - (not run))))
 
     def statistics(self) -> SpeculationStats | None:
         """What guessing did; None where nothing was guessed."""
@@ -202,6 +205,8 @@ class Decoding:
         # one run holds the last token and its guesses, each position with logits; the last guess may be the last token
         positions = self._sequence.opened.positions or 8
         room = min(positions - 1, self._room - len(self.tokens) - 1)
+        # all of the run may be taken back: of window-sized caches it must not push anything out
+        room = self._sequence.reversible(len(self._sequence), 1 + room) - 1
         return self._drafter.propose(text, room) if room > 0 else NO_DRAFT
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from gemma_runtime.errors import ProviderError
 from gemma_runtime.manifest import Graph, Manifest
 
 __all__ = ["PROVIDERS", "choose_provider", "graph_for", "release"]
 
+# Providers whose attention keeps window-sized caches, and whether there is room behind the window, so that guesses can
+# be taken back: CUDA's kernel wants a cache exactly as long as the window.
+_WINDOWED = {"cpu": True, "cuda": False}
 # the manifest's and --provider's word -> onnxruntime's
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "directml": "DmlExecutionProvider"}
 
@@ -19,30 +23,83 @@ def release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in numbers[0].split(".")) if numbers else ()
 
 
-def graph_for(manifest: Manifest, installed: tuple[int, ...]) -> Graph:
+def graph_for(
+    manifest: Manifest,
+    installed: tuple[int, ...],
+    *,
+    provider: str = "cpu",
+    windowed: str = "auto",
+    guesses: bool = True,
+    static: bool = False,
+) -> Graph:
     """The graph that generates: the one whose last few positions get logits, if there is one, otherwise the main one.
 
     One session then serves prompts, single tokens and the checking of several guessed tokens at once; for a single
     token both do the same work. Where a prompt goes through whole, nothing can be guessed and the main graph does.
+    With window-sized caches, where the folder has such graphs and this release and provider run them.
+
+    Args:
+        manifest: of the folder.
+        installed: the onnxruntime release.
+        provider: "cpu", "cuda" or "directml".
+        windowed: "auto", "on" or "off".
+        guesses: whether several guessed tokens are to be checked at once, where a graph can.
+        static: whether a static twin shares its cache.
 
     Raises:
-        ProviderError: the main graph needs a later release.
+        ProviderError: the main graph needs a later release; window-sized caches are asked for and cannot be had.
     """
     main = manifest.graph("main")
     if release(main.min_onnxruntime) > installed:
         raise ProviderError(
-            f"{main.file} needs onnxruntime {main.min_onnxruntime} or later, found {'.'.join(map(str, installed))}",
+            f"{main.file} needs onnxruntime {main.min_onnxruntime} or later, found {_text(installed)}",
             hint="pip install --upgrade the onnxruntime package that is installed.",
         )
-    several = [
-        graph
-        for graph in manifest.graphs
-        if isinstance(graph.logits, int)
-        and graph.logits > 1
-        and graph.chunks != "none"
-        and release(graph.min_onnxruntime) <= installed
-    ]
-    return next((graph for graph in several if graph.role == "main"), several[0] if several else main)
+    plain = _best(graph for graph in manifest.graphs if not graph.windowed and _runs(graph, installed)) or main
+    if windowed == "off":
+        return plain
+    found = _windowed(manifest, installed, provider, guesses=guesses, static=static)
+    if isinstance(found, Graph):
+        return found
+    if windowed == "on":
+        raise ProviderError(f"window-sized caches: {found}", hint="By default they are used where they work.")
+    return plain
+
+
+def _runs(graph: Graph, installed: tuple[int, ...]) -> bool:
+    return release(graph.min_onnxruntime) <= installed
+
+
+def _best(graphs: Iterable[Graph]) -> Graph | None:
+    """Of graphs that check several tokens at once; the main one before any other."""
+    found = [graph for graph in graphs if isinstance(graph.logits, int) and graph.logits > 1 and graph.chunks != "none"]
+    return next((graph for graph in found if graph.role == "main"), found[0] if found else None)
+
+
+def _windowed(
+    manifest: Manifest, installed: tuple[int, ...], provider: str, *, guesses: bool, static: bool
+) -> Graph | str:
+    """The graph with window-sized caches, or why there is none."""
+    there = [graph for graph in manifest.graphs if graph.windowed]
+    if not there:
+        return f"this folder ({manifest.target}, {manifest.precision.name}) has no graph with them"
+    if static:
+        return "a CUDA graph needs caches of full size"
+    if provider not in _WINDOWED:
+        return f"{provider} has no kernel for them, found on {' and '.join(_WINDOWED)}"
+    usable = [graph for graph in there if _runs(graph, installed)]
+    if not usable:
+        needed = min((graph.min_onnxruntime for graph in there), key=release)
+        return f"{there[0].file} needs onnxruntime {needed} or later, found {_text(installed)}"
+    several = _best(usable) if _WINDOWED[provider] else None
+    last = next((graph for graph in usable if graph.logits == "last"), None)
+    if several is not None or (last is not None and not guesses):
+        return several or last or ""
+    return f"guessing ahead needs caches of full size on {provider} with onnxruntime {_text(installed)}"
+
+
+def _text(installed: tuple[int, ...]) -> str:
+    return ".".join(map(str, installed))
 
 
 def choose_provider(manifest: Manifest, wanted: str) -> tuple[str, str]:

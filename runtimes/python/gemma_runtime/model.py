@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Conversation", "Gemma"]
 
 _SPECULATION = ("auto", "lookup", "off")
+_WINDOWED = ("auto", "on", "off")
 
 
 class Gemma:
@@ -45,6 +46,8 @@ class Gemma:
             the text; "lookup": the latter; "off". Greedy text stays the same, sampled text's distribution too.
         cuda_graphs: run single tokens by the folder's static twin, which CUDA captures once and replays; it holds a
             second copy of the weights on the device.
+        windowed: "auto": where they can, layers with a window keep no more than it, which saves memory and changes no
+            text; "on": an error where they cannot; "off". CUDA can only with speculation "off", without `cuda_graphs`.
 
     Raises:
         GemmaRuntimeError: any subclass.
@@ -60,12 +63,10 @@ class Gemma:
         draft: Path | str | None = None,
         speculation: str = "auto",
         cuda_graphs: bool = False,
+        windowed: str = "auto",
     ) -> None:
-        if speculation not in _SPECULATION:
-            raise PromptError(
-                f"speculation must be one of {', '.join(_SPECULATION)}, found {speculation!r}",
-                hint="Leave it out for the default.",
-            )
+        _check_word("speculation", speculation, _SPECULATION)
+        _check_word("windowed", windowed, _WINDOWED)
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
             raise PromptError(f"threads must be from 1 to 1024, found {threads}", hint="Leave it out for the default.")
         directory = Path(directory)
@@ -80,7 +81,14 @@ class Gemma:
         # a session takes a second per gigabyte and a tokenizer of 256,000 pieces one: side by side
         with concurrent.futures.ThreadPoolExecutor(1, "open") as background:
             opening = background.submit(
-                OpenedGraph, directory, self.manifest, provider=self.provider, threads=threads, static=cuda_graphs
+                OpenedGraph,
+                directory,
+                self.manifest,
+                provider=self.provider,
+                threads=threads,
+                static=cuda_graphs,
+                windowed=windowed,
+                guesses=speculation != "off",
             )
             self.tokenizer = load_tokenizer(directory, listed=listed)
             # whether its chat template has room for a system message
@@ -90,7 +98,9 @@ class Gemma:
         self._speculation = speculation
         self._draft: Gemma | None = None
         if draft is not None:
-            self._draft = _open_draft(draft, provider=provider, threads=threads, verify=verify)
+            # the smaller model may have no such graph: nobody asked it for one
+            saving = "off" if windowed == "off" else "auto"
+            self._draft = _open_draft(draft, provider=provider, threads=threads, verify=verify, windowed=saving)
             _check_draft(self, self._draft)
 
     @property
@@ -253,9 +263,16 @@ class Conversation:
         return self._guessing
 
 
-def _open_draft(draft: Path | str, *, provider: str, threads: int | None, verify: bool) -> Gemma:
+def _check_word(name: str, found: str, known: Sequence[str]) -> None:
+    if found not in known:
+        raise PromptError(
+            f"{name} must be one of {', '.join(known)}, found {found!r}", hint="Leave it out for the default."
+        )
+
+
+def _open_draft(draft: Path | str, *, provider: str, threads: int | None, verify: bool, windowed: str) -> Gemma:
     try:
-        return Gemma(draft, provider=provider, threads=threads, verify=verify)
+        return Gemma(draft, provider=provider, threads=threads, verify=verify, windowed=windowed)
     except GemmaRuntimeError as error:
         # there are two folders: which one is wrong?
         raise type(error)(f"draft model: {error.message}", hint=error.hint) from error

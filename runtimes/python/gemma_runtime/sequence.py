@@ -72,6 +72,8 @@ class TokenSequence:
                 "as new",
                 hint="Give all tokens of a prompt in one step, or use a folder of --target ort.",
             )
+        if not self.state.goes_back(len(self.tokens)):
+            self._read_again()
         if total > self.state.capacity:
             self.state.grow(self._rounded(max(total, self.state.capacity * 3 // 2)), len(self.tokens))
         if len(ids) == 1 and self.tokens and self.opened.static is not None:
@@ -80,13 +82,23 @@ class TokenSequence:
         self._binding.bind_cpu_input("attention_mask", self._mask[:, :total])
         # the logits first, so that they are the binding's output 0
         logits, positions = self._bind_logits(len(ids))
-        self.state.bind(self._binding, len(self.tokens))
+        self.state.bind(self._binding, len(self.tokens), total)
         self.opened.run(self._binding)
         self.state.advance(self._binding, total)
         self.tokens.extend(ids)
         # only what this step has written: of fewer positions than the buffer holds no others are widened
         written = logits.memory.reshape(-1)[: positions * self.opened.vocab_size]
         return self.opened.element.to_float32(written).reshape(positions, -1)
+
+    def _read_again(self) -> None:
+        """Fills the cache anew: window-sized buffers have forgotten what the last of these tokens see."""
+        tokens = self.tokens
+        try:
+            self.tokens = []
+            self.extend(tokens)
+        finally:
+            # whatever happens: the state knows how many of them it holds
+            self.tokens = tokens
 
     def _static_step(self, token: int, static: StaticGraph) -> Logits:
         assert isinstance(self.state, InPlaceState)
@@ -126,8 +138,16 @@ class TokenSequence:
         return logits
 
     def truncate(self, length: int) -> None:
-        """Forgets the tokens beyond the first `length`."""
+        """Forgets the tokens beyond the first `length`.
+
+        Window-sized caches that cannot go back so far (`reversible`) are filled anew by the next step.
+        """
         del self.tokens[length:]
+
+    def reversible(self, length: int, wanted: int) -> int:
+        """How many of `wanted` tokens behind the first `length` can be taken back without reading any again."""
+        end = self.state.next_eviction(length)
+        return wanted if end is None else min(wanted, end - 1 - length)
 
     def keep_prefix_of(self, ids: Sequence[int]) -> int:
         """Forgets what is not a beginning of `ids`, and at least the last of them, whose logits are wanted.
@@ -137,7 +157,7 @@ class TokenSequence:
         """
         most = min(len(self.tokens), len(ids) - 1)
         kept = next((index for index in range(most) if self.tokens[index] != ids[index]), most)
-        if not self.opened.chunked and len(ids) - kept > 1:
+        if (not self.opened.chunked and len(ids) - kept > 1) or not self.state.goes_back(kept):
             kept = 0
         self.truncate(kept)
         return kept

@@ -43,6 +43,8 @@ class OpenedGraph:
         threads: that kernels on the CPU use; None takes as many as this process may have.
         profile: beginning of the name of a file that onnxruntime writes its profile to (end_profile).
         static: also open the folder's static twin, whose steps of one token CUDA captures as a graph.
+        windowed: "auto", "on" or "off": keep no more than their window of the layers that have one.
+        guesses: whether several guessed tokens are to be checked at once, where a graph can.
 
     Raises:
         ProviderError: the provider or the onnxruntime release cannot run this folder; never a silent fallback.
@@ -58,11 +60,20 @@ class OpenedGraph:
         threads: int | None = None,
         profile: Path | None = None,
         static: bool = False,
+        windowed: str = "auto",
+        guesses: bool = True,
     ) -> None:
         self.device = _DEVICES[provider]
         self.onnxruntime = import_onnxruntime(provider)
         check_provider(self.onnxruntime, manifest, provider)
-        self.graph = graph_for(manifest, release(self.onnxruntime.__version__))
+        self.graph = graph_for(
+            manifest,
+            release(self.onnxruntime.__version__),
+            provider=provider,
+            windowed=windowed,
+            guesses=guesses,
+            static=static,
+        )
         options = session_options(self.onnxruntime, default_threads() if threads is None else threads, profile)
         self._session = open_session(self.onnxruntime, directory / self.graph.file, provider, options)
         _check_interface(self._session, self.graph, manifest)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from gemma_runtime.element_types import ELEMENT_TYPES, ElementType
 from gemma_runtime.manifest import Graph, State
+from gemma_runtime.window_layout import WindowLayout, capacity_for
 
 __all__ = ["Buffer", "DecoderState", "GrowingState", "InPlaceState", "make_state"]
 
@@ -88,8 +89,8 @@ class DecoderState(Protocol):
     # tokens that fit
     capacity: int
 
-    def bind(self, binding: Any, length: int) -> None:
-        """Binds the past, of which the first `length` tokens hold, and the present, before every step."""
+    def bind(self, binding: Any, length: int, total: int) -> None:
+        """Binds the past, of which the first `length` tokens hold, and the present of `total`, before every step."""
 
     def advance(self, binding: Any, length: int) -> None:
         """Takes the present, of `length` tokens, as the next step's past, after every step."""
@@ -97,30 +98,48 @@ class DecoderState(Protocol):
     def grow(self, capacity: int, used: int) -> None:
         """Makes room for more tokens; the first `used` stay."""
 
+    def goes_back(self, length: int) -> bool:
+        """Whether the next step may take the first `length` tokens for its past; else all have to be read again."""
+
+    def next_eviction(self, length: int) -> int | None:
+        """Tokens behind the first `length` can be taken back up to this number, not included; None without end."""
+
 
 class InPlaceState:
     """One buffer of full capacity per tensor, bound as past and as present: kernels write new keys in place.
 
-    Going back to fewer tokens costs nothing: what lies beyond a step's length is never read.
+    Going back to fewer tokens costs nothing: what lies beyond a step's length is never read. Window-sized buffers are
+    as long from the first token to the last, and no way leads back to before a step at which tokens went.
 
     Args:
         onnxruntime: the module.
         graph: the graph whose state this is.
-        capacity: tokens.
+        capacity: tokens, of buffers that are not window-sized.
         device: onnxruntime's device name.
         rows: sequences side by side.
     """
 
     def __init__(self, onnxruntime: Any, graph: Graph, *, capacity: int, device: str, rows: int = 1) -> None:
         self.capacity = capacity
+        layouts = [_layout(state, device) for state in graph.state]
+        # buffer -> its layout, where it is window-sized
+        self._layouts = [layout for layout, state in zip(layouts, graph.state, strict=True) for _ in state.past]
+        self._windows = {layout for layout in layouts if layout is not None}
         self.buffers = [
-            Buffer(onnxruntime, _shape(state, rows, capacity), ELEMENT_TYPES[state.dtype], device)
-            for state in graph.state
+            Buffer(
+                onnxruntime,
+                _shape(state, rows, capacity if layout is None else layout.capacity),
+                ELEMENT_TYPES[state.dtype],
+                device,
+            )
+            for layout, state in zip(layouts, graph.state, strict=True)
             for _ in state.past
         ]
         self._names = [pair for state in graph.state for pair in zip(state.past, state.present, strict=True)]
         self._bound: Any = None
         self._rows = rows
+        # tokens that the last step left, or would have left if nothing had gone wrong in it
+        self._written = 0
 
     @property
     def rows(self) -> int:
@@ -133,10 +152,11 @@ class InPlaceState:
         if rows != self._rows:
             self._rows, self._bound = rows, None
 
-    def bind(self, binding: Any, length: int) -> None:
+    def bind(self, binding: Any, length: int, total: int) -> None:
         """See DecoderState; a binding keeps its buffers, so once is enough."""
+        self._written = total
         if self._bound is not binding:
-            sizes = {buffer.shape[2] for buffer in self.buffers}
+            sizes = {buffer.shape[2] for index, buffer in enumerate(self.buffers) if self._layouts[index] is None}
             if len(sizes) > 1:
                 # growing failed in between, for want of memory: kernels want keys and values of one size
                 self.grow(max(sizes), min(sizes))
@@ -154,16 +174,30 @@ class InPlaceState:
         # before anything fails in between: the binding must not keep the address of a buffer that is gone
         self._bound = None
         for index, buffer in enumerate(self.buffers):
-            if buffer.shape[2] < capacity:
+            if self._layouts[index] is None and buffer.shape[2] < capacity:
                 self.buffers[index] = buffer.longer(capacity, used)
         self.capacity = capacity
+
+    def goes_back(self, length: int) -> bool:
+        """See DecoderState."""
+        if length == 0 or not self._windows:
+            return True
+        return length <= self._written and all(layout.goes_back(self._written, length) for layout in self._windows)
+
+    def next_eviction(self, length: int) -> int | None:
+        """See DecoderState."""
+        return min((layout.next_eviction(length) for layout in self._windows), default=None)
 
     def named(self) -> list[tuple[str, str, Buffer]]:
         """Names of past and present, and the buffer that is both."""
         return [(*names, buffer) for names, buffer in zip(self._names, self.buffers, strict=True)]
 
     def copy_row(self, source: InPlaceState, source_row: int, row: int, length: int) -> None:
-        """Takes over the first `length` tokens of another state's row; only for buffers on the CPU."""
+        """Takes over the first `length` tokens of another state's row, which has no more where it is window-sized.
+
+        Only for buffers on the CPU.
+        """
+        # the slice of a window-sized buffer is at most the whole of it
         for buffer, other in zip(self.buffers, source.buffers, strict=True):
             buffer.memory[row, :, :length] = other.memory[source_row, :, :length]
 
@@ -189,7 +223,7 @@ class GrowingState:
             for _ in state.past
         ]
 
-    def bind(self, binding: Any, length: int) -> None:
+    def bind(self, binding: Any, length: int, total: int) -> None:
         """See DecoderState; tokens beyond `length` are cut off."""
         if length == 0:
             self._past, self._length = None, 0
@@ -213,6 +247,14 @@ class GrowingState:
         """See DecoderState; there is always room."""
         self.capacity = capacity
 
+    def goes_back(self, length: int) -> bool:
+        """See DecoderState; every token is held."""
+        return True
+
+    def next_eviction(self, length: int) -> int | None:
+        """See DecoderState; every token is held."""
+        return None
+
     def _first(self, value: Any, length: int) -> Any:
         kept = np.ascontiguousarray(value.numpy()[:, :, :length])
         return self._onnxruntime.OrtValue.ortvalue_from_numpy(kept, self._device, 0)
@@ -223,6 +265,12 @@ def make_state(onnxruntime: Any, graph: Graph, *, cache_layout: str, capacity: i
     if cache_layout == "compacted":
         return InPlaceState(onnxruntime, graph, capacity=capacity, device=device)
     return GrowingState(onnxruntime, graph, capacity=capacity, device=device)
+
+
+def _layout(state: State, device: str) -> WindowLayout | None:
+    if not state.windowed:
+        return None
+    return WindowLayout(window=state.window, capacity=capacity_for(state.window, device))
 
 
 def _shape(state: State, rows: int, length: int) -> list[int]:

@@ -71,6 +71,7 @@ FILES = [
     FileEntry(path="onnx/model_fp16.onnx", size=1, sha256="1" * 64, kind="graph"),
     FileEntry(path="onnx/model_fp16.onnx_data", size=2, sha256="2" * 64, kind="data"),
     FileEntry(path="onnx/model_fp16_all.onnx", size=3, sha256="3" * 64, kind="graph"),
+    FileEntry(path="onnx/model_fp16_windowed.onnx", size=4, sha256="4" * 64, kind="graph"),
 ]
 
 
@@ -80,6 +81,7 @@ def build() -> Manifest:
         graphs=[
             GraphFile(role="main", file="onnx/model_fp16.onnx", logits="last", model=model),
             GraphFile(role="last8", file="onnx/model_fp16_all.onnx", logits=8, model=model),
+            GraphFile(role="windowed", file="onnx/model_fp16_windowed.onnx", logits="last", model=model),
         ],
         files=FILES,
         data_file="onnx/model_fp16.onnx_data",
@@ -92,6 +94,8 @@ def build() -> Manifest:
                 present_names=(f"present.{layer}.key", f"present.{layer}.value"),
                 num_heads=3,
                 head_dim=17,
+                # the second layer sees everything
+                window=(5, 0)[layer],
             )
             for layer in range(2)
         ],
@@ -101,10 +105,12 @@ def build() -> Manifest:
         opset=21,
         cache_layout="compacted",
         providers=("cpu", "cuda"),
-        rows={"main": "batch_size", "last8": 1},
-        chunks={"main": "batched", "last8": "single"},
+        rows={"main": "batch_size", "last8": 1, "windowed": "batch_size"},
+        chunks={"main": "batched", "last8": "single", "windowed": "none"},
         # by number, not by text
-        min_onnxruntime={"main": "1.24", "last8": "1.9"},
+        min_onnxruntime={"main": "1.24", "last8": "1.9", "windowed": "1.29"},
+        windowed={"windowed"},
+        cache_bytes={"main": 4000, "last8": 4000, "windowed": 2005},
         precision="fp16",
         activation_dtype="float16",
         weight_dtype="bfloat16",
@@ -123,6 +129,7 @@ def test_every_field() -> None:
             shape=("batch_size", 3, "past_sequence_length", 17),
             # of the cache: what the graph computes in
             dtype="int8",
+            window=(5, 0)[layer],
         )
         for layer in range(2)
     )
@@ -131,6 +138,8 @@ def test_every_field() -> None:
         "inputs": ("input_ids", "attention_mask"),
         "data_files": ("onnx/model_fp16.onnx_data",),
     }
+    # of the layers of a windowed graph those with a window say so
+    windowed = (dataclasses.replace(states[0], shape=("batch_size", 3, "window_capacity", 17)), states[1])
     # a graph of one row says so
     single = tuple(dataclasses.replace(state, shape=(1, *state.shape[1:])) for state in states)
     found = build()
@@ -153,6 +162,7 @@ def test_every_field() -> None:
                 logits="last",
                 chunks="batched",
                 min_onnxruntime="1.24",
+                cache_bytes=4000,
                 state=states,
                 **common,  # type: ignore[arg-type]
             ),
@@ -162,7 +172,18 @@ def test_every_field() -> None:
                 logits=8,
                 chunks="single",
                 min_onnxruntime="1.9",
+                cache_bytes=4000,
                 state=single,
+                **common,  # type: ignore[arg-type]
+            ),
+            Graph(
+                file="onnx/model_fp16_windowed.onnx",
+                role="windowed",
+                logits="last",
+                chunks="none",
+                min_onnxruntime="1.29",
+                cache_bytes=2005,
+                state=windowed,
                 **common,  # type: ignore[arg-type]
             ),
         ),

@@ -180,7 +180,7 @@ def replace_in_manifest(old: str, new: str) -> Callable[[Path], None]:
         (write_manifest(b""), "gemma_export.json is not JSON"),
         (write_manifest(b"\xff\xfe"), "gemma_export.json is not UTF-8 text"),
         (write_manifest(b"[1]"), "gemma_export.json: the document: expected an object"),
-        (replace_in_manifest('"schema_version": 2', '"schema_version": 3'), "schema_version is 3, expected 2"),
+        (replace_in_manifest('"schema_version": 3', '"schema_version": 4'), "schema_version is 4, expected 3"),
         (replace_in_manifest('"family"', '"familie"'), "gemma_export.json: family is missing"),
         (replace_in_manifest('"variant"', '"extra": 1, "variant"'), "unknown key extra"),
         (replace_in_manifest('"path": "config.json"', '"path": "../config.json"'), "expected a path inside the folder"),

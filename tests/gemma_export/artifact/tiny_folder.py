@@ -118,6 +118,7 @@ def tiny_manifest(files: Sequence[FileEntry]) -> Manifest:
         present=_PRESENT,
         shape=("batch_size", HEADS, "past_sequence_length", HEAD_DIM),
         dtype="float32",
+        window=0,
     )
     roles = ((MAIN, "main", "last"), (ALL, "all", "all"))
     return Manifest(
@@ -150,6 +151,7 @@ def tiny_manifest(files: Sequence[FileEntry]) -> Manifest:
                 min_onnxruntime="1.23",
                 inputs=("input_ids", "attention_mask"),
                 data_files=(DATA,),
+                cache_bytes=64 * 2 * HEADS * HEAD_DIM * 4,
                 state=(state,),
             )
             for file, role, logits in roles

@@ -40,6 +40,9 @@ class TableSequence:
     def truncate(self, length: int) -> None:
         del self.tokens[length:]
 
+    def reversible(self, length: int, wanted: int) -> int:
+        return wanted
+
     def keep_prefix_of(self, ids: Sequence[int]) -> int:
         kept = next(
             (index for index, (one, other) in enumerate(zip(self.tokens, ids[:-1], strict=False)) if one != other),

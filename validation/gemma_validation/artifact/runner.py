@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_runtime.element_types import ELEMENT_TYPES, ElementType
-from gemma_runtime.manifest import Manifest
+from gemma_runtime.manifest import WINDOW_CAPACITY, Manifest
 from gemma_runtime.state import Buffer, InPlaceState
 from gemma_validation.artifact.opening import (
     VERIFY,
@@ -144,7 +144,7 @@ class ArtifactRunner:
         input_ids = self._checked(input_ids)
         binding = self._session.io_binding()
         logits = self._bind(binding, input_ids, attention_mask)
-        state.bind(binding, 0)
+        state.bind(binding, 0, 0)
         self._run(binding)
         return logits.float32()
 
@@ -153,14 +153,17 @@ class ArtifactRunner:
         return InPlaceState(self._onnxruntime, self.graph, capacity=capacity, device=_DEVICES[self.provider], rows=rows)
 
     def empty(self, rows: int, length: int) -> Cache:
-        """Zeros in the shape of a cache.
+        """Zeros in the shape of a cache; window-sized tensors are exactly as long as the window.
 
         Args:
             rows: batch_size.
             length: tokens.
         """
         shapes = [
-            [dim if isinstance(dim, int) else {"batch_size": rows}.get(dim, length) for dim in state.shape]
+            [
+                dim if isinstance(dim, int) else {"batch_size": rows, WINDOW_CAPACITY: state.window}.get(dim, length)
+                for dim in state.shape
+            ]
             for state in self.graph.state
             for _ in state.past
         ]
@@ -248,9 +251,10 @@ class ArtifactRunner:
         self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64], past: Sequence[npt.NDArray[Any]]
     ) -> dict[str, tuple[int, ...]]:
         shapes = {}
-        for name, array in zip(self._present, past, strict=True):
-            # the kernel keeps a cache that is longer than the mask
-            length = max(array.shape[2], attention_mask.shape[1])
+        windowed = [state.windowed for state in self.graph.state for _ in state.past]
+        for name, array, fixed in zip(self._present, past, windowed, strict=True):
+            # the kernel keeps a cache that is longer than the mask, and one that is as long as the window
+            length = array.shape[2] if fixed else max(array.shape[2], attention_mask.shape[1])
             shapes[name] = (*array.shape[:2], length, array.shape[3])
         hidden = {value.name: value.shape[-1] for value in self._session.get_outputs() if value.name in self.taps}
         return shapes | {name: (*input_ids.shape, size) for name, size in hidden.items() if isinstance(size, int)}

@@ -113,12 +113,15 @@ def row_cache(
         mask: [total_sequence_length] of that row.
 
     Returns:
-        [kv_heads, tokens, head_dim] for each tensor.
+        [kv_heads, tokens, head_dim] for each tensor; of a window-sized one the window's last tokens.
     """
     columns = np.arange(int(mask.sum())) if manifest.cache_layout == "compacted" else np.flatnonzero(mask)
-    types = [ELEMENT_TYPES[state.dtype] for state in graph.state for _ in state.past]
-    rows: list[npt.NDArray[Any]] = [array[row][:, columns] for array in cache]
-    return [element.to_float32(values) for element, values in zip(types, rows, strict=True)]
+    states = [state for state in graph.state for _ in state.past]
+    rows: list[npt.NDArray[Any]] = [
+        array[row][:, columns[: state.window] if state.windowed else columns]
+        for state, array in zip(states, cache, strict=True)
+    ]
+    return [ELEMENT_TYPES[state.dtype].to_float32(values) for state, values in zip(states, rows, strict=True)]
 
 
 def passed(name: str, message: str) -> Check:

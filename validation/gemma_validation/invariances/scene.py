@@ -57,6 +57,11 @@ class Asked:
         """Several tokens behind a cache, which not every graph takes."""
         return self.past is not None and self.input_ids.shape[1] > 1
 
+    @property
+    def is_padded_prompt(self) -> bool:
+        """Rows of different lengths from their first tokens on."""
+        return self.past is None and not self.attention_mask.all()
+
 
 class Scene:
     """A graph that gives logits of all positions, and texts for it.

@@ -5,8 +5,11 @@ Source of the first four: what published exporters of Gemma 2 and 3 did.
 
 from __future__ import annotations
 
+import dataclasses
+
 import onnx
 
+from gemma_runtime.manifest import WINDOW_CAPACITY, Graph
 from gemma_validation.errors import ValidationUsageError
 from gemma_validation.mutations.defect import Defect
 from gemma_validation.mutations.mutant import Mutant
@@ -42,6 +45,30 @@ def _swap_windows(mutant: Mutant) -> None:
     (window,) = {_window(mutant, layer) for layer in range(mutant.num_layers)} - {-1}
     for layer in range(mutant.num_layers):
         mutant.set_attribute(_attention(layer), "local_window_size", -1 if _window(mutant, layer) == window else window)
+    graphs = [_swap_caches(mutant, graph, window) if graph.windowed else graph for graph in mutant.manifest.graphs]
+    mutant.manifest = dataclasses.replace(mutant.manifest, graphs=tuple(graphs))
+
+
+def _swap_caches(mutant: Mutant, graph: Graph, window: int) -> Graph:
+    """Window-sized caches go with the windows, as in a graph that an exporter with this defect makes."""
+    model, states = mutant.models[graph.file], []
+    values = {value.name: value for value in (*model.graph.input, *model.graph.output)}
+    for state in graph.state:
+        node = mutant.producer(model, _attention(state.layer))
+        lengths = (WINDOW_CAPACITY, WINDOW_CAPACITY)
+        if state.windowed:
+            lengths = ("past_sequence_length", "total_sequence_length")
+            kept = [attribute for attribute in node.attribute if attribute.name != "sliding_window_cache"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+        else:
+            node.attribute.append(onnx.helper.make_attribute("sliding_window_cache", 1))
+        for names, length in zip((state.past, state.present), lengths, strict=True):
+            for name in names:
+                values[name].type.tensor_type.shape.dim[2].dim_param = length
+        shape = (*state.shape[:2], lengths[0], *state.shape[3:])
+        states.append(dataclasses.replace(state, shape=shape, window=0 if state.windowed else window))
+    return dataclasses.replace(graph, state=tuple(states))
 
 
 def _window_off_by_one(mutant: Mutant) -> None:

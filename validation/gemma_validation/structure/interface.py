@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from gemma_export.targets import TARGETS
-from gemma_runtime.manifest import Graph, Manifest
+from gemma_runtime.manifest import WINDOW_CAPACITY, Graph, Manifest
 from gemma_validation.structure.facts import FolderFacts, attribute
 
 if TYPE_CHECKING:
@@ -141,16 +141,13 @@ def _expected(manifest: Manifest, graph: Graph) -> tuple[_Interface, _Interface]
         "logits": (manifest.precision.activation_dtype, [batch, positions, manifest.vocab_size]),
     }
     for state in sorted(graph.state, key=lambda entry: entry.layer):
+        heads = list(state.shape[1::2])
+        past, present = ("past_sequence_length", "total_sequence_length")
+        if state.windowed:
+            past = present = WINDOW_CAPACITY
         for kind in ("key", "value"):
-            heads = list(state.shape[1::2])
-            inputs[f"past_key_values.{state.layer}.{kind}"] = (
-                state.dtype,
-                [batch, heads[0], "past_sequence_length", heads[1]],
-            )
-            outputs[f"present.{state.layer}.{kind}"] = (
-                state.dtype,
-                [batch, heads[0], "total_sequence_length", heads[1]],
-            )
+            inputs[f"past_key_values.{state.layer}.{kind}"] = (state.dtype, [batch, heads[0], past, heads[1]])
+            outputs[f"present.{state.layer}.{kind}"] = (state.dtype, [batch, heads[0], present, heads[1]])
     return inputs, outputs
 
 
@@ -187,5 +184,6 @@ def _range(value: ir.Value) -> tuple[object, ...]:
 
 
 def _told(node: ir.Node) -> tuple[object, ...]:
-    attributes = {name: attribute(node, name) for name in sorted(node.attributes)}
+    # how long its cache is belongs to the interface
+    attributes = {name: attribute(node, name) for name in sorted(node.attributes) if name != "sliding_window_cache"}
     return (node.domain, node.op_type, repr(attributes))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gemma_export.errors import PassError
 from gemma_export.targets import TARGETS, Target
-from gemma_validation.structure.facts import FolderFacts, layer_of, stem
+from gemma_validation.structure.facts import FolderFacts, attribute, layer_of, stem
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -74,6 +74,10 @@ def caches(facts: FolderFacts) -> Iterator[str]:
             if written != list(state.present):
                 yield f"{graph.file}, {node.name}: present is {written}, expected {list(state.present)}"
             size = facts.spec.windows[layer]
+            if state.window != size:
+                yield f"{graph.file}, {node.name}: the manifest's window is {state.window}, expected {size}"
+            if bool(attribute(node, "sliding_window_cache", 0)) != state.windowed:
+                yield f"{graph.file}, {node.name}: its cache is not as long as its shape {list(state.shape)} says"
             for place, mask in _MASKS[(node.domain, node.op_type)].items():
                 expected = mask.format(window=f"_window_{size}" if size else "")
                 if _name(node, place) != expected:

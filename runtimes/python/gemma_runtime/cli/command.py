@@ -113,6 +113,11 @@ _PROVIDERS = click.Choice(["auto", "cpu", "cuda", "directml"])
     show_default=True,
     help="Guess tokens ahead: by --draft if given, else from the text so far. Greedy answers stay the same.",
 )
+@click.option(
+    "--windowed/--no-windowed",
+    default=None,
+    help="Keep no more than their window of layers that have one, or everything; by default where it works.",
+)
 @click.option("--verify", is_flag=True, help="Hash the weight data before loading it.")
 @click.option(
     "--doctor",

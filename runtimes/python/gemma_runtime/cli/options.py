@@ -45,7 +45,7 @@ _SECTIONS = {
     ),
     "Chat and code": ("chat", "system", "no_history", "fim", "at", "fim_prefix", "fim_suffix"),
     "Judging": ("classify", "policy", "response", "any_model"),
-    "Machine": ("provider", "cuda_graphs", "threads", "draft", "speculate", "verify"),
+    "Machine": ("provider", "cuda_graphs", "threads", "draft", "speculate", "windowed", "verify"),
 }
 # what generates nothing, and the options that mean something there
 _MODES = {
@@ -98,6 +98,8 @@ class Options:
     cuda_graphs: bool
     draft: Path | None
     speculate: str
+    # None where neither --windowed nor --no-windowed was given
+    windowed: bool | None
     verify: bool
     doctor: bool
     bench: bool
@@ -145,6 +147,7 @@ def check_combinations(options: Options) -> None:
             options.draft is not None and options.speculate != "auto",
             f"--draft and --speculate {options.speculate} exclude one another",
         ),
+        (bool(options.windowed) and options.cuda_graphs, "--windowed and --cuda-graphs exclude one another"),
     )
     for broken, message in rules:
         if broken:

@@ -33,6 +33,7 @@ def load_model(options: Options) -> Gemma:
         verify=options.verify,
         draft=options.draft,
         speculation=options.speculate,
+        windowed={None: "auto", True: "on", False: "off"}[options.windowed],
     )
     if options.provider == "auto":
         notice(f"provider: {model.provider} ({model.provider_reason})")

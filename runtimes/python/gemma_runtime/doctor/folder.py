@@ -101,7 +101,7 @@ def _with_memory(folder: Folder, manifest: Manifest, graph: Graph) -> Folder:
         * math.prod(dim for dim in state.shape if isinstance(dim, int))
         for state in graph.state
     )
-    full = per_token * manifest.context_length
+    full = graph.cache_bytes
     factor = _WEIGHTS_FACTOR.get(manifest.precision.weight_dtype, _OTHER_FACTOR)
     needed = int(weights * factor) + _BASE_BYTES
     return dataclasses.replace(

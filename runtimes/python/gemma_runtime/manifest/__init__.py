@@ -10,6 +10,7 @@ The JSON Schema is `manifest.schema.json` in the package's folder. Imports nothi
 
 from gemma_runtime.manifest.entries import (
     SCHEMA_VERSION,
+    WINDOW_CAPACITY,
     AdapterSource,
     FileEntry,
     Generator,
@@ -27,6 +28,7 @@ from gemma_runtime.manifest.verifying import verify_hashes, verify_structure
 __all__ = [
     "MANIFEST_FILE",
     "SCHEMA_VERSION",
+    "WINDOW_CAPACITY",
     "AdapterSource",
     "FileEntry",
     "Generator",

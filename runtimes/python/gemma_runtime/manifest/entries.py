@@ -12,6 +12,7 @@ from gemma_runtime.manifest.json_object import HINT, MANIFEST_FILE
 
 __all__ = [
     "SCHEMA_VERSION",
+    "WINDOW_CAPACITY",
     "AdapterSource",
     "FileEntry",
     "Generator",
@@ -23,7 +24,10 @@ __all__ = [
     "State",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+# symbol of a state's positions where the reader chooses their number, from the window on: GroupQueryAttention with
+# sliding_window_cache
+WINDOW_CAPACITY = "window_capacity"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +111,13 @@ class State:
     # of each past tensor: numbers, and symbols such as batch_size
     shape: tuple[int | str, ...]
     dtype: str
+    # positions that a token of this layer sees, its own counted; 0 means all of them
+    window: int
+
+    @property
+    def windowed(self) -> bool:
+        """Whether the tensors are as long as the window, or a little longer, whatever the text's length."""
+        return WINDOW_CAPACITY in self.shape
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,19 +126,27 @@ class Graph:
 
     file: str
     # "main", or what a twin offers: "all", "last8", "batched" (chunks of several rows),
-    # "static" (one row, one token, a cache of full capacity), ...
+    # "static" (one row, one token, a cache of full capacity), "windowed" (layers with a window keep no more), ...
     role: str
     # positions that get logits
     logits: Literal["last", "all"] | int
     opset: int
-    # steps of several tokens with a cache: "batched", "single" row only, or "none"; one token is always possible
+    # steps of several tokens with a cache: "batched", "single" row only, or "none"; one token is always possible.
+    # Window-sized caches are there from the first token on
     chunks: str
     # first onnxruntime release whose schemas know every operator, input and attribute used
     min_onnxruntime: str
     # inputs besides the state
     inputs: tuple[str, ...]
     data_files: tuple[str, ...]
+    # bytes of one row's state at the full context; window-sized tensors counted as long as the window
+    cache_bytes: int
     state: tuple[State, ...]
+
+    @property
+    def windowed(self) -> bool:
+        """Whether some layers keep their window only."""
+        return any(state.windowed for state in self.state)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

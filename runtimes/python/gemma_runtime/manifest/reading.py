@@ -160,6 +160,7 @@ def _graph(read: JsonObject) -> Graph:
         min_onnxruntime=read.text("min_onnxruntime", _RELEASE),
         inputs=read.texts("inputs"),
         data_files=read.texts("data_files"),
+        cache_bytes=read.integer("cache_bytes"),
         state=read.objects("state", _state),
     )
 
@@ -177,6 +178,7 @@ def _state(read: JsonObject) -> State:
         present=read.texts("present"),
         shape=tuple(shape),
         dtype=read.text("dtype"),
+        window=read.integer("window"),
     )
     if len(state.past) != len(state.present):
         raise wrong_value("graphs.state.present", f"{len(state.past)} names", list(state.present))
@@ -212,3 +214,6 @@ def _check_references(manifest: Manifest) -> None:
         for path, kind in ((graph.file, "graph"), *((path, "data") for path in graph.data_files)):
             if kinds.get(path) != kind:
                 raise wrong_value("graphs", f"{kind} files that `files` lists", path)
+        for state in graph.state:
+            if state.windowed and not 0 < state.window <= manifest.context_length:
+                raise wrong_value("graphs.state.window", f"from 1 to {manifest.context_length}", state.window)

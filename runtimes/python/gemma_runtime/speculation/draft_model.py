@@ -46,6 +46,8 @@ class DraftModel:
         room = self._sequence.opened.context_length - len(tokens)
         self._readable &= max(tokens[self._seen :], default=0) < self._sequence.opened.vocab_size
         self._seen = len(tokens)
+        # its own guesses may be taken back, all but the last of which run
+        room = min(room, self._sequence.reversible(len(tokens), most) + 1)
         count = self._length.best(_KIND, min(most, room)) if self._readable else 0
         if not count:
             return NO_DRAFT
