@@ -34,6 +34,7 @@ _CLASSES = {
     "gemma": ("GemmaConfig", "GemmaForCausalLM"),
     "gemma2": ("Gemma2Config", "Gemma2ForCausalLM"),
     "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
+    "vaultgemma": ("VaultGemmaConfig", "VaultGemmaForCausalLM"),
 }
 # float32 weights up to which a second thread waits more than it works; on a busy machine far more
 _SMALL_BYTES = 256 << 20

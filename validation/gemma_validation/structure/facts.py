@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Finder", "FolderFacts", "attribute", "float32_of", "layer_of", "scalar_of", "stem"]
 
+# targets that write out attention with a softcap or a window: their kernel would ignore both
+_BY_PARTS = frozenset({"directml"})
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
@@ -44,6 +46,14 @@ class FolderFacts:
         """The main graph."""
         graph = self.manifest.graph("main")
         return graph, self.models[graph.file]
+
+    @property
+    def by_parts(self) -> tuple[int, ...]:
+        """Layers whose attention is elementary operators and no kernel, ascending."""
+        if self.manifest.target not in _BY_PARTS:
+            return ()
+        limited = (self.spec.attention_softcap or window for window in self.spec.windows)
+        return tuple(layer for layer, limit in enumerate(limited) if limit)
 
     @property
     def residual_shift(self) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gemma_export.errors import PassError
 from gemma_export.targets import TARGETS, Target
+from gemma_validation.structure.attention_parts import parts_caches
 from gemma_validation.structure.facts import FolderFacts, layer_of, stem
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def caches(facts: FolderFacts) -> Iterator[str]:
     """Attention of layer i reads and writes keys and values of layer i, and looks at the mask."""
     for graph, model in facts.graphs:
         states = {state.layer: state for state in graph.state}
+        for layer in facts.by_parts:
+            yield from parts_caches(facts, graph.file, model, states[layer])
         for node in model.graph:
             places = _PAST.get((node.domain, node.op_type))
             layer = layer_of(node.name) or 0
