@@ -9,7 +9,7 @@ import numpy as np
 
 from gemma_export.config import DecoderSpec
 from gemma_validation.structure.attention_parts import parts_numbers
-from gemma_validation.structure.facts import FolderFacts, attribute, layer_of
+from gemma_validation.structure.facts import FolderFacts, attribute, layer_of, producers_of
 from gemma_validation.structure.masks import mask_window
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ def attention(facts: FolderFacts) -> Iterator[str]:
     every, by_parts = range(facts.spec.num_hidden_layers), facts.by_parts
     expected_layers = [layer for layer in every if layer not in by_parts]
     for graph, model in facts.graphs:
+        producers = producers_of(model) if by_parts else {}
         for layer in by_parts:
-            yield from parts_numbers(facts, graph.file, model, layer)
+            yield from parts_numbers(facts, graph.file, producers, layer)
         nodes = [node for node in model.graph if node.op_type in _ATTENTION]
         layers = [layer_of(node.name) for node in nodes]
         if layers != expected_layers:
@@ -52,7 +53,7 @@ def _numbers(node: ir.Node, layer: int, spec: DecoderSpec) -> dict[str, tuple[An
         "kv_num_heads": (attribute(node, "kv_num_heads"), spec.num_key_value_heads),
         "scale": (None if scale is None else float(np.float32(scale)), float(np.float32(spec.attention_scale))),
         "softcap": (float(np.float32(attribute(node, "softcap", 0.0))), float(np.float32(spec.attention_softcap))),
-        "window": (mask_window(node.inputs[_MASK]) if standard else _window(node), spec.windows[layer]),
+        "window": (mask_window(_mask(node)) if standard else _window(node), spec.windows[layer]),
         # the mask says it to the standard operator
         "is_causal": (attribute(node, "is_causal", 0), 0) if standard else (attribute(node, "causal", 1), 1),
     }
@@ -61,3 +62,7 @@ def _numbers(node: ir.Node, layer: int, spec: DecoderSpec) -> dict[str, tuple[An
 def _window(node: ir.Node) -> int:
     """Of an operator that has it as an attribute: 0 where a token sees everything before it."""
     return max(0, int(attribute(node, "local_window_size", attribute(node, "window", 0))))
+
+
+def _mask(node: ir.Node) -> ir.Value | None:
+    return node.inputs[_MASK] if len(node.inputs) > _MASK else None

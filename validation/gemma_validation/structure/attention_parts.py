@@ -44,17 +44,16 @@ class _Part:
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def parts_numbers(facts: FolderFacts, file: str, model: ir.Model, layer: int) -> Iterator[str]:
+def parts_numbers(facts: FolderFacts, file: str, producers: Mapping[str, ir.Node], layer: int) -> Iterator[str]:
     """What is wrong with a layer's attention: heads, scale, softcap, window, the order of its operators.
 
     Args:
         facts: the folder.
         file: of the graph, for messages.
-        model: the graph.
+        producers: value of the graph -> its node.
         layer: one of `facts.by_parts`.
     """
     spec, prefix = facts.spec, f"model.layers.{layer}.self_attn"
-    producers = _producers(model)
     dtype = _ELEMENT_TYPES[facts.manifest.precision.activation_dtype]
     parts = {**_heads(spec, prefix), **_scores(spec, prefix, layer, dtype), **_mixed(spec, prefix, layer, dtype)}
     yield from _compared(file, producers, parts)
@@ -68,13 +67,13 @@ def parts_numbers(facts: FolderFacts, file: str, model: ir.Model, layer: int) ->
         yield f"{file}, {node.name}: its mask {told} is not of columns up to a token's position"
 
 
-def parts_caches(facts: FolderFacts, file: str, model: ir.Model, state: State) -> Iterator[str]:
+def parts_caches(facts: FolderFacts, file: str, producers: Mapping[str, ir.Node], state: State) -> Iterator[str]:
     """What is wrong with the keys and values that a layer reads and writes, and with the name of its mask.
 
     Args:
         facts: the folder.
         file: of the graph, for messages.
-        model: the graph.
+        producers: value of the graph -> its node.
         state: of one of `facts.by_parts`.
     """
     prefix, size = f"model.layers.{state.layer}.self_attn", facts.spec.windows[state.layer]
@@ -86,7 +85,7 @@ def parts_caches(facts: FolderFacts, file: str, model: ir.Model, state: State) -
         # old tokens before new ones: `attention.sources` counts on it
         parts[both] = _Part(op_type="Concat", inputs=(past, f"{prefix}.{name}_heads"), attributes={"axis": 2})
         parts[present] = _Part(op_type="GatherND", inputs=(both, "attention.sources"), attributes={"batch_dims": 2})
-    yield from _compared(file, _producers(model), parts)
+    yield from _compared(file, producers, parts)
 
 
 def _heads(spec: DecoderSpec, prefix: str) -> dict[str, _Part]:
@@ -148,10 +147,6 @@ def _mixed(spec: DecoderSpec, prefix: str, layer: int, dtype: int) -> dict[str, 
 
 def _transposed(name: str) -> _Part:
     return _Part(op_type="Transpose", inputs=(name,), attributes={"perm": (0, 2, 1, 3)})
-
-
-def _producers(model: ir.Model) -> dict[str, ir.Node]:
-    return {str(value.name): node for node in model.graph for value in node.outputs if value.name}
 
 
 def _compared(file: str, producers: Mapping[str, ir.Node], parts: Mapping[str, _Part]) -> Iterator[str]:
