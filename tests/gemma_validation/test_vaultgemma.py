@@ -65,6 +65,19 @@ def test_references_are_transformers_own(checkpoint: Path) -> None:
         assert np.abs(source.logits(0, 0, len(ids)) - expected).max() < 1e-5 * expected.std()
 
 
+def test_no_window_in_any_layer(tmp_path: Path) -> None:
+    """And none in config.json: transformers makes a mask of one all the same."""
+    config = {**VAULT_CONFIG, "layer_types": ["full_attention"] * 3, "sliding_window": None}
+    model = windowed_reference({**config, "sliding_window": 9})
+    directory = write_windowed_checkpoint(model, tmp_path / "full", config, BUILTIN_DIRECTORY)
+    ids = tuple(range(300, 340))
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0].numpy()
+    for source in (layers_of(directory), TransformersReference(opened(directory))):
+        source.prepare([Document(slice="code", name="x", token_ids=ids)])
+        assert np.abs(source.logits(0, 0, len(ids)) - expected).max() < 1e-5 * expected.std()
+
+
 def test_an_export_passes(exported: Callable[..., Path], checkpoint: Path) -> None:
     report = validate(exported(), reference=checkpoint, localise=True)
     assert report.verdict == "passed", report.reasons
