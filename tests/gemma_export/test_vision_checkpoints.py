@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,11 @@ from peft_adapters import make_adapter, merged_by_peft
 from programs import assert_error, gemma_export
 from quantised_checkpoints import Layout, packed, quantise
 from safetensors.torch import load_file, save_file
+from vision_checkpoints import WEIGHTS, vision_config, vision_reference, write_files
 from windowed_decoders import WINDOWED_CONFIGS
 
 from gemma_export.artifact import verify_folder
-from gemma_export.checkpoint import BUILTIN_DIRECTORY, QuantisedSource, open_checkpoint
+from gemma_export.checkpoint import QuantisedSource, open_checkpoint
 from gemma_export.errors import CheckpointError
 from gemma_export.families import family_of
 from gemma_export.pipeline import ExportRequest, export
@@ -32,42 +31,6 @@ from gemma_export.tracing.binding import merged_weight
 from gemma_validation.reference import FoundReference, open_reference
 
 TEXT = WINDOWED_CONFIGS["gemma3"]
-VISION = {
-    "hidden_size": 16,
-    "image_size": 28,
-    "intermediate_size": 16,
-    "model_type": "siglip_vision_model",
-    "num_attention_heads": 2,
-    "num_hidden_layers": 1,
-    "patch_size": 14,
-    "vision_use_head": False,
-}
-TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-WEIGHTS = "model.safetensors"
-
-
-def _config(section: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "architectures": ["Gemma3ForConditionalGeneration"],
-        "boi_token_index": 40,
-        "eoi_token_index": 41,
-        "eos_token_id": [1, 107],
-        "image_token_index": 42,
-        "mm_tokens_per_image": 4,
-        "model_type": "gemma3",
-        "text_config": dict(section),
-        "torch_dtype": "float32",
-        "vision_config": VISION,
-    }
-
-
-def _write(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
-    directory.mkdir()
-    save_file(dict(tensors), directory / WEIGHTS, metadata={"format": "pt"})
-    (directory / "config.json").write_text(json.dumps(config))
-    for name in TOKENIZER:
-        shutil.copy(BUILTIN_DIRECTORY / name, directory / name)
-    return directory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,21 +45,16 @@ class Pair:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     root = tmp_path_factory.mktemp("checkpoints")
-    torch.manual_seed(4)
-    own = transformers.Gemma3Config.from_dict(_config(TEXT), attn_implementation="eager")
-    model = transformers.Gemma3ForConditionalGeneration(own)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * (0.25 if parameter.ndim == 2 else 0.3))
+    model = vision_reference(TEXT)
     # what the library itself writes
     model.save_pretrained(root / "saved")
     tensors = load_file(root / "saved" / WEIGHTS)
     prefix = "language_model.model."
     text = {f"model.{name.removeprefix(prefix)}": value for name, value in tensors.items() if name.startswith(prefix)}
     return Pair(
-        model=model.eval(),
-        whole=_write(root / "whole", _config(TEXT), tensors),
-        text=_write(root / "text", {**TEXT, "eos_token_id": [1, 107]}, text),
+        model=model,
+        whole=write_files(root / "whole", vision_config(TEXT), tensors),
+        text=write_files(root / "text", {**TEXT, "eos_token_id": [1, 107]}, text),
     )
 
 
@@ -190,14 +148,14 @@ def test_names_of_newer_releases(pair: Pair, tmp_path: Path) -> None:
         for name, value in load_file(pair.whole / WEIGHTS).items()
     }
     assert any(name.startswith("model.vision_tower.") for name in tensors)
-    other = _write(tmp_path / "whole", _config(TEXT), tensors)
+    other = write_files(tmp_path / "whole", vision_config(TEXT), tensors)
     assert _contents(other) == _contents(pair.text)
 
 
 def test_a_configuration_as_the_library_saves_it(pair: Pair, tmp_path: Path) -> None:
-    saved = transformers.Gemma3Config.from_dict({**_config(TEXT), "eos_token_id": [1, 107]})
+    saved = transformers.Gemma3Config.from_dict({**vision_config(TEXT), "eos_token_id": [1, 107]})
     saved.save_pretrained(tmp_path)
-    checkpoint = _write(tmp_path / "whole", json.loads((tmp_path / "config.json").read_bytes()), {})
+    checkpoint = write_files(tmp_path / "whole", json.loads((tmp_path / "config.json").read_bytes()), {})
     found = open_checkpoint(checkpoint, weights=False).config
     expected = open_checkpoint(pair.text, weights=False).config
     spec, unread = family_of(found).parse_config(found)
@@ -208,23 +166,25 @@ def test_a_configuration_as_the_library_saves_it(pair: Pair, tmp_path: Path) -> 
 def test_a_head_of_its_own(pair: Pair, tmp_path: Path) -> None:
     tensors = load_file(pair.whole / WEIGHTS)
     tensors["language_model.lm_head.weight"] = torch.randn(TEXT["vocab_size"], TEXT["hidden_size"])
-    untied = _write(tmp_path / "untied", {**_config({**TEXT, "tie_word_embeddings": False})}, tensors)
+    untied = write_files(tmp_path / "untied", {**vision_config({**TEXT, "tie_word_embeddings": False})}, tensors)
     assert plan_export(ExportRequest(checkpoint=untied, output=tmp_path / "out")).stored["lm_head.weight"]
-    tied = _write(tmp_path / "tied", _config(TEXT), tensors)
+    tied = write_files(tmp_path / "tied", vision_config(TEXT), tensors)
     with pytest.raises(CheckpointError, match=r"lm_head\.weight differs from model\.embed_tokens"):
         plan_export(ExportRequest(checkpoint=tied, output=tmp_path / "out"))
 
 
 def test_weights_of_the_vision_tower_alone(pair: Pair, tmp_path: Path) -> None:
     tensors = {name: value for name, value in load_file(pair.whole / WEIGHTS).items() if "language" not in name}
-    images = _write(tmp_path / "images", _config(TEXT), tensors)
+    images = write_files(tmp_path / "images", vision_config(TEXT), tensors)
     found = gemma_export("--checkpoint", images, "--output", tmp_path / "out")
     assert_error(found, 4, "no weights of the text decoder", "Fetch the shards that hold the text decoder too.")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_configuration_without_its_text_decoder(pair: Pair, tmp_path: Path) -> None:
-    broken = _write(tmp_path / "broken", {**_config(TEXT), "text_config": None}, load_file(pair.text / WEIGHTS))
+    broken = write_files(
+        tmp_path / "broken", {**vision_config(TEXT), "text_config": None}, load_file(pair.text / WEIGHTS)
+    )
     found = gemma_export("--checkpoint", broken, "--output", tmp_path / "out", "--dry-run")
     assert_error(found, 3, "text_config must hold the text decoder's keys, found None", "Fetch config.json again")
 
@@ -261,8 +221,8 @@ def test_integers_of_the_text_decoder(pair: Pair, tmp_path: Path) -> None:
     prefix = "language_model.model."
     text = {f"model.{name.removeprefix(prefix)}": value for name, value in whole.items() if name.startswith(prefix)}
     quantisation = {"quantization_config": layout.config()}
-    own = _write(tmp_path / "whole", {**_config(TEXT), **quantisation}, whole)
-    alone = _write(tmp_path / "text", {**TEXT, **quantisation}, text)
+    own = write_files(tmp_path / "whole", {**vision_config(TEXT), **quantisation}, whole)
+    alone = write_files(tmp_path / "text", {**TEXT, **quantisation}, text)
     assert _contents(own) == _contents(alone)
     assert sum(name.endswith("/qweight") for name in _contents(own)) == 7 * TEXT["num_hidden_layers"]
 

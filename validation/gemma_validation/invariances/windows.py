@@ -26,11 +26,12 @@ def layer_windows(directory: Path, graph: Graph) -> dict[int, int]:
     windows = {state.layer: 0 for state in graph.state}
     producers = {name: node for node in model.graph.node for name in node.output}
     for state in graph.state:
-        node = producers[state.present[0]]
+        # what reads the mask where attention is written out; elsewhere what writes the cache
+        node = producers.get(f"model.layers.{state.layer}.self_attn.seen", producers[state.present[0]])
         for attribute in node.attribute:
             if attribute.name in ("local_window_size", "window"):
                 windows[state.layer] = max(0, attribute.i)
-        # the standard operator has its window in the mask
+        # the standard operator, and attention that is written out, have their window in the mask
         for name in node.input:
             if name.startswith("attention.visible_window_"):
                 windows[state.layer] = int(name.rpartition("_")[2])

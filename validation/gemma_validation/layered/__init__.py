@@ -4,6 +4,7 @@ architecture   what is needed of an architecture, and which there are
 gemma          Gemma 1 and CodeGemma
 gemma2         Gemma 2 and ShieldGemma
 gemma3         Gemma 3, the text decoders
+vaultgemma     VaultGemma
 meta           modules without weights, which all of them start from
 pieces         attention that long documents do not make large
 reference      the reference itself

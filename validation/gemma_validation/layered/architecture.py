@@ -19,6 +19,7 @@ _MODULES = {
     "gemma": "gemma_validation.layered.gemma",
     "gemma2": "gemma_validation.layered.gemma2",
     "gemma3_text": "gemma_validation.layered.gemma3",
+    "vaultgemma": "gemma_validation.layered.vaultgemma",
 }
 
 

@@ -34,6 +34,7 @@ _CLASSES = {
     "gemma": ("GemmaConfig", "GemmaForCausalLM"),
     "gemma2": ("Gemma2Config", "Gemma2ForCausalLM"),
     "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
+    "vaultgemma": ("VaultGemmaConfig", "VaultGemmaForCausalLM"),
 }
 # float32 weights up to which a second thread waits more than it works; on a busy machine far more
 _SMALL_BYTES = 256 << 20
@@ -144,7 +145,7 @@ def _model(transformers: Any, checkpoint: ReferenceCheckpoint, dtype: torch.dtyp
     config_name, model_name = _CLASSES[checkpoint.family.model_type]
     model_class = getattr(transformers, model_name)
     try:
-        config = getattr(transformers, config_name).from_dict(dict(checkpoint.config))
+        config = getattr(transformers, config_name).from_dict(_readable(checkpoint))
         if checkpoint.plain:
             model = _loaded(model_class, config, checkpoint, dtype)
         else:
@@ -156,6 +157,14 @@ def _model(transformers: Any, checkpoint: ReferenceCheckpoint, dtype: torch.dtyp
             hint="The checkpoint may be damaged, or too new or too old for this release of transformers.",
         ) from error
     return model.eval()
+
+
+def _readable(checkpoint: ReferenceCheckpoint) -> dict[str, Any]:
+    """config.json, with a window where none is set: transformers makes that mask even if no layer looks at it."""
+    config = dict(checkpoint.config)
+    if "sliding_window" in config and config["sliding_window"] is None and not any(checkpoint.spec.windows):
+        config["sliding_window"] = checkpoint.spec.max_position_embeddings
+    return config
 
 
 def _loaded(model_class: Any, config: Any, checkpoint: ReferenceCheckpoint, dtype: torch.dtype) -> Any:

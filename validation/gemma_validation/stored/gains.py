@@ -27,9 +27,14 @@ __all__ = ["Gain", "GainsFound", "compare_gains", "gains_check"]
 _NAME = "norm gains"
 # of a norm's initializer: 1 + w, or w itself where the semantic operators are kept
 _GAIN, _WEIGHT = ".gain", "norm.weight"
-# a norm -> the projection whose channels' factors calibration folds into it; without and with norms behind branches
+# a norm -> the projection whose channels' factors calibration folds into it; without and with norms behind branches.
+# Without them Gemma 1 and VaultGemma call the norm before the MLP by different names.
 _READERS = {
-    False: {"input_layernorm": "self_attn.q_proj", "post_attention_layernorm": "mlp.gate_proj"},
+    False: {
+        "input_layernorm": "self_attn.q_proj",
+        "post_attention_layernorm": "mlp.gate_proj",
+        "pre_feedforward_layernorm": "mlp.gate_proj",
+    },
     True: {"input_layernorm": "self_attn.q_proj", "pre_feedforward_layernorm": "mlp.gate_proj"},
 }
 # wrong gains in a message

@@ -6,7 +6,7 @@ consumers    generation_config.json, genai_config.json, tokenizer_config.json
 interface    names, symbols, element types, data files, twins
 arithmetic   embedding scale, GELU, products, soft-capped logits
 norms        which there are, their epsilons
-attention    heads, scale, softcap, windows
+attention    heads, scale, softcap, windows; `attention_parts` and `masks` where it is no kernel
 rotary       positions, frequencies, tables
 wiring       operators and their counts, weights, caches, the residual stream
 modules      what each module of a layer reads

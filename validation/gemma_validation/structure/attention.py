@@ -1,4 +1,4 @@
-"""Attention: heads, scale, softcap and window of every layer, where its kernel or its mask has them."""
+"""Attention: heads, scale, softcap and window of every layer, where its kernel, its mask or its parts have them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemma_export.config import DecoderSpec
-from gemma_validation.structure.facts import FolderFacts, attribute, layer_of, scalar_of
+from gemma_validation.structure.attention_parts import parts_numbers
+from gemma_validation.structure.facts import FolderFacts, attribute, layer_of, producers_of
+from gemma_validation.structure.masks import mask_window
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -18,19 +20,23 @@ __all__ = ["attention"]
 _ATTENTION = frozenset({"Attention", "GroupQueryAttention"})
 # input of the standard operator that says which positions a row sees
 _MASK = 3
-# what a mask is joined of
-_JOINED = frozenset({"And", "Or", "Unsqueeze"})
 
 
 def attention(facts: FolderFacts) -> Iterator[str]:
     """Heads, scale, softcap and window of every layer."""
+    every, by_parts = range(facts.spec.num_hidden_layers), facts.by_parts
+    expected_layers = [layer for layer in every if layer not in by_parts]
     for graph, model in facts.graphs:
+        producers = producers_of(model) if by_parts else {}
+        for layer in by_parts:
+            yield from parts_numbers(facts, graph.file, producers, layer)
         nodes = [node for node in model.graph if node.op_type in _ATTENTION]
         layers = [layer_of(node.name) for node in nodes]
-        if layers != list(range(facts.spec.num_hidden_layers)):
-            yield f"{graph.file}: attention of layers {layers}, expected 0 to {facts.spec.num_hidden_layers - 1}"
+        if layers != expected_layers:
+            told = expected_layers if by_parts else f"0 to {every[-1]}"
+            yield f"{graph.file}: attention of layers {layers}, expected {told}"
             continue
-        for layer, node in enumerate(nodes):
+        for layer, node in zip(expected_layers, nodes, strict=True):
             for name, (found, expected) in _numbers(node, layer, facts.spec).items():
                 if found != expected:
                     yield f"{graph.file}, {node.name}: {name} is {found}, expected {expected}"
@@ -47,7 +53,7 @@ def _numbers(node: ir.Node, layer: int, spec: DecoderSpec) -> dict[str, tuple[An
         "kv_num_heads": (attribute(node, "kv_num_heads"), spec.num_key_value_heads),
         "scale": (None if scale is None else float(np.float32(scale)), float(np.float32(spec.attention_scale))),
         "softcap": (float(np.float32(attribute(node, "softcap", 0.0))), float(np.float32(spec.attention_softcap))),
-        "window": (_mask_window(node) if standard else _window(node), spec.windows[layer]),
+        "window": (mask_window(_mask(node)) if standard else _window(node), spec.windows[layer]),
         # the mask says it to the standard operator
         "is_causal": (attribute(node, "is_causal", 0), 0) if standard else (attribute(node, "causal", 1), 1),
     }
@@ -58,18 +64,5 @@ def _window(node: ir.Node) -> int:
     return max(0, int(attribute(node, "local_window_size", attribute(node, "window", 0))))
 
 
-def _mask_window(node: ir.Node) -> int:
-    """Of the mask that the standard operator reads: the number that the distance of two positions is held against."""
-    mask = node.inputs[_MASK] if len(node.inputs) > _MASK else None
-    values, seen = [mask], set()
-    for value in values:
-        producer = value.producer() if value is not None else None
-        if producer is None or id(producer) in seen:
-            continue
-        seen.add(id(producer))
-        limit = scalar_of(producer.inputs[1]) if producer.op_type in ("Less", "LessOrEqual") else None
-        if limit is not None:
-            return int(limit) + (producer.op_type == "LessOrEqual")
-        if producer.op_type in _JOINED:
-            values.extend(producer.inputs)
-    return 0
+def _mask(node: ir.Node) -> ir.Value | None:
+    return node.inputs[_MASK] if len(node.inputs) > _MASK else None

@@ -18,8 +18,10 @@ from gemma_validation.artifact import residual_shift
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Finder", "FolderFacts", "attribute", "float32_of", "layer_of", "scalar_of", "stem"]
+__all__ = ["Finder", "FolderFacts", "attribute", "float32_of", "layer_of", "producers_of", "scalar_of", "stem"]
 
+# targets that write out attention with a softcap or a window: their kernel would ignore both
+_BY_PARTS = frozenset({"directml"})
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
@@ -46,6 +48,14 @@ class FolderFacts:
         return graph, self.models[graph.file]
 
     @property
+    def by_parts(self) -> tuple[int, ...]:
+        """Layers whose attention is elementary operators and no kernel, ascending."""
+        if self.manifest.target not in _BY_PARTS:
+            return ()
+        limited = (self.spec.attention_softcap or window for window in self.spec.windows)
+        return tuple(layer for layer, limit in enumerate(limited) if limit)
+
+    @property
     def residual_shift(self) -> int:
         """k of the residual stream's scale 2^-k."""
         return residual_shift(self.manifest)
@@ -65,6 +75,11 @@ def layer_of(name: str | None) -> int | None:
     """The layer that a node or a weight belongs to by its name."""
     found = _LAYER.match(name or "")
     return int(found[1]) if found else None
+
+
+def producers_of(model: ir.Model) -> dict[str, ir.Node]:
+    """Value -> the node that computes it."""
+    return {str(value.name): node for node in model.graph for value in node.outputs if value.name}
 
 
 def stem(node: ir.Node) -> str:

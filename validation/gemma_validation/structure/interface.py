@@ -22,7 +22,12 @@ _DTYPES = {"FLOAT": "float32"}
 _INTEGERS = frozenset({"bool", "int4", "int8", "int32", "int64", "uint4", "uint8"})
 # What computes rows of rotary tables: angles are float32 whatever the activations are, and so is a cosine before its
 # cast. In float16 positions beyond 2,048 would not be whole numbers.
-_FLOAT32_VALUES = re.compile(r"rotary(_local)?\.(angles|cos_float32|sin_float32|Cast_\d+)|rotary\.frequencies(_local)?")
+# Attention that is written out is float32 from its scores to its softmax, as in the reference.
+_FLOAT32_VALUES = re.compile(
+    r"rotary(_local)?\.(angles|cos_float32|sin_float32|Cast_\d+)|rotary\.frequencies(_local)?"
+    r"|model\.layers\.\d+\.self_attn\.(products_float32|shares|bent|capped|by_token|seen|by_row|weights)"
+    r"|attention\.(lowest|softcap_.+)"
+)
 # Scales of an int8 cache, and of weights whose products come out in float32, keep 24 bits whatever the activations are
 _FLOAT32_CONSTANTS = ("_scale", ".scales", ".scale")
 

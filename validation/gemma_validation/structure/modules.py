@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from gemma_export.config import DecoderSpec
+from gemma_export.families import FAMILIES
 from gemma_validation.structure.facts import FolderFacts, stem
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _GATED = {"FastGelu": ("gate",), "Gelu": ("gate",), "Mul": ("up",)}
 
 def inputs(facts: FolderFacts) -> Iterator[str]:
     """Each norm, projection, attention and gated product reads what the architecture has in front of it."""
-    expected = _expected(facts.spec)
+    expected = _expected(facts)
     known = {*expected, "model.embed_tokens"}
     for graph, model in facts.graphs:
         for node in model.graph:
@@ -72,18 +72,22 @@ def _source(value: ir.Value | None, known: set[str]) -> str | None:
     return None
 
 
-def _expected(spec: DecoderSpec) -> Mapping[str, tuple[str, ...]]:
+def _expected(facts: FolderFacts) -> Mapping[str, tuple[str, ...]]:
     """Module -> the modules, or points of the stream, that it reads."""
+    spec = facts.spec
+    shapes = FAMILIES[spec.family].tensor_shapes(spec)
     found: dict[str, tuple[str, ...]] = {}
     stream = "model.embed_tokens"
     for layer in range(spec.num_hidden_layers):
         own = f"model.layers.{layer}"
         attention, mlp = f"{own}.self_attn", f"{own}.mlp"
         middle, end = (f"layers.{layer}.{point}" for point in _POINTS)
-        before_mlp = f"{own}.{'pre_feedforward' if spec.post_norms else 'post_attention'}_layernorm"
+        before_mlp = f"{own}.pre_feedforward_layernorm"
+        if f"{before_mlp}.weight" not in shapes:
+            before_mlp = f"{own}.post_attention_layernorm"
         found[f"{own}.input_layernorm"] = (stream,)
         found |= {f"{attention}.{part}_proj": (f"{own}.input_layernorm",) for part in ("q", "k", "v", "qkv")}
-        found |= _attention(attention, normalised=spec.qk_norm)
+        found |= _attention(attention, normalised=spec.qk_norm, by_parts=layer in facts.by_parts)
         found[before_mlp] = (middle,)
         found |= {f"{mlp}.{part}_proj": (before_mlp,) for part in ("gate", "up")}
         found |= {mlp: (f"{mlp}.gate_proj", f"{mlp}.up_proj"), f"{mlp}.down_proj": (mlp,)}
@@ -94,7 +98,12 @@ def _expected(spec: DecoderSpec) -> Mapping[str, tuple[str, ...]]:
     return found | {"model.norm": (stream,), "lm_head": ("model.norm",)}
 
 
-def _attention(module: str, *, normalised: bool) -> dict[str, tuple[str, ...]]:
+def _attention(module: str, *, normalised: bool, by_parts: bool) -> dict[str, tuple[str, ...]]:
     queries, keys = (f"{module}.{part}_{'norm' if normalised else 'proj'}" for part in "qk")
     found = {module: (queries, keys, f"{module}.v_proj"), f"{module}.o_proj": (module,)}
+    if by_parts:
+        # its first operators and its last; `attention` and `caches` look at those between
+        found = {f"{module}.query_groups": (queries,), f"{module}.key_split": (keys,)}
+        found |= {f"{module}.value_split": (f"{module}.v_proj",)}
+        found |= {f"{module}.joined": (), f"{module}.o_proj": (f"{module}.joined",)}
     return found | ({f"{module}.{part}_norm": (f"{module}.{part}_proj",) for part in "qk"} if normalised else {})

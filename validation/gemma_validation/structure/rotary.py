@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from gemma_export.config import Rotary
 from gemma_runtime.manifest import Graph
-from gemma_validation.structure.facts import FolderFacts, attribute, float32_of, layer_of
+from gemma_validation.structure.facts import FolderFacts, attribute, float32_of, layer_of, producers_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -144,7 +144,7 @@ def _stored(facts: FolderFacts, suffix: str, rotary: Rotary) -> Iterator[str]:
 
 
 def _computed(graph: Graph, model: ir.Model, suffix: str, rotary: Rotary, head_dim: int) -> Iterator[str]:
-    producers = {str(value.name): node for node in model.graph for value in node.outputs if value.name}
+    producers = producers_of(model)
     angles = f"rotary{suffix}.angles"
     for function in ("Cos", "Sin"):
         name = f"rotary{suffix}.{function.lower()}"

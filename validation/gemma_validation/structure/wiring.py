@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from gemma_export.errors import PassError
 from gemma_export.targets import TARGETS, Target
-from gemma_validation.structure.facts import FolderFacts, attribute, layer_of, stem
+from gemma_validation.structure.attention_parts import parts_caches
+from gemma_validation.structure.facts import FolderFacts, attribute, layer_of, producers_of, stem
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -61,6 +62,9 @@ def caches(facts: FolderFacts) -> Iterator[str]:
     """Attention of layer i reads and writes keys and values of layer i, and looks at the mask."""
     for graph, model in facts.graphs:
         states = {state.layer: state for state in graph.state}
+        producers = producers_of(model) if facts.by_parts else {}
+        for layer in facts.by_parts:
+            yield from parts_caches(facts, graph.file, producers, states[layer])
         for node in model.graph:
             places = _PAST.get((node.domain, node.op_type))
             layer = layer_of(node.name) or 0
@@ -88,7 +92,7 @@ def residual_stream(facts: FolderFacts) -> Iterator[str]:
     """Each sum adds a branch of its own layer, the right one, to the sum before it."""
     ends = _POST_NORMS if facts.spec.post_norms else _PROJECTIONS
     for graph, model in facts.graphs:
-        producers = {str(value.name): node for node in model.graph for value in node.outputs if value.name}
+        producers = producers_of(model)
         stream = "model.embed_tokens.ScaledEmbedding"
         for layer in range(facts.spec.num_hidden_layers):
             for part in ("attn_residual", "mlp_residual"):
