@@ -5,8 +5,8 @@ gemma          Gemma 1 and CodeGemma
 gemma2         Gemma 2 and ShieldGemma
 gemma3         Gemma 3, the text decoders
 vaultgemma     VaultGemma
-meta           modules without weights, which all of them start from
 pieces         attention that long documents do not make large
+modules        what all of them have alike
 reference      the reference itself
 
 torch and transformers are imported when a reference is made, not before.
