@@ -37,6 +37,8 @@ _LONGEST_CONTEXT = 1 << 17
 # more positions than any speculative verification asks for
 _MOST_POSITIONS = 1024
 _EMBEDDING = "model.embed_tokens.weight"
+# of a specification: what sizes do not say and a variant's name vouches for
+_SAME_MATHEMATICS = ("attention_scale", "attention_softcap", "final_softcap", "windows", "rotary", "local_rotary")
 # activation dtype -> types of stored scales that it holds to the last bit
 _EXACT_SCALES = {
     "float32": ("float32", "float16", "bfloat16"),
@@ -216,10 +218,14 @@ def _identity(checkpoint: Checkpoint, variant: Variant | None) -> dict[str, Any]
 
 def _check_agreement(variant: Variant, family: Family, spec: DecoderSpec) -> None:
     found = {"family": family.name, **dataclasses.asdict(spec)}
-    for key, expected in (("family", variant.family), *variant.architecture):
-        if found[key] != expected:
+    expected = {"family": variant.family, **dict(variant.architecture)}
+    if family.name == variant.family:
+        released, _ = family.parse_config(released_config(variant))
+        expected |= {key: dataclasses.asdict(released)[key] for key in _SAME_MATHEMATICS}
+    for key, wanted in expected.items():
+        if found[key] != wanted:
             raise ConfigError(
-                f"the checkpoint is not variant {variant.name}: {key} is {found[key]}, expected {expected}",
+                f"the checkpoint is not variant {variant.name}: {key} is {found[key]}, expected {wanted}",
                 hint="Leave --variant out to export the checkpoint as it is, or name the variant that it is.",
             )
 

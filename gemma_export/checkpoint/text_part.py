@@ -45,6 +45,13 @@ _DROPPED = frozenset(
         *("boi_token_id", "eoi_token_id", "image_token_id"),
     )
 )
+_DECODER = frozenset(
+    (
+        *(key for key in _ASSUMED if key != "tie_word_embeddings"),
+        *("hidden_size", "intermediate_size", "num_hidden_layers", "sliding_window", "hidden_act", "attention_bias"),
+        *("rope_scaling", "rope_parameters", *(key for key, _, _ in _ROTARY), *_PATTERNS),
+    )
+)
 # Of the whole model, whatever stands in text_config: saving one writes the library's defaults there, and fine-tunes for
 # chats stop at other tokens.
 _WHOLE = ("bos_token_id", "eos_token_id", "pad_token_id", "quantization_config")
@@ -81,7 +88,8 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
             hint="This checkpoint needs a text decoder that is not implemented.",
         )
     _check_tie(config, section)
-    whole = {key: value for key, value in config.items() if key not in _DROPPED}
+    # the reference reads the decoder's own keys from the section alone
+    whole = {key: value for key, value in config.items() if key not in _DROPPED | _DECODER}
     found = {**whole, **section}
     found |= {key: config[key] for key in _WHOLE if config.get(key) is not None}
     return {**_with_assumed(found), "architectures": ["Gemma3ForCausalLM"], "model_type": _TEXT_TYPE}

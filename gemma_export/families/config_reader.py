@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,9 +39,8 @@ class ConfigReader:
 
     def check_number(self, key: str, value: Any, *, low: float, high: float) -> float:
         """Checks a value that was found under `key` (nested keys use dots)."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self._error(key, f"a number above {low} and up to {high}", value)
-        if not low < value <= high:
+        # the range is false for NaN and exact for integers of any size
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low < value <= high:
             raise self._error(key, f"a number above {low} and up to {high}", value)
         return float(value)
 

@@ -7,7 +7,16 @@ from typing import Any
 from gemma_export.errors import ConfigError
 from gemma_export.families.config_reader import ConfigReader
 
-__all__ = ["COMMON_IGNORED", "check_activation", "check_heads", "layer_windows", "pad_token_id", "sizes", "softcap"]
+__all__ = [
+    "COMMON_IGNORED",
+    "SMALLEST",
+    "check_activation",
+    "check_heads",
+    "layer_windows",
+    "pad_token_id",
+    "sizes",
+    "softcap",
+]
 
 # keys that mean nothing to an export of any family
 COMMON_IGNORED = (
@@ -23,6 +32,8 @@ COMMON_IGNORED = (
     "transformers_version",
     "use_cache",
 )
+# numbers below it are no scale, bound or base that a model was trained with: float32 overflows behind them
+SMALLEST = 1e-3
 _WINDOWED, _GLOBAL = "sliding_attention", "full_attention"
 
 
@@ -100,7 +111,7 @@ def softcap(read: ConfigReader, key: str) -> float:
             hint="Write the bound, or null for none, as the published config.json has it.",
         )
     value = read.optional(key)
-    return 0.0 if value is None else read.check_number(key, value, low=0.0, high=1e6)
+    return 0.0 if value is None else read.check_number(key, value, low=SMALLEST, high=1e6)
 
 
 def layer_windows(read: ConfigReader, *, num_layers: int, period: int | None) -> tuple[int, ...]:

@@ -12,7 +12,14 @@ from typing import Any
 from gemma_export.config import DecoderSpec, Rotary
 from gemma_export.errors import ConfigError
 from gemma_export.families.config_reader import ConfigReader
-from gemma_export.families.decoder_config import COMMON_IGNORED, check_activation, layer_windows, sizes, softcap
+from gemma_export.families.decoder_config import (
+    COMMON_IGNORED,
+    SMALLEST,
+    check_activation,
+    layer_windows,
+    sizes,
+    softcap,
+)
 from gemma_export.families.decoder_parts import build_decoder, decoder_tensors, key_value_states
 from gemma_export.families.family import Family
 from gemma_export.families.rotary_config import flat_rotary
@@ -40,6 +47,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1, 1.0),
     "quantization_config": (),
     "rope_scaling": ({"rope_type": "default"}, {"type": "default"}),
+    "_sliding_window_pattern": (2,),
     "sliding_window_pattern": (2,),
     "use_bidirectional_attention": (False,),
 }
@@ -60,7 +68,7 @@ def _parse_config(config: Mapping[str, Any]) -> tuple[DecoderSpec, tuple[str, ..
         family="gemma2",
         **found,
         # 27B: 144, which is hidden_size / num_attention_heads, and not its head_dim of 128
-        attention_scale=read.number("query_pre_attn_scalar", low=0.0, high=1e6) ** -0.5,
+        attention_scale=read.number("query_pre_attn_scalar", low=SMALLEST, high=1e6) ** -0.5,
         attention_softcap=softcap(read, "attn_logit_softcapping"),
         final_softcap=softcap(read, "final_logit_softcapping"),
         windows=windows,

@@ -11,8 +11,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma_export.config import DecoderSpec
+from gemma_export.errors import ConfigError
 from gemma_export.families.config_reader import ConfigReader
-from gemma_export.families.decoder_config import COMMON_IGNORED, check_activation, layer_windows, sizes, softcap
+from gemma_export.families.decoder_config import (
+    COMMON_IGNORED,
+    SMALLEST,
+    check_activation,
+    layer_windows,
+    sizes,
+    softcap,
+)
 from gemma_export.families.decoder_parts import build_decoder, decoder_tensors, key_value_states
 from gemma_export.families.family import Family
 from gemma_export.families.rotary_config import global_and_local_rotary
@@ -56,7 +64,7 @@ def _parse_config(config: Mapping[str, Any]) -> tuple[DecoderSpec, tuple[str, ..
         family="gemma3",
         **found,
         # 27B: 168, which is hidden_size / num_attention_heads, and not its head_dim of 128
-        attention_scale=read.number("query_pre_attn_scalar", low=0.0, high=1e6) ** -0.5,
+        attention_scale=read.number("query_pre_attn_scalar", low=SMALLEST, high=1e6) ** -0.5,
         attention_softcap=0.0,
         final_softcap=softcap(read, "final_logit_softcapping") if read.has("final_logit_softcapping") else 0.0,
         windows=layer_windows(read, num_layers=found["num_hidden_layers"], period=_period(read)),
@@ -71,9 +79,17 @@ def _parse_config(config: Mapping[str, Any]) -> tuple[DecoderSpec, tuple[str, ..
 
 def _period(read: ConfigReader) -> int | None:
     """Every so many layers one sees everything: configs before layer_types say so, later ones with an underscore."""
-    # both count as read: the reference saves one beside the other
-    found = [key for key in ("sliding_window_pattern", "_sliding_window_pattern") if read.optional(key) is not None]
-    return read.integer(found[0], low=1, high=1024) if found else None
+    found = {
+        key: read.integer(key, low=1, high=1024)
+        for key in ("sliding_window_pattern", "_sliding_window_pattern")
+        if read.optional(key) is not None
+    }
+    if len(set(found.values())) > 1:
+        both = " and ".join(f"{key} = {value}" for key, value in found.items())
+        raise ConfigError(
+            f"config.json: {both} contradict each other", hint="Keep the one of the published config.json."
+        )
+    return next(iter(found.values()), None)
 
 
 GEMMA3 = Family(

@@ -8,6 +8,7 @@ from typing import Any
 from gemma_export.config import Rotary
 from gemma_export.errors import ConfigError
 from gemma_export.families.config_reader import ConfigReader
+from gemma_export.families.decoder_config import SMALLEST
 
 __all__ = ["flat_rotary", "global_and_local_rotary"]
 
@@ -40,7 +41,7 @@ def flat_rotary(read: ConfigReader, family: str) -> float:
             )
         if "rope_theta" in nested:
             values["rope_parameters.rope_theta"] = nested["rope_theta"]
-    bases = {key: read.check_number(key, value, low=0.0, high=1e12) for key, value in values.items()}
+    bases = {key: read.check_number(key, value, low=SMALLEST, high=1e12) for key, value in values.items()}
     return _one("rotary base", ("rope_theta", "rope_parameters.rope_theta"), bases, "rope_theta 10000")
 
 
@@ -54,10 +55,12 @@ def global_and_local_rotary(read: ConfigReader) -> tuple[Rotary, Rotary]:
         ConfigError: one is missing, old and new keys disagree, or the kind of scaling is not implemented.
     """
     flat, flat_local = read.optional("rope_theta"), read.optional("rope_local_base_freq")
-    bases = {} if flat is None else {"rope_theta": read.check_number("rope_theta", flat, low=0.0, high=1e12)}
+    bases = {} if flat is None else {"rope_theta": read.check_number("rope_theta", flat, low=SMALLEST, high=1e12)}
     local_bases = {}
     if flat_local is not None:
-        local_bases["rope_local_base_freq"] = read.check_number("rope_local_base_freq", flat_local, low=0.0, high=1e12)
+        local_bases["rope_local_base_freq"] = read.check_number(
+            "rope_local_base_freq", flat_local, low=SMALLEST, high=1e12
+        )
     scaling = read.optional("rope_scaling")
     factors = {} if scaling is None else {"rope_scaling": _factor(read, "rope_scaling", scaling)}
     local_factors: dict[str, float] = {}
@@ -76,7 +79,7 @@ def global_and_local_rotary(read: ConfigReader) -> tuple[Rotary, Rotary]:
             scales[key] = _factor(read, key, own, others=frozenset({"rope_theta"}))
             if own.get("rope_theta") is not None:
                 base = f"{key}.rope_theta"
-                thetas[base] = read.check_number(base, own["rope_theta"], low=0.0, high=1e12)
+                thetas[base] = read.check_number(base, own["rope_theta"], low=SMALLEST, high=1e12)
     theta = _one("rotary base", ("rope_theta", f"rope_parameters.{_GLOBAL}.rope_theta"), bases, "1000000")
     local_keys = ("rope_local_base_freq", f"rope_parameters.{_LOCAL}.rope_theta")
     local_theta = _one("rotary base of layers with a window", local_keys, local_bases, "10000")
@@ -101,7 +104,7 @@ def _factor(read: ConfigReader, key: str, value: Any, others: frozenset[str] = f
             hint="This checkpoint needs a feature that this version lacks; ignoring it would give wrong numbers.",
         )
     if kinds == {"linear"}:
-        return read.check_number(f"{key}.factor", value.get("factor"), low=0.0, high=1e6)
+        return read.check_number(f"{key}.factor", value.get("factor"), low=SMALLEST, high=1e6)
     if value.get("factor") not in (None, 1, 1.0):
         raise ConfigError(
             f"config.json: {key} has factor {value['factor']!r} and no type that uses one",

@@ -12,7 +12,14 @@ from typing import Any
 
 from gemma_export.config import DecoderSpec, Rotary
 from gemma_export.families.config_reader import ConfigReader
-from gemma_export.families.decoder_config import COMMON_IGNORED, check_activation, layer_windows, sizes, softcap
+from gemma_export.families.decoder_config import (
+    COMMON_IGNORED,
+    SMALLEST,
+    check_activation,
+    layer_windows,
+    sizes,
+    softcap,
+)
 from gemma_export.families.decoder_parts import build_decoder, decoder_tensors, key_value_states
 from gemma_export.families.family import Family
 from gemma_export.families.rotary_config import flat_rotary
@@ -44,7 +51,7 @@ def _parse_config(config: Mapping[str, Any]) -> tuple[DecoderSpec, tuple[str, ..
     spec = DecoderSpec(
         family="vaultgemma",
         **found,
-        attention_scale=read.number("query_pre_attn_scalar", low=0.0, high=1e6) ** -0.5,
+        attention_scale=read.number("query_pre_attn_scalar", low=SMALLEST, high=1e6) ** -0.5,
         attention_softcap=softcap(read, "attn_logit_softcapping"),
         final_softcap=softcap(read, "final_logit_softcapping"),
         # layer_types must be there: the reference's description says that no layer has a window, its default that

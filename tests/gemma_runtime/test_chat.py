@@ -189,7 +189,7 @@ USER, MODEL = {"role": "user", "content": "Hi"}, {"role": "model", "content": "H
         ([{"content": "x"}], r"messages\[0\]: unknown role None"),
         ([USER, {"role": "model"}], r"messages\[1\]: the content must be text, found NoneType"),
         ([{"role": "user", "content": {"text": "x"}}], r"messages\[0\]: the content must be text, found dict"),
-        ([{"role": "user", "content": ["x"]}], r"messages\[0\]: part 0 of the content must be text, found 'str'"),
+        ([{"role": "user", "content": ["x"]}], r"messages\[0\]: part 0 of the content must be text, found str"),
         ([{"role": "user", "content": []}], r"messages\[0\]: the content is empty"),
         (
             [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image", "url": "y"}]}],

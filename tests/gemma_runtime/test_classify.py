@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from gemma_runtime import POLICIES, Gemma, Judge, Judgement, Policy
 from gemma_runtime.errors import PromptError
-from gemma_runtime.policies import policy_ids
+from gemma_runtime.policies import find_policy, policy_ids
 
 TEXT = "How do I open a file?"
 ANSWER = "with open(path) as file:\n    pass"
@@ -129,6 +129,12 @@ def test_what_cannot_be_judged(arguments: dict[str, str], phrase: str, model: Ge
 def test_an_empty_policy() -> None:
     with pytest.raises(PromptError, match="the policy mine is empty"):
         Policy.of_text("mine", " * \n")
+    with pytest.raises(PromptError, match="the policy mine must be text, found NoneType"):
+        Policy.of_text("mine", None)  # type: ignore[arg-type]
+    with pytest.raises(PromptError, match="the policy mine is not valid UTF-8"):
+        Policy.of_text("mine", "\ud800")
+    with pytest.raises(PromptError, match=r"there is no policy \['x'\]"):
+        find_policy(["x"])  # type: ignore[arg-type]
 
 
 def test_turns_that_a_tokenizer_lacks(fine_tune: Path, tmp_path: Path) -> None:

@@ -401,7 +401,7 @@ def test_schema_and_parser_refuse(path: str, value: Any) -> None:
 
 # what a schema cannot say
 REFUSED_BY_PARSER = [
-    ("context_length", 8192.0, "context_length: expected an integer from 1, found 8192.0"),
+    ("context_length", 8192.0, "context_length: expected an integer from 1 to 16777216, found 8192.0"),
     ("schema_version", 3.0, "schema_version: expected an integer from 0, found 3.0"),
     ("graphs/0/logits", 8.0, "graphs.logits: expected last, all or a number of positions, found 8.0"),
     ("graphs/1/role", "main", "one graph of each role, main among them, found ['main', 'main']"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -208,16 +209,19 @@ def test_an_exception_in_a_step_changes_nothing(
         near(last(sequence, ids[length : length + 1]), expected[length])
 
 
-def test_an_exception_while_all_is_read_again(windowed: Gemma, plain: Gemma, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("failing", "length"), [(1, 200), (3, 200), (1, 20)])
+def test_an_exception_while_all_is_read_again(
+    failing: int, length: int, windowed: Gemma, plain: Gemma, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("gemma_runtime.sequence.PREFILL_TOKENS", 40)
     ids, sequence = tokens_of(300), windowed.sequence()
     last(sequence, ids)
-    sequence.truncate(200)
+    sequence.truncate(length)
     run, runs = type(sequence.opened).run, []
 
     def interrupted(self: Any, binding: Any) -> None:
         runs.append(1)
-        if len(runs) == 3:
+        if len(runs) == failing:
             raise KeyboardInterrupt
         run(self, binding)
 
@@ -225,8 +229,8 @@ def test_an_exception_while_all_is_read_again(windowed: Gemma, plain: Gemma, mon
         patch.setattr(type(sequence.opened), "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             sequence.step([7])
-    assert sequence.tokens == ids[:200]
-    near(last(sequence, [7]), last(plain.sequence(), [*ids[:200], 7]))
+    assert sequence.tokens == ids[:length]
+    near(last(sequence, [7]), last(plain.sequence(), [*ids[:length], 7]))
 
 
 @pytest.mark.parametrize("room", ROOMS, indirect=True)
@@ -338,6 +342,19 @@ def test_without_guessing_the_graph_of_the_last_position_does(
     found = graph_for(read_manifest(folder), installed, provider=provider, guesses=False)
     assert found.role == "windowed"
     assert graph_for(read_manifest(folder), installed, provider=provider, guesses=False, windowed="off").role == "last8"
+
+
+def test_another_number_of_positions_does_too(folder: Path) -> None:
+    """A folder exported with --logits all has no graph of the last position alone."""
+    manifest = read_manifest(folder)
+    graphs = tuple(
+        dataclasses.replace(graph, logits="all") if graph.role == "windowed" else graph for graph in manifest.graphs
+    )
+    manifest = dataclasses.replace(manifest, graphs=graphs)
+    assert graph_for(manifest, (1, 32, 0), provider="cuda", guesses=False).role == "windowed"
+    with pytest.raises(ProviderError, match="guessing ahead needs caches of full size") as caught:
+        graph_for(manifest, (1, 32, 0), provider="cuda", windowed="on")
+    assert "--speculate off" in str(caught.value.hint)
 
 
 def test_a_folder_without_such_graphs(tiny_fp32: Path) -> None:

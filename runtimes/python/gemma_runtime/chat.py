@@ -205,10 +205,9 @@ def _text_of(content: object, name: str, *, trimmed: bool) -> str:
         )
     texts = []
     for index, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        if kind != "text" or not isinstance(part.get("text"), str):
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             raise PromptError(
-                f"{name}: part {index} of the content must be text, found {str(kind)[:40]!r}",
+                f"{name}: part {index} of the content must be text, found {_kind_of(part)[:40]}",
                 hint="Images and other parts are not taken.",
             )
         lost = [key for key, value in part.items() if key not in ("type", "text") and value is not None]
@@ -221,6 +220,14 @@ def _text_of(content: object, name: str, *, trimmed: bool) -> str:
         # the template reads the first alone
         raise PromptError(f"{name}: a system message has one part, found {len(texts)}", hint="Join the texts.")
     return "".join(texts)
+
+
+def _kind_of(part: object) -> str:
+    if not isinstance(part, Mapping):
+        return type(part).__name__
+    if part.get("type") != "text":
+        return repr(part.get("type"))
+    return f"text of type {type(part.get('text')).__name__}"
 
 
 def _read_message(message: object, name: str) -> Message:

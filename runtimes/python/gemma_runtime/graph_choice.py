@@ -13,6 +13,7 @@ __all__ = ["PROVIDERS", "choose_provider", "graph_for", "release"]
 # Providers whose attention keeps window-sized caches, and whether there is room behind the window, so that guesses can
 # be taken back: CUDA's kernel wants a cache exactly as long as the window.
 _WINDOWED = {"cpu": True, "cuda": False}
+_GUESSING = "guessing ahead"
 # the manifest's and --provider's word -> onnxruntime's
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "directml": "DmlExecutionProvider"}
 
@@ -62,7 +63,9 @@ def graph_for(
     if isinstance(found, Graph):
         return found
     if windowed == "on":
-        raise ProviderError(f"window-sized caches: {found}", hint="By default they are used where they work.")
+        # the one reason that another option takes away
+        without = " With --speculate off they are." if found.startswith(_GUESSING) else ""
+        raise ProviderError(f"window-sized caches: {found}", hint=f"By default they are used where they work.{without}")
     return plain
 
 
@@ -92,10 +95,11 @@ def _windowed(
         needed = min((graph.min_onnxruntime for graph in there), key=release)
         return f"{there[0].file} needs onnxruntime {needed} or later, found {_text(installed)}"
     several = _best(usable) if _WINDOWED[provider] else None
-    last = next((graph for graph in usable if graph.logits == "last"), None)
-    if several is not None or (last is not None and not guesses):
-        return several or last or ""
-    return f"guessing ahead needs caches of full size on {provider} with onnxruntime {_text(installed)}"
+    if several is not None:
+        return several
+    if not guesses:
+        return next((graph for graph in usable if graph.logits == "last"), usable[0])
+    return f"{_GUESSING} needs caches of full size on {provider} with onnxruntime {_text(installed)}"
 
 
 def _text(installed: tuple[int, ...]) -> str:

@@ -46,8 +46,10 @@ class Gemma:
             the text; "lookup": the latter; "off". Greedy text stays the same, sampled text's distribution too.
         cuda_graphs: run single tokens by the folder's static twin, which CUDA captures once and replays; it holds a
             second copy of the weights on the device.
-        windowed: "auto": where they can, layers with a window keep no more than it, which saves memory and changes no
-            text; "on": an error where they cannot; "off". CUDA can only with speculation "off", without `cuda_graphs`.
+        windowed: "auto": where they can, layers with a window keep no more than it, which saves memory; "on": an error
+            where they cannot; "off". Logits are the same but for rounding, which 8-bit activations enlarge; with a
+            draft model a seed gives another text of the same distribution. CUDA can only with speculation "off",
+            without `cuda_graphs`.
 
     Raises:
         GemmaRuntimeError: any subclass.

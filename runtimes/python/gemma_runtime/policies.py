@@ -16,6 +16,9 @@ from gemma_runtime.tokenizer import Tokenizer
 __all__ = ["POLICIES", "Policy", "find_policy", "policy_ids"]
 
 
+_EXAMPLE = 'Such as: "No Spam": The prompt shall not advertise anything.'
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Policy:
     """What a text must not be, in words that a model reads."""
@@ -30,13 +33,10 @@ class Policy:
         """One's own guideline, the same for both; a leading star is the prompt's, not the guideline's.
 
         Raises:
-            PromptError: the text is empty.
+            PromptError: the text is empty, no text, or not valid UTF-8.
         """
-        guideline = text.strip().removeprefix("*").strip()
-        if not guideline:
-            raise PromptError(
-                f"the policy {name} is empty", hint='Such as: "No Spam": The prompt shall not advertise anything.'
-            )
+        guideline = _checked(text, f"policy {name}", _EXAMPLE).removeprefix("*").strip()
+        _checked(guideline, f"policy {name}", _EXAMPLE)
         return cls(name=name, of_prompt=guideline, of_response=guideline)
 
 
@@ -95,7 +95,7 @@ def find_policy(name: str) -> Policy:
     Raises:
         PromptError: there is none of that name.
     """
-    if name not in POLICIES:
+    if not isinstance(name, str) or name not in POLICIES:
         raise PromptError(
             f"there is no policy {name!r}, there are {', '.join(POLICIES)}",
             hint="One's own is a file's text: --policy @FILE, or Policy.of_text.",
@@ -118,23 +118,25 @@ def policy_ids(tokenizer: Tokenizer, policy: Policy, text: str, response: str | 
         PromptError: a text is empty or not valid UTF-8, or the tokenizer has no turns.
     """
     start, end = _turn_tokens(tokenizer)
+    principle = policy.of_prompt if response is None else policy.of_response
+    guideline = _checked(principle, f"policy {policy.name}", _EXAMPLE)
     plain = tokenizer.encode_plain
     question = f"\nHuman Question: {_checked(text, 'text')}\n"
     ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     if response is None:
         ids += [*plain(_EXPERT.format("a user prompt") + "\n\n"), start, *plain(question), end]
-        return ids + plain(f"\n\n{_PRINCIPLE.format(policy.of_prompt)}{_ASK_PROMPT}{_STEPS}")
+        return ids + plain(f"\n\n{_PRINCIPLE.format(guideline)}{_ASK_PROMPT}{_STEPS}")
     answer = f"\nChatbot Response: {_checked(response, 'response')}\n"
     ids += [*plain(_EXPERT.format("an AI response to a prompt") + "\n\n"), start, *plain(question), end]
     ids += [*plain("\n"), start, *plain(answer), end]
-    return ids + plain(f"\n\n{_PRINCIPLE.format(policy.of_response)}{_ASK_RESPONSE}{_STEPS}")
+    return ids + plain(f"\n\n{_PRINCIPLE.format(guideline)}{_ASK_RESPONSE}{_STEPS}")
 
 
-def _checked(text: object, name: str) -> str:
+def _checked(text: object, name: str, hint: str = "Give a text to judge.") -> str:
     if not isinstance(text, str):
         raise PromptError(f"the {name} must be text, found {type(text).__name__}", hint="Decode it first.")
     if not text.strip():
-        raise PromptError(f"the {name} is empty", hint="Give a text to judge.")
+        raise PromptError(f"the {name} is empty", hint=hint)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -96,8 +96,11 @@ class TokenSequence:
         try:
             self.tokens = []
             self.extend(tokens)
+        except BaseException:
+            # the tokens below are not those that the buffers hold
+            self.state.forget()
+            raise
         finally:
-            # whatever happens: the state knows how many of them it holds
             self.tokens = tokens
 
     def _static_step(self, token: int, static: StaticGraph) -> Logits:

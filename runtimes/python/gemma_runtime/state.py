@@ -101,6 +101,9 @@ class DecoderState(Protocol):
     def goes_back(self, length: int) -> bool:
         """Whether the next step may take the first `length` tokens for its past; else all have to be read again."""
 
+    def forget(self) -> None:
+        """What the tensors hold is of no use: only an empty past can be gone back to, where that makes a difference."""
+
     def next_eviction(self, length: int) -> int | None:
         """Tokens behind the first `length` can be taken back up to this number, not included; None without end."""
 
@@ -184,6 +187,10 @@ class InPlaceState:
             return True
         return length <= self._written and all(layout.goes_back(self._written, length) for layout in self._windows)
 
+    def forget(self) -> None:
+        """See DecoderState."""
+        self._written = 0
+
     def next_eviction(self, length: int) -> int | None:
         """See DecoderState."""
         return min((layout.next_eviction(length) for layout in self._windows), default=None)
@@ -250,6 +257,9 @@ class GrowingState:
     def goes_back(self, length: int) -> bool:
         """See DecoderState; every token is held."""
         return True
+
+    def forget(self) -> None:
+        """See DecoderState; its tensors are replaced whole, so they hold what `advance` took."""
 
     def next_eviction(self, length: int) -> int | None:
         """See DecoderState; every token is held."""

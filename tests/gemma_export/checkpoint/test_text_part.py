@@ -148,6 +148,16 @@ def test_whose_word_counts() -> None:
     assert flat({**SECTIONS["gemma3-4b-it"], "tie_word_embeddings": False})["tie_word_embeddings"] is False
 
 
+def test_the_decoder_s_own_keys_are_read_from_the_section_alone() -> None:
+    """As the reference does: what stands beside it is not the decoder's."""
+    outer = {"rope_theta": 3.0, "rope_scaling": {**LINEAR, "factor": 2.0}, "final_logit_softcapping": 2.0}
+    section = {name: value for name, value in SECTIONS["gemma3-4b-it"].items() if name != "rope_scaling"}
+    config = flat(section, **outer, sliding_window=5)
+    spec, _ = family_of(config).parse_config(config)
+    assert (spec.rotary.theta, spec.rotary.factor, spec.final_softcap) == (1e6, 1.0, 0.0)
+    assert max(spec.windows) == 1024
+
+
 @pytest.mark.parametrize(
     ("config", "match"),
     [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +13,8 @@ from reference_shapes import reference_shapes
 from gemma_export.base_checkpoint import released_config
 from gemma_export.errors import ConfigError
 from gemma_export.families import FAMILIES
+from gemma_export.planning import plan_export
+from gemma_export.request import ExportRequest
 from gemma_export.variants import VARIANTS
 
 # https://huggingface.co/google/gemma-2-2b
@@ -161,7 +166,7 @@ def test_no_default_for_an_architecture_number(key: str) -> None:
             {"layer_types": ["chunked_attention"] * 26},
             "unknown kind 'chunked_attention', expected sliding_attention or full_attention",
         ),
-        ({"attn_logit_softcapping": 0.0}, "attn_logit_softcapping must be a number above 0.0 and up to"),
+        ({"attn_logit_softcapping": 0.0}, "attn_logit_softcapping must be a number above 0.001 and up to"),
         ({"attn_logit_softcapping": True}, "attn_logit_softcapping must be a number"),
         ({"final_logit_softcapping": -30.0}, "final_logit_softcapping must be a number above 0.0"),
         ({"final_logit_softcapping": float("nan")}, "final_logit_softcapping must be a number"),
@@ -193,3 +198,14 @@ def test_refusals_say_which_key(changes: dict[str, Any], match: str) -> None:
 def test_neither_rotary_key() -> None:
     with pytest.raises(ConfigError, match=r"needed in rope_theta or rope_parameters\.rope_theta, found neither"):
         parse(rope_theta="absent")
+
+
+def test_a_variant_s_name_vouches_for_its_mathematics(tmp_path: Path) -> None:
+    """Sizes alone do not tell a 27B whose products are scaled by its head_dim."""
+    config = {**released_config(VARIANTS["tiny2"]), "query_pre_attn_scalar": 64}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    request = ExportRequest(variant="tiny2", checkpoint=tmp_path / "model", synthetic_seed=0, output=tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"not variant tiny2: attention_scale is 0\.125, expected 0\.144"):
+        plan_export(request)
+    plan_export(dataclasses.replace(request, variant=None))

@@ -190,6 +190,9 @@ def test_no_default_for_an_architecture_number(key: str) -> None:
         ({"sliding_window_pattern": 0}, "sliding_window_pattern must be an integer from 1 to 1024, found 0"),
         ({"layer_types": TYPES[:-1]}, "layer_types must have one entry for each of 26 layers, found 25 entries"),
         ({"layer_types": ["global"] * 26}, "unknown kind 'global', expected sliding_attention or full_attention"),
+        ({"_sliding_window_pattern": 3}, "sliding_window_pattern = 6 and _sliding_window_pattern = 3 contradict"),
+        ({"query_pre_attn_scalar": 10**400}, "query_pre_attn_scalar must be a number above 0.001 and up to"),
+        ({"query_pre_attn_scalar": 1e-300}, "query_pre_attn_scalar must be a number above 0.001 and up to"),
         # old and new keys in conflict
         (
             {"rope_parameters": {"full_attention": {"rope_theta": 5000.0}}},

@@ -81,7 +81,7 @@ def look_at_folder(
         # the installation's own problem has been told
         return folder, problems
     try:
-        graph = graph_for(manifest, release(onnxruntime))
+        graph = graph_for(manifest, release(onnxruntime), provider=(usable or manifest.providers)[0])
     except ProviderError as error:
         return folder, [*problems, _problem("release", error)]
     if not usable and starting:
@@ -100,6 +100,8 @@ def _with_memory(folder: Folder, manifest: Manifest, graph: Graph) -> Folder:
         * _ITEM_BYTES.get(state.dtype, 4)
         * math.prod(dim for dim in state.shape if isinstance(dim, int))
         for state in graph.state
+        # as long as the window, whatever the text
+        if not state.windowed
     )
     full = graph.cache_bytes
     factor = _WEIGHTS_FACTOR.get(manifest.precision.weight_dtype, _OTHER_FACTOR)

@@ -46,11 +46,11 @@ class JsonObject:
         self._read.add(key)
         return self._content[key]
 
-    def integer(self, key: str, low: int = 0) -> int:
-        """An integer from `low` to 2^63 - 1."""
-        value = self.value(key)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 1 << 63:
-            raise wrong_value(self._path(key), f"an integer from {low}", value)
+    def integer(self, key: str, low: int = 0, high: int | None = None) -> int:
+        """An integer from `low` to `high`, or to 2^63 - 1."""
+        value, most = self.value(key), (1 << 63) - 1 if high is None else high
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= most:
+            raise wrong_value(self._path(key), f"an integer from {low}{'' if high is None else f' to {high}'}", value)
         return value
 
     def text(self, key: str, pattern: re.Pattern[str] | None = None, among: Sequence[str] = ()) -> str:

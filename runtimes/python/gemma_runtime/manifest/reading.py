@@ -27,6 +27,8 @@ __all__ = ["parse_manifest", "read_manifest"]
 
 # a 27B's manifest has about 100 kB; parsing must not be where a hostile folder spends the memory
 _MAX_MANIFEST_BYTES = 16 << 20
+# more than any model has; buffers are as long as these say
+_LONGEST_CONTEXT, _MOST_TOKENS = 1 << 24, 1 << 24
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REVISION = re.compile(r"[0-9a-f]{40}")
 _RELEASE = re.compile(r"[0-9]{1,4}(\.[0-9]{1,4}){1,3}")
@@ -91,8 +93,8 @@ def _manifest(top: JsonObject) -> Manifest:
         providers=top.texts("providers"),
         min_onnxruntime=top.text("min_onnxruntime", _RELEASE),
         cache_layout=top.text("cache_layout", among=_LAYOUTS),
-        context_length=top.integer("context_length", 1),
-        vocab_size=top.integer("vocab_size", 1),
+        context_length=top.integer("context_length", 1, _LONGEST_CONTEXT),
+        vocab_size=top.integer("vocab_size", 1, _MOST_TOKENS),
         graphs=top.objects("graphs", _graph),
         files=top.objects("files", _file),
         generator=top.object("generator", _generator),
