@@ -45,6 +45,7 @@ _DROPPED = frozenset(
         *("boi_token_id", "eoi_token_id", "image_token_id"),
     )
 )
+# the text decoder's own, which mean nothing beside the section
 _DECODER = frozenset(
     (
         *(key for key in _ASSUMED if key != "tie_word_embeddings"),

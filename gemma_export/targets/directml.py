@@ -9,7 +9,7 @@ from gemma_export.config import DecoderSpec
 from gemma_export.errors import PassError
 from gemma_export.targets.checks import check_counts, main_dtype, norms_beside_sums
 from gemma_export.targets.directml_support import OPSET_CEILING, supported
-from gemma_export.targets.stored import rotary_tensors
+from gemma_export.targets.rotary import rotary_tensors, settle_rotary
 from gemma_export.targets.target import Target
 
 if TYPE_CHECKING:
@@ -41,12 +41,11 @@ def _lower(model: ir.Model) -> None:
 
 
 def _settle(model: ir.Model, spec: DecoderSpec) -> None:
-    """Attention that the kernel cannot do, around a float32 softmax; rotary rows where tables would weigh too much."""
+    """Attention that the kernel cannot do, around a float32 softmax; then rotary embedding, which it reads too."""
     from gemma_export import passes
 
     passes.AttentionByParts()(model)
-    if spec.computes_rotary:
-        passes.ComputeRotary()(model)
+    settle_rotary(model, spec)
 
 
 def _finish(model: ir.Model, keep: int) -> None:

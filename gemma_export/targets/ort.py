@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import PassError
 from gemma_export.targets.checks import check_counts, main_dtype, norms_beside_sums
-from gemma_export.targets.stored import rotary_tensors
+from gemma_export.targets.rotary import rotary_tensors, settle_rotary
 from gemma_export.targets.target import Target
 
 if TYPE_CHECKING:
@@ -54,14 +54,6 @@ def _lower(model: ir.Model) -> None:
         passes.LowerSoftCap(),
     ):
         rewrite(model)
-
-
-def _settle(model: ir.Model, spec: DecoderSpec) -> None:
-    """Rotary rows computed in each step, where tables would weigh too much and the kernel does not want them."""
-    if spec.computes_rotary:
-        from gemma_export import passes
-
-        passes.ComputeRotary()(model)
 
 
 def _quantise(model: ir.Model, matrices: Callable[[str, Weight], BlockQuantised | None], activation_dtype: str) -> None:
@@ -192,7 +184,7 @@ _NBITS = Target(
     head_dim_multiple=16,
     chunks="batched",
     lower=_lower,
-    settle=_settle,
+    settle=settle_rotary,
     finish=_finish,
     compat=_compat,
     static=_static,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import PassError
 from gemma_export.targets.checks import check_counts, norms_beside_sums
-from gemma_export.targets.stored import rotary_tensors
+from gemma_export.targets.rotary import rotary_tensors, settle_rotary
 from gemma_export.targets.target import Target
 
 if TYPE_CHECKING:
@@ -44,14 +44,6 @@ def _lower(model: ir.Model) -> None:
         passes.LowerSoftCap(),
     ):
         rewrite(model)
-
-
-def _settle(model: ir.Model, spec: DecoderSpec) -> None:
-    """Rotary rows computed in each step, where tables would weigh too much."""
-    if spec.computes_rotary:
-        from gemma_export import passes
-
-        passes.ComputeRotary()(model)
 
 
 def _keep_tables(model: ir.Model, spec: DecoderSpec) -> None:
@@ -184,7 +176,7 @@ _WITH_FUNCTIONS = Target(
 PORTABLE = dataclasses.replace(
     _WITH_FUNCTIONS,
     lower=_lower,
-    settle=_settle,
+    settle=settle_rotary,
     finish=_finish,
     stored_tensors=_stored_computed,
     check=_check,

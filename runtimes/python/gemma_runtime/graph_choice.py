@@ -13,7 +13,6 @@ __all__ = ["PROVIDERS", "choose_provider", "graph_for", "release"]
 # Providers whose attention keeps window-sized caches, and whether there is room behind the window, so that guesses can
 # be taken back: CUDA's kernel wants a cache exactly as long as the window.
 _WINDOWED = {"cpu": True, "cuda": False}
-_GUESSING = "guessing ahead"
 # the manifest's and --provider's word -> onnxruntime's
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "directml": "DmlExecutionProvider"}
 
@@ -63,8 +62,8 @@ def graph_for(
     if isinstance(found, Graph):
         return found
     if windowed == "on":
-        # the one reason that another option takes away
-        without = " With --speculate off they are." if found.startswith(_GUESSING) else ""
+        alone = _windowed(manifest, installed, provider, guesses=False, static=static)
+        without = " With --speculate off they can be." if isinstance(alone, Graph) else ""
         raise ProviderError(f"window-sized caches: {found}", hint=f"By default they are used where they work.{without}")
     return plain
 
@@ -99,7 +98,7 @@ def _windowed(
         return several
     if not guesses:
         return next((graph for graph in usable if graph.logits == "last"), usable[0])
-    return f"{_GUESSING} needs caches of full size on {provider} with onnxruntime {_text(installed)}"
+    return f"guessing ahead needs caches of full size on {provider} with onnxruntime {_text(installed)}"
 
 
 def _text(installed: tuple[int, ...]) -> str:

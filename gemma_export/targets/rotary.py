@@ -1,10 +1,15 @@
-"""What all targets store beside the checkpoint's tensors."""
+"""Rotary embedding in a target's graph: tables that are stored, or rows that each step computes."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gemma_export.config import DecoderSpec
 
-__all__ = ["rotary_tensors"]
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["rotary_tensors", "settle_rotary"]
 
 
 def rotary_tensors(spec: DecoderSpec, *, computed: bool = False) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -18,3 +23,11 @@ def rotary_tensors(spec: DecoderSpec, *, computed: bool = False) -> tuple[tuple[
         return ()
     table = (spec.max_position_embeddings, spec.head_dim // 2)
     return tuple((f"{function}_cache{suffix}", table) for suffix in spec.rotary_tables for function in ("cos", "sin"))
+
+
+def settle_rotary(model: ir.Model, spec: DecoderSpec) -> None:
+    """Rows computed in each step, where tables would weigh too much; in place, once the precision is applied."""
+    if spec.computes_rotary:
+        from gemma_export import passes
+
+        passes.ComputeRotary()(model)
