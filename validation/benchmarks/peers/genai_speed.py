@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +21,14 @@ def load(folder: str, longest: int) -> Generate:
     import onnxruntime_genai as og
 
     model = og.Model(folder)
+    # the loop ends by itself: of models with a window release 0.18 wants buffers at least as long as it
+    window = _window(json.loads((Path(folder) / "genai_config.json").read_text(encoding="utf-8")))
 
     def generate(ids: list[int], new: int) -> tuple[float, float]:
         parameters = og.GeneratorParams(model)
         # no end before the last token
         length = len(ids) + new + 1
-        parameters.set_search_options(do_sample=False, min_length=length, max_length=length)
+        parameters.set_search_options(do_sample=False, min_length=length, max_length=max(length, window))
         generator = og.Generator(model, parameters)
         start = time.perf_counter()
         generator.append_tokens(np.array([ids], np.int32))
@@ -35,6 +39,11 @@ def load(folder: str, longest: int) -> Generate:
         return prefilled - start, time.perf_counter() - prefilled
 
     return generate
+
+
+def _window(config: dict[str, Any]) -> int:
+    sliding = config["model"]["decoder"].get("sliding_window") or {}
+    return int(sliding.get("window_size", 0))
 
 
 if __name__ == "__main__":
