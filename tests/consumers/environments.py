@@ -16,7 +16,10 @@ from typing import Any
 
 from gemma_export.targets import TARGETS
 
-__all__ = ["CONSUMERS", "Answer", "Consumer", "ask"]
+__all__ = ["CONSUMERS", "MODELS", "Answer", "Consumer", "ask"]
+
+# variant of a built-in model -> its family, in the table's words
+MODELS = {"tiny": "Gemma 1", "tiny2": "Gemma 2"}
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _ENVIRONMENTS = _REPOSITORY / ".consumers"
@@ -52,6 +55,8 @@ class Consumer:
     tokenizes: bool = True
     # where it is known to differ from the reference, and why: result -> the table's words
     limits: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # what its program does for a built-in model beyond loading the folder: variant -> the table's words
+    needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def command(self) -> list[str]:
@@ -72,6 +77,7 @@ CONSUMERS = {
             environment="optimum",
             program="run_optimum.py",
             batch="padded left",
+            needs={"tiny2": "its two head sizes set after loading"},
         ),
         Consumer(
             name="genai",

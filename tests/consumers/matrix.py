@@ -14,7 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from consumers.environments import CONSUMERS
+from consumers.environments import CONSUMERS, MODELS
 
 __all__ = ["RESULTS", "in_readme", "render"]
 
@@ -25,10 +25,10 @@ _END = "<!-- end of the matrix -->\n"
 
 
 def render(results: list[dict[str, Any]]) -> str:
-    """The table, a row for each loader and precision."""
+    """The table, a row for each loader, model and precision."""
     lines = [
-        "| loader | tested with | precision | 64 greedy tokens | batch of three lengths | its own tokenizer |",
-        "|---|---|---|---|---|---|",
+        "| loader | tested with | model | precision | 64 greedy tokens | batch of three lengths | its own tokenizer |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in results:
         consumer = CONSUMERS[row["consumer"]]
@@ -36,7 +36,10 @@ def render(results: list[dict[str, Any]]) -> str:
         batch = f"{row['batch']}, {consumer.batch}" if row["batch"] == "same" else row["batch"]
         if "batch" in consumer.limits:
             batch += f"; {consumer.limits['batch']}"
-        cells = (consumer.title, versions, row["precision"], row["greedy"], batch, row["text"])
+        greedy = row["greedy"]
+        if row["model"] in consumer.needs:
+            greedy += f", {consumer.needs[row['model']]}"
+        cells = (consumer.title, versions, MODELS[row["model"]], row["precision"], greedy, batch, row["text"])
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -18,6 +18,8 @@ class Outcome:
     """A row of the table."""
 
     consumer: str
+    # variant of the built-in model
+    model: str
     precision: str
     versions: dict[str, str]
     # "same", a limit's words, or what differs and where
@@ -31,7 +33,7 @@ class Outcome:
         return self.greedy, self.batch, self.text
 
 
-def judge(consumer: Consumer, precision: str, answer: Answer, expected: Reference) -> Outcome:
+def judge(consumer: Consumer, model: str, precision: str, answer: Answer, expected: Reference) -> Outcome:
     """The row that an answer earns."""
     if answer.error is not None:
         greedy = batch = text = f"fails: {answer.error}"
@@ -41,6 +43,7 @@ def judge(consumer: Consumer, precision: str, answer: Answer, expected: Referenc
         text = _text(consumer, answer, expected)
     return Outcome(
         consumer=consumer.name,
+        model=model,
         precision=precision,
         versions=answer.versions,
         greedy=greedy,

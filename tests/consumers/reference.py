@@ -1,4 +1,4 @@
-"""What PyTorch computes: transformers in float32 on the built-in model."""
+"""What PyTorch computes: transformers in float32 on the built-in models."""
 
 from __future__ import annotations
 
@@ -9,18 +9,26 @@ import torch
 from decoders import builtin_reference
 from tokenizers import Tokenizer
 
-from gemma_export.checkpoint import BUILTIN_DIRECTORY
+from gemma_export.checkpoint import BUILTIN_DIRECTORIES
 
-__all__ = ["NEW_TOKENS", "PROMPTS", "STOP_IDS", "TEXTS", "Reference", "reference"]
+__all__ = ["NEW_TOKENS", "STOP_IDS", "TEXTS", "Reference", "reference"]
 
 NEW_TOKENS = 64
 STOP_IDS = frozenset({1, 107})
 # of different lengths and continuations, without a stop token in them and without close calls, which `margin` measures
-PROMPTS = (
-    "class LoggerAdapter(object):",
-    "raise ValueError('%r is not callable' % (type_func,))",
-    "addrlist = []",
-)
+_PROMPTS = {
+    "tiny": (
+        "class LoggerAdapter(object):",
+        "raise ValueError('%r is not callable' % (type_func,))",
+        "addrlist = []",
+    ),
+    # whose window is half of what each of these comes to
+    "tiny2": (
+        "class LoggerAdapter(object):",
+        "def __init__(self, name):",
+        "import os\nimport sys\n",
+    ),
+}
 # what tokenizers get wrong: runs of spaces, line ends, bytes, special tokens in the text
 TEXTS = (
     "Hello, world!",
@@ -35,6 +43,7 @@ TEXTS = (
 class Reference:
     """Greedy generation of the reference."""
 
+    prompts: tuple[str, ...]
     prompt_ids: list[list[int]]
     tokenized: list[list[int]]
     # new tokens of each prompt
@@ -44,12 +53,18 @@ class Reference:
 
 
 @functools.cache
-def reference() -> Reference:
-    """Computed once."""
-    tokenizer = Tokenizer.from_file(str(BUILTIN_DIRECTORY / "tokenizer.json"))
-    prompt_ids = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
-    continued = [_greedy(ids) for ids in prompt_ids]
+def reference(model: str) -> Reference:
+    """Computed once.
+
+    Args:
+        model: variant of a built-in model.
+    """
+    prompts = _PROMPTS[model]
+    tokenizer = Tokenizer.from_file(str(BUILTIN_DIRECTORIES[model] / "tokenizer.json"))
+    prompt_ids = [tokenizer.encode(prompt).ids for prompt in prompts]
+    continued = [_greedy(model, ids) for ids in prompt_ids]
     return Reference(
+        prompts=prompts,
         prompt_ids=prompt_ids,
         tokenized=[tokenizer.encode(text).ids for text in TEXTS],
         tokens=[tokens for tokens, _ in continued],
@@ -58,9 +73,9 @@ def reference() -> Reference:
 
 
 @torch.no_grad()
-def _greedy(ids: list[int]) -> tuple[list[int], float]:
+def _greedy(name: str, ids: list[int]) -> tuple[list[int], float]:
     """Without a cache: one thing less to be wrong."""
-    model, tokens, margin = builtin_reference(), [], float("inf")
+    model, tokens, margin = builtin_reference(name), [], float("inf")
     for _ in range(NEW_TOKENS):
         best = model(torch.tensor([ids + tokens])).logits[0, -1].topk(2)
         tokens.append(int(best.indices[0]))

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import tolerances
-from consumers.environments import CONSUMERS, Answer, Consumer, ask
+from consumers.environments import CONSUMERS, MODELS, Answer, Consumer, ask
 from consumers.matrix import RESULTS
 from consumers.outcome import SAME, Outcome, judge
-from consumers.reference import NEW_TOKENS, PROMPTS, STOP_IDS, TEXTS, reference
+from consumers.reference import NEW_TOKENS, STOP_IDS, TEXTS, reference
 
 from gemma_export.artifact import verify_folder
 from gemma_export.consumers.genai import GENAI
@@ -26,15 +26,16 @@ pytestmark = pytest.mark.consumers
 
 _FOUND = Path(__file__).resolve().parents[2] / ".consumers/results.json"
 _PRECISIONS = {"fp32": "onnx/model.onnx", "fp16": "onnx/model_fp16.onnx"}
-_CASES = [(name, precision) for name in CONSUMERS for precision in _PRECISIONS]
+_CASES = [(name, model, precision) for name in CONSUMERS for model in MODELS for precision in _PRECISIONS]
 
 
-def _ask(consumer: Consumer, folder: Path, graph: str) -> Answer:
+def _ask(consumer: Consumer, folder: Path, graph: str, model: str = "tiny") -> Answer:
+    expected = reference(model)
     request: dict[str, Any] = {
         "folder": folder.as_posix(),
         "graph": graph,
-        "prompts": PROMPTS,
-        "prompt_ids": reference().prompt_ids,
+        "prompts": expected.prompts,
+        "prompt_ids": expected.prompt_ids,
         "texts": TEXTS,
         "new_tokens": NEW_TOKENS,
     }
@@ -42,54 +43,55 @@ def _ask(consumer: Consumer, folder: Path, graph: str) -> Answer:
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[Answer, Outcome]]:
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str], tuple[Answer, Outcome]]:
     root = tmp_path_factory.mktemp("folders")
 
     @functools.cache
-    def folder(target: str, precision: str) -> Path:
-        output = root / f"{target}-{precision}"
-        export(ExportRequest(variant="tiny", target=target, precision=precision, output=output))
+    def folder(target: str, model: str, precision: str) -> Path:
+        output = root / f"{model}-{target}-{precision}"
+        export(ExportRequest(variant=model, target=target, precision=precision, output=output))
         verify_folder(output)
         return output
 
     @functools.cache
-    def judged(name: str, precision: str) -> tuple[Answer, Outcome]:
+    def judged(name: str, model: str, precision: str) -> tuple[Answer, Outcome]:
         consumer = CONSUMERS[name]
-        answer = _ask(consumer, folder(consumer.target, precision), _PRECISIONS[precision])
-        return answer, judge(consumer, precision, answer, reference())
+        answer = _ask(consumer, folder(consumer.target, model, precision), _PRECISIONS[precision], model)
+        return answer, judge(consumer, model, precision, answer, reference(model))
 
     return judged
 
 
-def test_prompts_are_no_close_calls() -> None:
+@pytest.mark.parametrize("model", MODELS)
+def test_prompts_are_no_close_calls(model: str) -> None:
     """Else float16 could choose otherwise and still be right."""
-    expected = reference()
+    expected = reference(model)
     assert expected.margin > tolerances.GREEDY_MARGIN
     assert all(len(tokens) == NEW_TOKENS and not STOP_IDS & set(tokens) for tokens in expected.tokens)
-    assert len({tuple(tokens) for tokens in expected.tokens}) == len(PROMPTS)
-    assert len({len(ids) for ids in expected.prompt_ids}) == len(PROMPTS)
+    assert len({tuple(tokens) for tokens in expected.tokens}) == len(expected.prompts)
+    assert len({len(ids) for ids in expected.prompt_ids}) == len(expected.prompts)
 
 
-@pytest.mark.parametrize(("name", "precision"), _CASES)
-def test_greedy_tokens(name: str, precision: str, outcome: Callable[..., tuple[Answer, Outcome]]) -> None:
-    answer, judged = outcome(name, precision)
+@pytest.mark.parametrize(("name", "model", "precision"), _CASES)
+def test_greedy_tokens(name: str, model: str, precision: str, outcome: Callable[..., tuple[Answer, Outcome]]) -> None:
+    answer, judged = outcome(name, model, precision)
     assert judged.greedy == SAME
     assert answer.loaded.rpartition("/")[2] == _PRECISIONS[precision].rpartition("/")[2]
 
 
-@pytest.mark.parametrize(("name", "precision"), [case for case in _CASES if CONSUMERS[case[0]].batch])
-def test_padded_batch(name: str, precision: str, outcome: Callable[..., tuple[Answer, Outcome]]) -> None:
-    answer, judged = outcome(name, precision)
+@pytest.mark.parametrize(("name", "model", "precision"), [case for case in _CASES if CONSUMERS[case[0]].batch])
+def test_padded_batch(name: str, model: str, precision: str, outcome: Callable[..., tuple[Answer, Outcome]]) -> None:
+    answer, judged = outcome(name, model, precision)
     assert judged.batch == SAME
     # a loader that has learnt the other side leaves the table's remark
     limited = "batch" in CONSUMERS[name].limits
-    assert (answer.limited_batch not in (None, reference().tokens)) == limited
+    assert (answer.limited_batch not in (None, reference(model).tokens)) == limited
 
 
-@pytest.mark.parametrize(("name", "precision"), [case for case in _CASES if CONSUMERS[case[0]].tokenizes])
-def test_tokenizer(name: str, precision: str, outcome: Callable[..., tuple[Answer, Outcome]]) -> None:
+@pytest.mark.parametrize(("name", "model", "precision"), [case for case in _CASES if CONSUMERS[case[0]].tokenizes])
+def test_tokenizer(name: str, model: str, precision: str, outcome: Callable[..., tuple[Answer, Outcome]]) -> None:
     """Equal to the reference; or, where a limit is known, still limited so."""
-    assert outcome(name, precision)[1].text == CONSUMERS[name].limits.get("text", SAME)
+    assert outcome(name, model, precision)[1].text == CONSUMERS[name].limits.get("text", SAME)
 
 
 @pytest.mark.parametrize("precision", _PRECISIONS)
@@ -99,7 +101,9 @@ def test_an_int8_cache(precision: str, tmp_path: Path) -> None:
     export(ExportRequest(variant="tiny", precision=precision, kv_cache="int8", output=folder))
     for consumer in CONSUMERS.values():
         if consumer.target == "ort":
-            judged = judge(consumer, precision, _ask(consumer, folder, _PRECISIONS[precision]), reference())
+            judged = judge(
+                consumer, "tiny", precision, _ask(consumer, folder, _PRECISIONS[precision]), reference("tiny")
+            )
             assert (judged.greedy, judged.batch) == (SAME, SAME if consumer.batch else "—"), consumer.name
 
 
@@ -112,7 +116,7 @@ def test_other_logits_positions(logits: str, tmp_path: Path) -> None:
             export(ExportRequest(variant="tiny", target=consumer.target, logits=logits, output=folder))
             verify_folder(folder)
         folder = folders[consumer.target]
-        judged = judge(consumer, "fp32", _ask(consumer, folder, _PRECISIONS["fp32"]), reference())
+        judged = judge(consumer, "tiny", "fp32", _ask(consumer, folder, _PRECISIONS["fp32"]), reference("tiny"))
         assert (judged.greedy, judged.batch) == (SAME, SAME if consumer.batch else "—"), consumer.name
 
 
@@ -143,11 +147,11 @@ def test_genai_takes_a_generation_config_that_it_would_refuse(tiny_fp32: Path, t
     shutil.copytree(tiny_fp32, folder)
     for name, content in GENAI.files(dataclasses.replace(facts, generation_config=odd)).items():
         (folder / name).write_bytes(content)
-    assert _ask(CONSUMERS["genai"], folder, _PRECISIONS["fp32"]).single == reference().tokens
+    assert _ask(CONSUMERS["genai"], folder, _PRECISIONS["fp32"]).single == reference("tiny").tokens
 
 
 def test_committed_results_are_these(outcome: Callable[..., tuple[Answer, Outcome]]) -> None:
     """Versions and verdicts; `make consumer-matrix` accepts new ones into the README."""
-    found = [dataclasses.asdict(outcome(name, precision)[1]) for name, precision in _CASES]
+    found = [dataclasses.asdict(outcome(name, model, precision)[1]) for name, model, precision in _CASES]
     _FOUND.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     assert found == json.loads(RESULTS.read_text(encoding="utf-8"))

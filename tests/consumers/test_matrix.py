@@ -18,7 +18,7 @@ def test_readme_has_the_table_of_the_committed_results() -> None:
 
 def _reference() -> Reference:
     tokenized = [[index] for index, _ in enumerate(TEXTS)]
-    return Reference(prompt_ids=[[2, 5]], tokenized=tokenized, tokens=[[7, 8, 9]], margin=1.0)
+    return Reference(prompts=("x",), prompt_ids=[[2, 5]], tokenized=tokenized, tokens=[[7, 8, 9]], margin=1.0)
 
 
 def _answer(**changes: object) -> Answer:
@@ -34,19 +34,27 @@ def _answer(**changes: object) -> Answer:
 
 
 def test_a_right_answer() -> None:
-    assert judge(CONSUMERS["optimum"], "fp32", _answer(), _reference()).words == ("same", "same", "same")
+    assert judge(CONSUMERS["optimum"], "tiny", "fp32", _answer(), _reference()).words == ("same", "same", "same")
 
 
 def test_wrong_answers_are_told_where() -> None:
     optimum, genai = CONSUMERS["optimum"], CONSUMERS["genai"]
     expected = _reference()
-    assert judge(optimum, "fp32", _answer(single=[[7, 9, 9]]), expected).greedy == "differs: prompt 0, token 1 of 64"
-    assert judge(optimum, "fp32", _answer(single=[[7, 8]]), expected).greedy == "differs: prompt 0, token 2 of 64"
-    assert judge(optimum, "fp32", _answer(batch=None), expected).batch == "fails: no answer"
-    assert judge(optimum, "fp32", _answer(prompt_ids=[[5]]), expected).text == "differs: the prompts' token ids"
-    assert judge(optimum, "fp32", Answer(loaded="", error="boom"), expected).words == ("fails: boom",) * 3
+    assert (
+        judge(optimum, "tiny", "fp32", _answer(single=[[7, 9, 9]]), expected).greedy
+        == "differs: prompt 0, token 1 of 64"
+    )
+    assert (
+        judge(optimum, "tiny", "fp32", _answer(single=[[7, 8]]), expected).greedy == "differs: prompt 0, token 2 of 64"
+    )
+    assert judge(optimum, "tiny", "fp32", _answer(batch=None), expected).batch == "fails: no answer"
+    assert judge(optimum, "tiny", "fp32", _answer(prompt_ids=[[5]]), expected).text == "differs: the prompts' token ids"
+    assert judge(optimum, "tiny", "fp32", Answer(loaded="", error="boom"), expected).words == ("fails: boom",) * 3
     spaces = [[0], [99], [2], [3], [4]]
-    assert judge(optimum, "fp32", _answer(tokenized=spaces), expected).text == "differs: 'a  b    c'"
-    assert judge(genai, "fp32", _answer(tokenized=spaces), expected).text == genai.limits["text"]
+    assert judge(optimum, "tiny", "fp32", _answer(tokenized=spaces), expected).text == "differs: 'a  b    c'"
+    assert judge(genai, "tiny", "fp32", _answer(tokenized=spaces), expected).text == genai.limits["text"]
     # a limit explains no other difference
-    assert judge(genai, "fp32", _answer(tokenized=[[99], *spaces[1:]]), expected).text == "differs: 'Hello, world!'"
+    assert (
+        judge(genai, "tiny", "fp32", _answer(tokenized=[[99], *spaces[1:]]), expected).text
+        == "differs: 'Hello, world!'"
+    )

@@ -114,26 +114,37 @@ def genai_program(
     )
 
 
-def openvino_program(name: str, precision: str, peers: Path, *, more_packages: tuple[str, ...] = ()) -> Program:
-    """optimum-intel's export for OpenVINO, from a checkpoint to OUTPUT.
+def openvino_program(
+    name: str,
+    precision: str,
+    peers: Path,
+    *,
+    more_packages: tuple[str, ...] = (),
+    checkpoint: str = INPUT,
+    more: tuple[Step, ...] = (),
+) -> Program:
+    """optimum-intel's export for OpenVINO, from a checkpoint to OUTPUT; then further steps.
 
     Args:
         name: of the program.
         precision: one of PRECISIONS.
         peers: folder of the environments that `make peers` installs.
         more_packages: further ones whose versions count.
+        checkpoint: its folder.
+        more: steps behind the export.
     """
     format_options = {
         "fp16": ("--weight-format", "fp16"),
         "int4": ("--weight-format", "int4", "--sym", "--group-size", "128", "--ratio", "1.0"),
     }[precision]
     environment = peers / "openvino/bin"
-    command = (str(environment / "optimum-cli"), "export", "openvino", "--model", INPUT)
+    command = (str(environment / "optimum-cli"), "export", "openvino", "--model", checkpoint)
     return Program(
         name=name,
         note=f"optimum-cli export openvino {' '.join(format_options)}, tokenizer converted too",
         steps=(
             Step(name="export", command=(*command, "--task", "text-generation-with-past", *format_options, OUTPUT)),
+            *more,
         ),
         python=environment / "python",
         packages=("optimum-intel", "openvino", "nncf", "torch", "transformers", *more_packages),

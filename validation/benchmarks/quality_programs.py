@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from benchmarks.exporters import QUIET, genai_program, importable, json_figures, llama_program
+from benchmarks.exporters import QUIET, genai_program, importable, json_figures, llama_program, openvino_program
 from benchmarks.harness import INPUT, OUTPUT, SCRATCH, Program, Step
 
 __all__ = ["IDS", "REFERENCE", "quality_programs"]
@@ -19,6 +19,7 @@ _CHECKPOINT = f"{INPUT}/checkpoint"
 # (name, options of gemma-export)
 _OURS = (
     ("int4 (default)", "--int4"),
+    ("fp32", ""),
     ("fp16", "--fp16"),
     ("int8", "--int8"),
     ("int8 + fp16", "--int8 --fp16"),
@@ -26,6 +27,8 @@ _OURS = (
     ("int4 + fp16", "--int4 --fp16"),
     ("int4 rtn", "--int4 --quantizer rtn"),
     ("int4 rtn block 32 symmetric", "--int4 --quantizer rtn --block-size 32 --symmetric"),
+    ("int4 block 32", "--int4 --block-size 32"),
+    ("int4 block 256", "--int4 --block-size 256"),
     ("int4 search block 32 symmetric", "--int4 --block-size 32 --symmetric"),
     ("int4 activation-aware", "--int4 --activation-aware"),
     ("int4 gptq", "--int4 --quantizer gptq"),
@@ -60,6 +63,7 @@ def quality_programs(peers: Path) -> tuple[Program, ...]:
     return (
         *(_gemma_export(name, options) for name, options in _OURS),
         *(_genai(name, options, peers) for name, options in _GENAI),
+        _openvino(peers),
         *(_llama(name, kind, peers) for name, kind in _LLAMA),
     )
 
@@ -95,6 +99,14 @@ def _genai(name: str, options: str, peers: Path) -> Program:
             more=(_compare(f"{OUTPUT}/model.onnx"),),
         )
     )
+
+
+def _openvino(peers: Path) -> Program:
+    logits, model = f"{SCRATCH}/logits.npy", f"{OUTPUT}/openvino_model.xml"
+    script = str(_HERE / "peers/openvino_logits.py")
+    run = (str(peers / "openvino/bin/python"), script, model, f"{INPUT}/{IDS}", logits)
+    more = (Step(name="run", command=run), _compare(logits))
+    return _comparing(openvino_program("OpenVINO int4", "int4", peers, checkpoint=_CHECKPOINT, more=more))
 
 
 def _llama(name: str, kind: str, peers: Path) -> Program:
