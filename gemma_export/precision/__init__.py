@@ -12,7 +12,7 @@ from gemma_export.precision.bf16 import BF16
 from gemma_export.precision.cache_format import CACHE_FORMATS, CacheFormat
 from gemma_export.precision.fp16 import FP16
 from gemma_export.precision.fp32 import FP32
-from gemma_export.precision.options import WeightOptions, check_packing, check_rules, weight_scheme
+from gemma_export.precision.options import WeightOptions, check_packing, check_rules, undivided_blocks, weight_scheme
 from gemma_export.precision.precision import Precision, quantised
 from gemma_export.precision.quantisers import QUANTISERS
 from gemma_export.precision.scheme import WeightScheme
@@ -32,6 +32,7 @@ __all__ = [
     "check_rules",
     "quantised",
     "stored_scheme",
+    "undivided_blocks",
     "weight_scheme",
     "with_stored_tensors",
 ]
