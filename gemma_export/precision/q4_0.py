@@ -68,6 +68,8 @@ def grid_warning(
 def lies_on_grid(blocks: npt.NDArray[np.float32]) -> bool:
     """Whether each block is whole numbers from -8 to 7 times a scale of its own, up to bfloat16's rounding.
 
+    Numbers that are not finite, or too small to be divided, are on no grid.
+
     Args:
         blocks: [n, 32]; some must hold more than zeros.
     """
@@ -77,9 +79,11 @@ def lies_on_grid(blocks: npt.NDArray[np.float32]) -> bool:
     if not len(blocks):
         return False
     for code in LARGEST_CODES:
-        scale = (largest / code)[:, None]
-        codes = np.round(blocks / scale)
-        near = np.abs(codes * scale - blocks) <= _TOLERANCE * np.abs(blocks)
+        # what is not finite is near to nothing
+        with np.errstate(all="ignore"):
+            scale = (largest / code)[:, None]
+            codes = np.round(blocks / scale)
+            near = np.abs(codes * scale - blocks) <= _TOLERANCE * np.abs(blocks)
         misses = ~(near & (codes >= -8) & (codes <= 7)).all(1)
         blocks, largest = blocks[misses], largest[misses]
     return not len(blocks)

@@ -77,6 +77,18 @@ def test_other_weights_are_on_no_grid() -> None:
     assert not lies_on_grid(generator.integers(-16, 16, (64, 32)).astype(np.float32))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_damaged_weights_are_on_no_grid(value: float) -> None:
+    blocks = grid((64, 32), np.random.default_rng(0))
+    blocks[9, 3] = value
+    assert not lies_on_grid(blocks)
+
+
+def test_numbers_that_cannot_be_divided_are_on_no_grid() -> None:
+    blocks = np.float32(2.0**-149) * np.arange(-16, 16, dtype=np.float32).reshape(1, 32)
+    assert not lies_on_grid(blocks)
+
+
 def test_other_layouts_are_warned_of(trained: Path) -> None:
     (told,) = warnings_of(trained, weights=WeightOptions(scheme="int4"))
     assert "--int4 --block-size 32 --symmetric stores them exactly" in told
