@@ -117,12 +117,13 @@ def test_an_overflow_that_no_rescaling_cures_is_told(hot: Callable[[float], Path
     (warning,) = [line for line in result.stderr.splitlines() if "down_proj.input" in line]
     told = "warning: layers.1.mlp.down_proj.input peaks at 100,000 on the probe prompts, float16 ends at 65,504"
     assert warning.replace("99,999", "100,000").replace("100,001", "100,000") == told
-    found = read_manifest(tmp_path / "out").precision.options["residual_scale"]["measured"]
+    options = read_manifest(tmp_path / "out").precision.options["residual_scale"]
+    found = options["measured"]
     peak = found["peaks"]["mlp.down_proj.input"]
     assert (peak["peak"], peak["layer"], peak["scaled"]) == (pytest.approx(1e5, rel=1e-3), 1, False)
     assert peak["headroom_bits"] == pytest.approx(np.log2(65504 / 1e5), abs=0.01)
-    # the embedding's factor, sqrt(32), is the largest constant, or a rotary table's 1
-    assert 1.0 <= found["largest_constant"] <= 32**0.5 + 1e-3
+    # the embedding's factor, sqrt(hidden_size), rescaled
+    assert found["largest_constant"] == pytest.approx(32**0.5 * 2.0 ** -options["shift"], rel=1e-3)
     assert found["weights"]["mlp.up_proj.weight"]["largest"] > 1.0
 
 
