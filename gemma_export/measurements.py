@@ -16,8 +16,21 @@ if TYPE_CHECKING:
 
     from gemma_export.calibration.channels import ChannelScales
     from gemma_export.headroom import Headroom
+    from gemma_export.precision.scale_counts import ScaleCounts
 
-__all__ = ["Measurements", "RoundedScales", "choice_files", "format_options", "measurement_notes", "rounded_scales"]
+__all__ = [
+    "Measurements",
+    "RoundedScales",
+    "choice_files",
+    "format_options",
+    "measurement_notes",
+    "rounded_scales",
+    "scale_warnings",
+    "written_scales",
+]
+
+# Share of coarse scales from which on they are told of.
+_COARSE_SHARE = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +61,7 @@ def rounded_scales(plan: ExportPlan, model: ir.Model) -> RoundedScales | None:
     scheme = plan.precision.scheme
     if scheme is None or scheme.checkpoint is None:
         return None
-    from gemma_export.precision.stored_blocks import rounded_scales as count_rounded
+    from gemma_export.precision.graph_blocks import rounded_scales as count_rounded
 
     count, total, change = count_rounded(model)
     return RoundedScales(count=count, total=total, largest_relative_change=change)
@@ -116,6 +129,33 @@ def measurement_notes(plan: ExportPlan, found: Measurements) -> tuple[str, ...]:
         where = "the embedding" if peak.layer is None else f"layer {peak.layer}"
         why = f"measured: peaks at {peak.value:,.4g} in {where}, {found.headroom.headroom_bits:.1f} bits of headroom"
     return (*notes, f"residual stream {how} ({why})", *_stored_notes(plan, found.rounded))
+
+
+def written_scales(plan: ExportPlan, model: ir.Model) -> ScaleCounts | None:
+    """The scales that an export chose for float16 activations, counted; None where it chose none.
+
+    Args:
+        plan: of the export.
+        model: a lowered graph whose weights have been written.
+    """
+    scheme = plan.precision.scheme
+    if scheme is None or scheme.checkpoint is not None or plan.precision.activation_dtype != "float16":
+        return None
+    from gemma_export.precision.graph_blocks import scale_counts
+
+    return scale_counts(model)
+
+
+def scale_warnings(plan: ExportPlan, counts: ScaleCounts | None) -> tuple[str, ...]:
+    """A line where many scales are so small that rounding them costs accuracy."""
+    if counts is None or counts.coarse <= _COARSE_SHARE * counts.total:
+        return ()
+    shift = plan.residual_scale.shift
+    way_out = f"a --residual-scale below {shift}, or float32 activations" if shift else "float32 activations"
+    return (
+        f"{counts.subnormal / counts.total:.1%} of the scales of blocks are subnormal float16 numbers, "
+        f"{counts.coarse / counts.total:.1%} below 2^-20, where rounding them costs accuracy: {way_out} keep them",
+    )
 
 
 def _stored_notes(plan: ExportPlan, rounded: RoundedScales | None) -> tuple[str, ...]:

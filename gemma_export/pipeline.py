@@ -36,6 +36,8 @@ from gemma_export.measurements import (
     format_options,
     measurement_notes,
     rounded_scales,
+    scale_warnings,
+    written_scales,
 )
 from gemma_export.mixed_precision import MixedPrecision
 from gemma_export.planning import ExportPlan, consumer_files, plan_export
@@ -130,12 +132,20 @@ def export(
             found = Measurements(headroom=headroom, scales=scales, mixed=mixed, rounded=rounded)
             options = format_options(plan, [graph.model for graph in graphs], found)
             clock.lap("calibrate" if calibrates(plan) else "lower")
+
+            def manifest(files: Sequence[FileEntry]) -> Manifest:
+                # once the weights are written: their scales are chosen on the way
+                counts = written_scales(plan, graphs[0].model)
+                if counts is not None:
+                    options["float16_scales"] = dataclasses.asdict(counts)
+                return _manifest(plan, graphs, files, hashed.result(), options)
+
             folder = write_folder(
                 plan.output,
                 graphs=graphs,
                 data_file=data_file(plan.precision.suffix),
                 extra_files=consumer_files(plan.facts) | choice_files(mixed),
-                manifest=lambda files: _manifest(plan, graphs, files, hashed.result(), options),
+                manifest=manifest,
                 force=request.force,
                 progress=progress or NullProgress(),
             )
@@ -148,7 +158,10 @@ def export(
         options=options,
         mixed=mixed,
         notes=measurement_notes(plan, found),
-        warnings=tuple(headroom.warnings()) if headroom is not None else (),
+        warnings=(
+            *(headroom.warnings() if headroom is not None else ()),
+            *scale_warnings(plan, written_scales(plan, graphs[0].model)),
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from gemma_export.consumers import CONSUMERS, FolderFacts
 from gemma_export.families import Family
 from gemma_export.memory_estimate import peak_memory
 from gemma_export.mixed_precision import JSON_FILE, PLOT_FILE, can_plot, largest_scheme, matrices_of, with_scheme
-from gemma_export.precision import Precision, WeightScheme, check_packing, check_rules
+from gemma_export.precision import Precision, WeightScheme, check_packing, check_rules, undivided_blocks
 from gemma_export.progress import Progress
 from gemma_export.request import ExportRequest
 from gemma_export.residual_scale import ResidualScale
@@ -165,6 +165,7 @@ def plan_export(request: ExportRequest, progress: Progress | None = None) -> Exp
         download_bytes=source.download_bytes if isinstance(source, HubWeights) else 0,
         warnings=(
             *resolved.warnings,
+            *(undivided_blocks(precision.scheme, stored) if precision.scheme is not None else ()),
             *(calibration.warnings if calibration is not None else ()),
             *(warning for consumer in CONSUMERS for warning in consumer.check(facts)),
         ),

@@ -22,7 +22,7 @@ from gemma_export.checkpoint import (
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import CheckpointError, ConfigError, UnknownVariantError, UsageError
 from gemma_export.families import FAMILIES, Family, check_generation_config, family_of
-from gemma_export.precision import Precision, with_stored_tensors
+from gemma_export.precision import Precision, grid_warning, with_stored_tensors
 from gemma_export.progress import Progress, format_bytes
 from gemma_export.request import ExportRequest, target_and_precision
 from gemma_export.residual_scale import ResidualScale, choose_residual_scale
@@ -70,7 +70,9 @@ class Resolved:
 
 
 def resolve(request: ExportRequest, progress: Progress | None = None) -> Resolved:
-    """Looks everything up and checks names and shapes of checkpoint and adapter both ways; no weights are read.
+    """Looks everything up and checks names and shapes of checkpoint and adapter both ways.
+
+    Of the weights some kilobytes are read at most, to see whether they were trained for other integers.
 
     Args:
         request: what to export.
@@ -115,6 +117,9 @@ def resolve(request: ExportRequest, progress: Progress | None = None) -> Resolve
                 f"the checkpoint leaves its embedding in floating point: {format_bytes(nbytes)} of the data file; "
                 "--embedding-bits 8 quantises it"
             )
+    if precision.scheme is not None and request.adapter is None and request.synthetic_seed is None:
+        here = None if isinstance(checkpoint.source, HubWeights) else view
+        warnings += grid_warning(precision.scheme, here, tensors, checkpoint.repository)
     merge = None
     if request.adapter is not None:
         adapter, note = find_adapter(request.adapter, progress)

@@ -42,9 +42,14 @@ def settle_residual_scale(plan: ExportPlan, progress: Progress | None = None) ->
     from gemma_export.headroom import measure_headroom
     from gemma_export.tracing import model_weight
 
-    source = plan.checkpoint.view(plan.stored)
+    source, scheme = plan.checkpoint.view(plan.stored), plan.precision.scheme
     headroom = measure_headroom(
-        plan.checkpoint, plan.family, plan.spec, lambda name: model_weight(source, plan.merge, name), progress
+        plan.checkpoint,
+        plan.family,
+        plan.spec,
+        lambda name: model_weight(source, plan.merge, name),
+        progress,
+        is_float=lambda name: scheme is None or scheme.format_of(name, plan.tensors[name]) is None,
     )
     settled = dataclasses.replace(plan.residual_scale, shift=headroom.shift)
     return dataclasses.replace(plan, residual_scale=settled), headroom

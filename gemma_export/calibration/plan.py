@@ -56,12 +56,20 @@ def plan_calibration(
         measures: whether a mixed precision is chosen by measured KL.
 
     Raises:
-        UsageError: nothing takes the text.
+        UsageError: nothing takes the text, or the context has no room for any.
         MissingResourceError, ConfigError, InputError: the text or the tokenizer cannot be used.
     """
-    if needs_calibration(scheme, stored):
-        return token_sequences(read_calibration(path), checkpoint, spec)
+    quantises = needs_calibration(scheme, stored)
     scales = scheme is not None and scheme.calibrates(checkpoint.kind)
+    if spec.max_position_embeddings < 2 and (quantises or scales or measures or cache):
+        raise UsageError(
+            f"a context of {spec.max_position_embeddings} token has room for BOS alone: there is no text to run the "
+            "model on",
+            hint="Give --context 2 or more, or leave out --quantizer gptq, --activation-aware, --kv-cache and "
+            "--max-kl; with --int8-dynamic add --no-smoothing.",
+        )
+    if quantises:
+        return token_sequences(read_calibration(path), checkpoint, spec)
     if cache or (path is not None and (measures or scales)):
         return token_sequences(read_calibration(path), checkpoint, spec, most=_FEW_SEQUENCES)
     if path is None:

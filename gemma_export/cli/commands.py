@@ -26,6 +26,16 @@ _SCHEMES = ("int4", "int8", "int8_dynamic")
 _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "numba", "filelock", "platformdirs")
 
 
+def _one_of_both(context: click.Context, parameter: click.Parameter, values: tuple[bool, ...]) -> bool | None:
+    """Whether a flag was given or its opposite; None where neither was. Click would take the last one given."""
+    if len(set(values)) > 1:
+        raise UsageError(
+            f"{parameter.opts[0]} and {parameter.secondary_opts[0]} exclude each other",
+            hint="Give one of them, or neither for the default.",
+        )
+    return values[0] if values else None
+
+
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--variant",
@@ -51,7 +61,9 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "numba", "filelock
 @click.option("--int8", "int8", is_flag=True, help="8-bit weights; with --fp16, float16 activations.")
 @click.option("--int8-dynamic", "int8_dynamic", is_flag=True, help="8-bit weights and activations: CPU throughput.")
 @click.option("--block-size", type=int, metavar="N", help="Weights that share a scale: 32, 64, 128 or 256.")
-@click.option("--symmetric/--asymmetric", default=None, help="Quantise without or with zero points.")
+@click.option(
+    "--symmetric/--asymmetric", multiple=True, callback=_one_of_both, help="Quantise without or with zero points."
+)
 @click.option("--quantizer", metavar="NAME", help="How integers are chosen: rtn, search, gptq.")
 @click.option(
     "--calibration",
@@ -61,7 +73,12 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "numba", "filelock
 )
 @click.option("--embedding-bits", type=int, metavar="4|8", help="Bits of the embedding table and the head.")
 @click.option("--format", "weight_format", metavar="NAME", help="Of integer weights: nbits (MatMulNBits) or qdq.")
-@click.option("--smoothing/--no-smoothing", default=None, help="--int8-dynamic: even out outlier channels (default).")
+@click.option(
+    "--smoothing/--no-smoothing",
+    multiple=True,
+    callback=_one_of_both,
+    help="--int8-dynamic: even out outlier channels (default).",
+)
 @click.option("--activation-aware", is_flag=True, help="int4, int8: scale channels as calibration text asks.")
 @click.option(
     "--precision-config", metavar="FILE", type=click.Path(path_type=Path), help="TOML: precision of single tensors."

@@ -30,6 +30,8 @@ def measure_headroom(
     spec: DecoderSpec,
     weights: Callable[[str], Weight],
     progress: Progress | None = None,
+    *,
+    is_float: Callable[[str], bool] = lambda name: True,
 ) -> Headroom:
     """Peaks of every activation and weight, and the smallest shift that leaves the stream two bits of headroom.
 
@@ -38,6 +40,7 @@ def measure_headroom(
         family, spec: the architecture.
         weights: name -> lazy float32 weight of the model that is exported, adapter included.
         progress: told of the weights' bytes.
+        is_float: whether a weight is stored as float16: the range of another says nothing of what is stored.
 
     Memory: one layer in float32 and the activations of the longest probe.
 
@@ -47,7 +50,7 @@ def measure_headroom(
         CheckpointError: a weight cannot be read.
     """
     probes = probes_for(checkpoint, spec)
-    ranges = WeightRanges(weights, is_gain=lambda name: name.endswith("norm.weight"))
+    ranges = WeightRanges(weights, is_gain=lambda name: name.endswith("norm.weight"), is_float=is_float)
     batches = [torch.tensor([probe.token_ids]) for probe in probes]
     stack = reference_stack(family, spec, positions=max(len(probe.token_ids) for probe in probes))
     run = LayerwiseRun(stack, ranges.weight, batches, progress=progress, label="measuring headroom")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gemma_export.residual_scale import FLOAT16_MAX
+from gemma_export.residual_scale import FLOAT16_MAX, HEADROOM_BITS
 
 __all__ = ["Headroom", "Peak", "WeightRange"]
 
@@ -49,7 +49,7 @@ class Headroom:
     probes: Mapping[str, int]
     # tap without its layer -> peak
     peaks: Mapping[str, Peak]
-    # tensor without its layer -> range
+    # tensor without its layer -> range; none of matrices that are stored as integers
     weights: Mapping[str, WeightRange]
 
     @property
@@ -63,12 +63,16 @@ class Headroom:
         return self.stream.bits(self.shift)
 
     def warnings(self) -> list[str]:
-        """Every hazard that no rescaling of the stream cures, a line each."""
+        """Every hazard that no rescaling of the stream cures, a line each.
+
+        Activations are told of from 16,376 on: what the stream keeps free for other prompts, they lack too.
+        """
         lines = []
         for name, peak in self.peaks.items():
-            if not peak.scaled and peak.value > FLOAT16_MAX:
+            if not peak.scaled and peak.bits(self.shift) < HEADROOM_BITS:
                 where = name if peak.layer is None else f"layers.{peak.layer}.{name}"
-                lines.append(f"{where} peaks at {peak.value:,.0f} on the probe prompts, float16 ends at 65,504")
+                less = "" if peak.value > FLOAT16_MAX else ": other prompts may reach it"
+                lines.append(f"{where} peaks at {peak.value:,.0f} on the probe prompts, float16 ends at 65,504{less}")
         for name, weight in self.weights.items():
             if weight.largest > FLOAT16_MAX:
                 lines.append(f"{name} holds {weight.largest:,.0f}, float16 ends at 65,504")

@@ -24,15 +24,18 @@ def without_layer(name: str) -> str:
 
 
 class WeightRanges:
-    """Looks at every weight of a run once.
+    """Looks at every weight of a run once, except those that are stored as integers.
 
     Args:
         weights: name -> lazy float32 weight.
         is_gain: whether a name is a norm's w, which is stored as the gain 1 + w.
+        is_float: whether a name is stored as float16.
     """
 
-    def __init__(self, weights: Callable[[str], Weight], is_gain: Callable[[str], bool]) -> None:
-        self._weights, self._is_gain = weights, is_gain
+    def __init__(
+        self, weights: Callable[[str], Weight], is_gain: Callable[[str], bool], is_float: Callable[[str], bool]
+    ) -> None:
+        self._weights, self._is_gain, self._is_float = weights, is_gain, is_float
         self._seen: set[str] = set()
         # tensor without its layer -> values by the biased exponent of their float32, and the largest |value|
         self._counts: dict[str, torch.Tensor] = {}
@@ -41,6 +44,8 @@ class WeightRanges:
     def weight(self, name: str) -> Weight:
         """The weight, counted as it streams; a tied table counts once."""
         weight = self._weights(name)
+        if not self._is_float(name):
+            return weight
         return _Watched(weight, lambda chunk: self._count(name, chunk), lambda: self._seen.add(name))
 
     def ranges(self, scaled: Collection[str], shift: int) -> dict[str, WeightRange]:

@@ -12,8 +12,9 @@ from gemma_export.precision.bf16 import BF16
 from gemma_export.precision.cache_format import CACHE_FORMATS, CacheFormat
 from gemma_export.precision.fp16 import FP16
 from gemma_export.precision.fp32 import FP32
-from gemma_export.precision.options import WeightOptions, check_packing, check_rules, weight_scheme
+from gemma_export.precision.options import WeightOptions, check_packing, check_rules, undivided_blocks, weight_scheme
 from gemma_export.precision.precision import Precision, quantised
+from gemma_export.precision.q4_0 import grid_warning
 from gemma_export.precision.quantisers import QUANTISERS
 from gemma_export.precision.scheme import WeightScheme
 from gemma_export.precision.schemes import SCHEMES
@@ -30,8 +31,10 @@ __all__ = [
     "WeightScheme",
     "check_packing",
     "check_rules",
+    "grid_warning",
     "quantised",
     "stored_scheme",
+    "undivided_blocks",
     "weight_scheme",
     "with_stored_tensors",
 ]

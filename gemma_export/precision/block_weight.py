@@ -14,6 +14,7 @@ import torch
 
 from gemma_export.precision.block_codes import BlockCodes, dequantise, unpack
 from gemma_export.precision.block_format import BlockFormat
+from gemma_export.precision.scale_counts import ScaleCounts, count_scales
 from gemma_export.weights import Weight, Writable, one_thread
 
 __all__ = ["BlockPart", "BlockWeight", "DequantisedWeight", "onnx_type", "write_bytes"]
@@ -46,6 +47,8 @@ class BlockWeight(abc.ABC):
         self.layout, self.scale_dtype = layout, scale_dtype
         # int32 [columns]: the columns as they are stored, where that is not their own order
         self.order: npt.NDArray[np.int32] | None = None
+        # of the last pass over the codes
+        self.scale_counts = ScaleCounts()
         self._kept: dict[str, torch.Tensor] = {}
         data = layout.data_shape(shape)
         self.data = BlockPart(self, "data", data, ir.DataType.UINT8)
@@ -58,9 +61,17 @@ class BlockWeight(abc.ABC):
             else BlockPart(self, "zero_points", layout.zero_points_shape(shape), ir.DataType.UINT8)
         )
 
-    @abc.abstractmethod
     def codes(self) -> Iterator[BlockCodes]:
-        """The matrix in order, some rows at a time."""
+        """The matrix in order, some rows at a time; once through, `scale_counts` tells of its scales."""
+        counts = ScaleCounts()
+        for codes in self._codes():
+            counts += count_scales(codes.scales)
+            yield codes
+        self.scale_counts = counts
+
+    @abc.abstractmethod
+    def _codes(self) -> Iterator[BlockCodes]:
+        """What `codes` goes through."""
 
     def dequantised(self) -> Iterator[torch.Tensor]:
         """Rows [n, columns] in order, in float32, as a kernel multiplies with them."""

@@ -108,7 +108,7 @@ class CalibratedWeight(BlockWeight):
         super().__init__(name, shape, layout, scale_dtype)
         self._store, self._tensors = store, tuple(tensors)
 
-    def codes(self) -> Iterator[BlockCodes]:
+    def _codes(self) -> Iterator[BlockCodes]:
         """See BlockWeight."""
         for tensor in self._tensors:
             yield from self._store.read(tensor)

@@ -33,7 +33,7 @@ class QuantisedWeight(BlockWeight):
         super().__init__(name, weight.shape, layout, scale_dtype)
         self._weight, self._quantise = weight, quantise
 
-    def codes(self) -> Iterator[BlockCodes]:
+    def _codes(self) -> Iterator[BlockCodes]:
         """See BlockWeight; quantised on several threads."""
         row = 0
         for codes in converted_rows(self._weight, self._quantise):

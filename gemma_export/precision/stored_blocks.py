@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import onnx_ir as ir
 import torch
 
 from gemma_export.errors import InternalError
 from gemma_export.precision.block_codes import BlockCodes, pack, require_finite_scales, stored_scales
 from gemma_export.precision.block_format import BlockFormat
-from gemma_export.precision.block_weight import BlockPart, BlockWeight
+from gemma_export.precision.block_weight import BlockWeight
 from gemma_export.precision.row_pieces import in_order
-from gemma_export.precision.transposed_weight import TransposedWeight
 from gemma_export.stored_codes import CodeRows, StoredMatrix, stored_matrix
 from gemma_export.weights import Weight
 
-__all__ = ["StoredBlocks", "rounded_scales"]
+__all__ = ["StoredBlocks"]
 
 
 class StoredBlocks(BlockWeight):
@@ -55,7 +53,7 @@ class StoredBlocks(BlockWeight):
             worst = max(worst, float((change / scales.abs()).nan_to_num(0.0).max()))
         return count, total, worst
 
-    def codes(self) -> Iterator[BlockCodes]:
+    def _codes(self) -> Iterator[BlockCodes]:
         """See BlockWeight; converted on several threads."""
         row = 0
         for codes in in_order(self._matrix.pieces(), self._convert):
@@ -79,16 +77,3 @@ class StoredBlocks(BlockWeight):
             scales=stored_scales(rows.scales[:, groups], self.scale_dtype),
             zero_points=None if layout.symmetric else pack(zero_points.contiguous(), layout.bits),
         )
-
-
-def rounded_scales(model: ir.Model) -> tuple[int, int, float]:
-    """The same over all matrices of a graph that are the checkpoint's own."""
-    matrices: dict[int, StoredBlocks] = {}
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, BlockPart):
-            group = tensor.group.blocks if isinstance(tensor.group, TransposedWeight) else tensor.group
-            if isinstance(group, StoredBlocks):
-                matrices[id(group)] = group
-    found = [matrix.rounded_scales() for matrix in matrices.values()]
-    return sum(item[0] for item in found), sum(item[1] for item in found), max((item[2] for item in found), default=0.0)

@@ -96,6 +96,18 @@ def test_variants_table() -> None:
         ("--variant tiny --synthetic-weights -3", 2, []),
         ("--variant tiny --synthetic-weights 1e9", 2, ["seed"]),
         ("--variant tiny --int3", 2, ["--int3"]),
+        ("--variant tiny --int4 --symmetric --asymmetric", 2, ["--symmetric and --asymmetric exclude each other"]),
+        ("--variant tiny --int4 --asymmetric --symmetric", 2, ["--symmetric and --asymmetric exclude each other"]),
+        (
+            "--variant tiny --int8-dynamic --no-smoothing --smoothing",
+            2,
+            ["--smoothing and --no-smoothing exclude each other", "Give one of them"],
+        ),
+        ("--variant tiny --int8-dynamic --context 1", 2, ["a context of 1 token", "--context 2", "--no-smoothing"]),
+        ("--variant tiny --int4 --activation-aware --context 1", 2, ["a context of 1 token", "--activation-aware"]),
+        ("--variant tiny --int4 --quantizer gptq --context 1", 2, ["a context of 1 token", "--quantizer gptq"]),
+        ("--variant tiny --int4 --max-kl 0.1 --context 1", 2, ["a context of 1 token", "--max-kl"]),
+        ("--variant tiny --kv-cache int8 --context 1", 2, ["a context of 1 token", "--kv-cache"]),
         ("--variant tiny --int4 --int8", 2, ["--int4 and --int8"]),
         ("--variant tiny --int8 --int8-dynamic", 2, ["--int8 and --int8-dynamic exclude each other"]),
         ("--variant tiny --int8-dynamic --fp16", 2, ["--int8-dynamic and --fp16 exclude each other", "--int8"]),
@@ -225,17 +237,37 @@ def test_variant_and_checkpoint_must_agree(tmp_path: Path) -> None:
     assert_error(result, 3, "not variant 2b", "expected 2048")
 
 
-def test_non_finite_weights_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "value", "phrases"),
+    [
+        ("", np.nan, ["nan"]),
+        ("--fp16", 70000, ["float16", "--fp32"]),
+        ("--int4", np.nan, ["nan"]),
+        ("--int4 --quantizer gptq", np.nan, ["nan"]),
+        ("--int8", np.inf, ["inf"]),
+        # smoothing runs the model and would find the number first
+        ("--int8-dynamic --no-smoothing", -np.inf, ["-inf"]),
+        ("--int8-dynamic", np.nan, ["nan"]),
+    ],
+)
+def test_non_finite_weights_are_named(options: str, value: float, phrases: list[str], tmp_path: Path) -> None:
     weights = checkpoints.tensors(checkpoints.CONFIG)
-    weights["model.layers.1.mlp.up_proj.weight"][7, 5] = np.nan
+    weights["model.layers.1.mlp.up_proj.weight"][7, 5] = value
     checkpoints.write(tmp_path / "model", weights=weights)
-    result = gemma_export("--checkpoint", "model", cwd=tmp_path)
-    assert_error(result, 3, "model.layers.1.mlp.up_proj.weight", "[7, 5]", "nan")
-    weights["model.layers.1.mlp.up_proj.weight"][7, 5] = 70000
-    shutil.rmtree(tmp_path / "model")
-    checkpoints.write(tmp_path / "model", weights=weights)
-    assert_error(gemma_export("--checkpoint", "model", "--fp16", cwd=tmp_path), 3, "[7, 5]", "float16", "--fp32")
+    result = gemma_export("--checkpoint", "model", *options.split(), cwd=tmp_path)
+    assert_error(result, 3, "model.layers.1.mlp.up_proj.weight", "[7, 5]", *phrases)
     assert left_in(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [(b"", "an empty file"), (b" \n", "nothing but white space"), (b"text \xff", "byte 0xff at 5"), (b"a\0", "a NUL")],
+)
+def test_calibration_files_that_are_no_text(content: bytes, found: str, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_bytes(content)
+    options = "--variant tiny --int4 --quantizer gptq --calibration text.txt"
+    assert_error(gemma_export(*options.split(), cwd=tmp_path), 3, "text.txt", "expected UTF-8 text", found)
+    assert left_in(tmp_path) == ["text.txt"]
 
 
 def test_export_of_a_checkpoint(tmp_path: Path) -> None:

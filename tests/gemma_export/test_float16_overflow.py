@@ -131,16 +131,21 @@ def test_stream_beyond_a_million_exports_to_float16(overflowing: Path, tmp_path:
     assert off > 100 * _MEAN_KL
 
 
-def test_int4_with_float16_activations_too(overflowing: Path, tmp_path: Path) -> None:
-    """What float16 activations add to int4's own drift; the reference for that is int4 with float32 activations."""
-    weights = WeightOptions(scheme="int4")
-    wide = overflow_drift(overflowing, tmp_path / "wide", "onnx/model_q4_all.onnx", weights=weights)
+@pytest.mark.parametrize(
+    ("scheme", "wide_suffix", "suffix"), [("int4", "_q4", "_q4f16"), ("int8", "_int8", "_int8f16")]
+)
+def test_integers_with_float16_activations_too(
+    scheme: str, wide_suffix: str, suffix: str, overflowing: Path, tmp_path: Path
+) -> None:
+    """What float16 activations add to the integers' own drift; its reference are those with float32 activations."""
+    weights = WeightOptions(scheme=scheme)
+    wide = overflow_drift(overflowing, tmp_path / "wide", f"onnx/model{wide_suffix}_all.onnx", weights=weights)
     half = {"weights": weights, "precision": "fp16"}
-    auto = overflow_drift(overflowing, tmp_path / "auto", "onnx/model_q4f16_all.onnx", **half)
+    auto = overflow_drift(overflowing, tmp_path / "auto", f"onnx/model{suffix}_all.onnx", **half)
     assert auto <= wide + _MEAN_KL
     options = read_manifest(tmp_path / "auto").precision.options
     assert options["residual_scale"]["shift"] >= 6
-    off = overflow_drift(overflowing, tmp_path / "off", "onnx/model_q4f16_all.onnx", residual_scale="off", **half)
+    off = overflow_drift(overflowing, tmp_path / "off", f"onnx/model{suffix}_all.onnx", residual_scale="off", **half)
     assert off > 10 * wide
 
 

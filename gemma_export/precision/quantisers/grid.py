@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from gemma_export.precision.block_format import BlockFormat
 
-__all__ = ["grid_scales"]
+__all__ = ["BLOCK", "LARGEST_CODES", "grid_scales"]
 
 # Q4_0's blocks, and the signed codes that its largest weight may have, the usual one first: it takes d from -8. The
 # even ones follow the odd ones that they are twice of, so that the smaller scale is found, whose codes reach further.
-_BLOCK = 32
-_LARGEST = (-8, 7, -7, 6, -6, 5, -5, 4, -4, 3, -3, 2, -2, 1, -1)
+BLOCK = 32
+LARGEST_CODES = (-8, 7, -7, 6, -6, 5, -5, 4, -4, 3, -3, 2, -2, 1, -1)
 # significant bits of a stored weight: float32, float16, bfloat16
 _BITS = (24, 11, 8)
 # significant bits of d
@@ -49,7 +49,7 @@ def grid_scales(blocks: torch.Tensor, layout: BlockFormat) -> tuple[torch.Tensor
     """
     import torch
 
-    if (layout.bits, layout.block_size, layout.symmetric) != (4, _BLOCK, True):
+    if (layout.bits, layout.block_size, layout.symmetric) != (4, BLOCK, True):
         return None
     ordered = blocks[:, 0].sort(-1).values
     candidates = (ordered.diff(dim=-1) != 0).sum(-1) < 1 << layout.bits
@@ -64,7 +64,7 @@ def _explain(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Scales and success of rows [rows, blocks, 32]."""
     import torch
 
-    blocks = rows.reshape(-1, _BLOCK)
+    blocks = rows.reshape(-1, BLOCK)
     scales = torch.zeros(len(blocks))
     low, high = blocks.amin(-1), blocks.amax(-1)
     explained = (low == 0) & (high == 0)
@@ -72,7 +72,7 @@ def _explain(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     left = (~explained).nonzero().squeeze(-1)
     blocks = blocks[left]
     dropped = _dropped_bits(blocks)
-    for code in _LARGEST:
+    for code in LARGEST_CODES:
         if not len(left):
             break
         found, fits = _try(blocks, dropped, largest[left] / code)

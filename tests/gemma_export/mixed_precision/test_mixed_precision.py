@@ -20,6 +20,7 @@ from programs import assert_error, gemma_export
 from gemma_export.artifact import verify_folder
 from gemma_export.calibration.batches import measured_batches
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
+from gemma_export.cli.output import print_result
 from gemma_export.errors import DriftError, UsageError
 from gemma_export.mixed_precision import Choice, Matrix, matrices_of, with_scheme
 from gemma_export.mixed_precision.candidates import with_rules
@@ -145,6 +146,25 @@ def test_a_bound_that_nothing_keeps(plan: ExportPlan, reference: Reference, tmp_
     with pytest.raises(DriftError, match=r"mean KL is 0\.000\d+ with the most bytes") as raised:
         choose_mixed_precision(reference, plan.precision, stored, 1e-6, directory=tmp_path)
     assert raised.value.exit_code == 6
+
+
+def test_the_trade_off_is_printed(exported: ExportResult, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for each measured point, the chosen one marked, before the line that names the folder."""
+    print_result(exported, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    mixed = exported.mixed
+    assert mixed is not None
+    end = next(number for number, line in enumerate(lines) if line.startswith("wrote "))
+    header, *rows = lines[:end]
+    assert header.split() == ["MB", "mean", "KL", "tensors", "given", "more", "bytes"]
+    (chosen,) = [row for row in rows if row.endswith(" <- chosen")]
+    size, value, count = chosen.split()[:3]
+    assert size == f"{mixed.nbytes / 1e6:.2f}"
+    assert value == f"{mixed.kl:.3g}"
+    assert int(count.rstrip(":")) == mixed.taken
+    assert f": {mixed.curve[mixed.taken].matrix} " in chosen
+    measured = [point for point in mixed.curve if point.measured is not None]
+    assert len([row for row in rows if not row.split()[1].startswith("~")]) == len(measured)
 
 
 def test_exit_code_and_nothing_written(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from gemma_export.precision import (
     check_packing,
     check_rules,
     quantised,
+    undivided_blocks,
     weight_scheme,
 )
 from gemma_export.precision.block_format import BlockFormat
@@ -206,6 +208,66 @@ def test_rules_of_a_dynamic_scheme_take_matrices_out_of_it(tmp_path: Path) -> No
     assert not layout.symmetric
     with pytest.raises(UsageError, match=r"rule for '\*' changes nothing with --int8-dynamic"):
         _scheme(tmp_path, '[[rule]]\nmatch = "*"\nbits = 8', scheme="int8-dynamic")
+
+
+@pytest.mark.parametrize(
+    ("text", "embedding_bits", "bits"),
+    [
+        ('[[rule]]\nmatch = "model.embed_tokens.weight"\nbits = 8', 4, 8),
+        ('[[rule]]\nmatch = "*embed*"\nbits = 4\n[[rule]]\nmatch = "*embed*"\nbits = 8', 8, 8),
+        ('[[rule]]\nmatch = "*embed*"\nbits = "float"\n[[rule]]\nmatch = "*embed*"\nbits = 8', 8, 8),
+    ],
+)
+def test_a_dynamic_schemes_table_has_bits_of_its_own(text: str, embedding_bits: int, bits: int, tmp_path: Path) -> None:
+    scheme = _scheme(tmp_path, text, scheme="int8-dynamic", embedding_bits=embedding_bits)
+    layout = scheme.format_of("model.embed_tokens.weight", (64, 64))
+    assert isinstance(layout, BlockFormat)
+    assert layout.bits == bits
+
+
+@pytest.mark.parametrize("embedding_bits", [None, 8])
+def test_a_rule_that_repeats_the_tables_bits_changes_nothing(embedding_bits: int | None, tmp_path: Path) -> None:
+    text = '[[rule]]\nmatch = "model.embed_tokens.weight"\nbits = 8'
+    with pytest.raises(UsageError, match="changes nothing with --int8-dynamic") as caught:
+        _scheme(tmp_path, text, scheme="int8-dynamic", embedding_bits=embedding_bits)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("block_size", "expected"),
+    [
+        (256, "blocks of 256 do not divide the 1152 columns of {qkv} and 1 more: .*; --block-size 128 divides all$"),
+        (128, None),
+        (32, None),
+    ],
+)
+def test_blocks_that_openvino_does_not_load(block_size: int, expected: str | None) -> None:
+    """Those of gemma3-1b; the other format pads."""
+    stored = ((_QKV, (1536, 1152)), (_DOWN, (1152, 6912)), ("model.norm.weight", (1152,)), (_TABLE, (4096, 1152)))
+    scheme = weight_scheme(WeightOptions(scheme="int4", block_size=block_size))
+    assert scheme is not None
+    found = undivided_blocks(dataclasses.replace(scheme, format="qdq"), stored)
+    if expected is None:
+        assert found == ()
+    else:
+        assert re.match(expected.format(qkv=_QKV), found[0])
+        assert "OpenVINO does not load it" in found[0]
+    assert undivided_blocks(dataclasses.replace(scheme, format="nbits"), stored) == ()
+
+
+def test_no_block_size_is_named_where_none_helps(tmp_path: Path) -> None:
+    """Rows of 48, which no block divides; blocks that a rule asks for, or a checkpoint has."""
+    (narrow,) = undivided_blocks(_qdq(_scheme(tmp_path, "", scheme="int4")), ((_DOWN, (64, 48)),))
+    rule = f'[[rule]]\nmatch = "{_DOWN}"\nblock_size = 256'
+    (ruled,) = undivided_blocks(_qdq(_scheme(tmp_path, rule, scheme="int4")), ((_DOWN, (64, 128)),))
+    own = dataclasses.replace(_scheme(tmp_path, "", scheme="int4"), checkpoint="GPTQ")
+    (stored,) = undivided_blocks(_qdq(own), ((_DOWN, (64, 96)),))
+    for warning in (narrow, ruled, stored):
+        assert warning.endswith("OpenVINO does not load it")
+
+
+def _qdq(scheme: WeightScheme) -> WeightScheme:
+    return dataclasses.replace(scheme, format="qdq")
 
 
 def test_activation_aware_is_an_option_of_the_file_too(tmp_path: Path) -> None:
