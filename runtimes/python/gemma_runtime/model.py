@@ -7,14 +7,14 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-from gemma_runtime.answer import Answer, AnswerOptions
+from gemma_runtime.answer import Answer, AnswerKeywords, AnswerOptions
 from gemma_runtime.chat import END_OF_TURN
 from gemma_runtime.chat_template import folds_system
 from gemma_runtime.errors import GemmaRuntimeError, ManifestError, PromptError
 from gemma_runtime.graph_choice import choose_provider
-from gemma_runtime.manifest import Manifest, read_manifest, verify_hashes, verify_structure
+from gemma_runtime.manifest import Graph, Manifest, read_manifest, verify_hashes, verify_structure
 from gemma_runtime.prompts import Prompt, prompt_ids
 from gemma_runtime.results import Completion, Piece
 from gemma_runtime.sequence import TokenSequence
@@ -41,7 +41,7 @@ class Gemma:
         provider: "cpu", "cuda", "directml", or "auto": CUDA where this folder and this onnxruntime can, else the CPU.
         threads: of the CPU's kernels; as many as this process may have if not given.
         verify: also read and hash the weight data before loading it.
-        draft: a folder with a smaller model of the same tokenizer that guesses tokens ahead.
+        draft: a folder with a smaller model of the same tokenizer that guesses tokens ahead; with speculation "auto".
         speculation: "auto": the draft model's guesses where there is one, else what followed the same tokens earlier in
             the text; "lookup": the latter; "off". Greedy text stays the same, sampled text's distribution too.
         cuda_graphs: run single tokens by the folder's static twin, which CUDA captures once and replays; it holds a
@@ -69,6 +69,11 @@ class Gemma:
     ) -> None:
         _check_word("speculation", speculation, _SPECULATION)
         _check_word("windowed", windowed, _WINDOWED)
+        if draft is not None and speculation != "auto":
+            raise PromptError(
+                f"a draft model guesses nothing with speculation {speculation!r}",
+                hint="Leave out one of the two: draft or speculation.",
+            )
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
             raise PromptError(f"threads must be from 1 to 1024, found {threads}", hint="Leave it out for the default.")
         directory = Path(directory)
@@ -106,16 +111,16 @@ class Gemma:
             _check_draft(self, self._draft)
 
     @property
-    def graph(self) -> Any:
+    def graph(self) -> Graph:
         """The graph that runs, as the manifest describes it."""
         return self._opened.graph
 
-    def generate(self, prompt: Prompt, **options: Any) -> Completion:
+    def generate(self, prompt: Prompt, **options: Unpack[AnswerKeywords]) -> Completion:
         """Generates until a stop token or string, `max_new_tokens` or the end of the context.
 
         Args:
             prompt: a text to continue, messages (`Message` or mappings with role and content), or token ids.
-            options: see AnswerOptions: max_new_tokens, min_new_tokens, sampling, stop, logprobs, constraint, cancel.
+            options: the fields of AnswerOptions.
 
         Raises:
             PromptError: a prompt or an option that cannot be generated from.
@@ -123,11 +128,11 @@ class Gemma:
         """
         return self.answer(prompt, **options).finish()
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
+    def stream(self, prompt: Prompt, **options: Unpack[AnswerKeywords]) -> Iterator[Piece]:
         """The same, piece by piece as the text comes; leaving early ends it."""
         return self.answer(prompt, **options).pieces()
 
-    def answer(self, prompt: Prompt, **options: Any) -> Answer:
+    def answer(self, prompt: Prompt, **options: Unpack[AnswerKeywords]) -> Answer:
         """One answer in the making: iterate over its `pieces()`, then ask for its `completion`."""
         return self.conversation().answer(prompt, **options)
 
@@ -136,7 +141,7 @@ class Gemma:
         return Conversation(self)
 
     def generate_many(
-        self, prompts: Sequence[Prompt], *, samples: int = 1, batch_size: int = 8, **options: Any
+        self, prompts: Sequence[Prompt], *, samples: int = 1, batch_size: int = 8, **options: Unpack[AnswerKeywords]
     ) -> list[Completion]:
         """Answers several prompts of any length, several rows in each run of the model.
 
@@ -146,7 +151,7 @@ class Gemma:
             prompts: see generate.
             samples: answers to each prompt, with seeds counting up from the sampling's; the prompt is read once.
             batch_size: rows of a run at most; a row that ends makes room for the next prompt.
-            options: see AnswerOptions.
+            options: the fields of AnswerOptions.
 
         Returns:
             The answers in the order of the prompts, those to one prompt side by side.
@@ -198,7 +203,7 @@ class Gemma:
         from gemma_runtime.speculation import DraftLength, DraftModel, PromptLookup, row_cost
 
         cost, most = row_cost(self.manifest), (self._opened.positions or 8) - 1
-        if self._draft is None or self._speculation == "lookup":
+        if self._draft is None:
             return PromptLookup(DraftLength(cost, most=most))
         # penalties and constraints would need the text; the larger model applies them to what is guessed
         vocab_size = self._draft.manifest.vocab_size
@@ -235,27 +240,39 @@ class Conversation:
         """Those whose keys and values are in the cache."""
         return () if self._sequence is None else tuple(self._sequence.tokens)
 
-    def generate(self, prompt: Prompt, **options: Any) -> Completion:
+    def generate(self, prompt: Prompt, **options: Unpack[AnswerKeywords]) -> Completion:
         """See Gemma.generate; the prompt is the whole text, what the cache has of it is found."""
         return self.answer(prompt, **options).finish()
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
+    def stream(self, prompt: Prompt, **options: Unpack[AnswerKeywords]) -> Iterator[Piece]:
         """See Gemma.stream."""
         return self.answer(prompt, **options).pieces()
 
-    def answer(self, prompt: Prompt, **options: Any) -> Answer:
+    def answer(self, prompt: Prompt, **options: Unpack[AnswerKeywords]) -> Answer:
         """See Gemma.answer."""
         chosen = AnswerOptions(**options)
-        ids = self.model.encode(prompt)
+        return self.begin(self.model.encode(prompt), chosen)
+
+    def begin(self, ids: list[int], options: AnswerOptions, *, guesses: bool = True) -> Answer:
+        """The same of a prompt that is encoded already.
+
+        Args:
+            ids: what `Gemma.encode` gave.
+            options: how to generate.
+            guesses: whether tokens are guessed ahead where the model does that.
+
+        Raises:
+            PromptError: an option that cannot be generated from.
+        """
         if self._sequence is None:
-            self._sequence = self.model.sequence(len(ids) + min(chosen.max_new_tokens, 256))
+            self._sequence = self.model.sequence(len(ids) + min(options.max_new_tokens, 256))
         return Answer(
             self._sequence,
             ids,
-            chosen,
+            options,
             tokenizer=self.model.tokenizer,
             stop_ids=self.model.stop_ids,
-            drafter=self.model._drafter(chosen, self._draft_sequence),
+            drafter=self.model._drafter(options, self._draft_sequence) if guesses else None,
             busy=self._busy,
         )
 

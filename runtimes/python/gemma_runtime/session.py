@@ -17,7 +17,7 @@ from gemma_runtime.opening import check_provider, import_onnxruntime, open_sessi
 from gemma_runtime.state import DecoderState, make_state
 from gemma_runtime.static_decode import StaticGraph
 
-__all__ = ["PROVIDERS", "OpenedGraph", "default_threads"]
+__all__ = ["PROVIDERS", "OpenedGraph", "default_threads", "thread_count"]
 
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "directml": "dml"}
 # onnxruntime's names of the element types
@@ -74,7 +74,7 @@ class OpenedGraph:
             guesses=guesses,
             static=static,
         )
-        options = session_options(self.onnxruntime, default_threads() if threads is None else threads, profile)
+        options = session_options(self.onnxruntime, thread_count(threads), profile)
         self._session = open_session(self.onnxruntime, directory / self.graph.file, provider, options)
         _check_interface(self._session, self.graph, manifest)
         self.element = ELEMENT_TYPES[manifest.precision.activation_dtype]
@@ -146,6 +146,11 @@ class OpenedGraph:
     def end_profile(self) -> Path:
         """The profile of all that ran, where one was asked for; nothing later is part of it."""
         return Path(self._session.end_profiling())
+
+
+def thread_count(threads: int | None) -> int:
+    """Threads for a session: as many as asked for, or `default_threads`."""
+    return default_threads() if threads is None else threads
 
 
 def default_threads() -> int:
