@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 from gemma_runtime.answer_text import AnswerText
@@ -20,7 +20,7 @@ from gemma_runtime.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from gemma_runtime.constraints import Constraint
     from gemma_runtime.sequence import TokenSequence
-    from gemma_runtime.speculation import Drafter
+    from gemma_runtime.speculation import Drafter, KernelDifference
 
 __all__ = ["Answer", "AnswerKeywords", "AnswerOptions"]
 
@@ -152,6 +152,7 @@ class Answer:
         tokenizer: of the folder.
         stop_ids: of the folder.
         drafter: guesses ahead, or None.
+        difference: see Decoding.
         busy: held while it runs: a conversation gives one answer at a time.
     """
 
@@ -164,6 +165,7 @@ class Answer:
         tokenizer: Tokenizer,
         stop_ids: frozenset[int],
         drafter: Drafter | None,
+        difference: Callable[[], KernelDifference],
         busy: threading.Lock,
     ) -> None:
         self._prompt, self._busy = prompt, busy
@@ -175,6 +177,7 @@ class Answer:
             stop_ids=options.all_stop_ids(stop_ids),
             room=room,
             drafter=drafter,
+            difference=difference,
             cancel=options.cancel,
             logprobs=options.logprobs is not None,
         )

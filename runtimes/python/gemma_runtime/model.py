@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from gemma_runtime.chat_session import Chat
     from gemma_runtime.classify import Judgement
     from gemma_runtime.policies import Policy
-    from gemma_runtime.speculation import Drafter
+    from gemma_runtime.speculation import Drafter, KernelDifference
 
 __all__ = ["Conversation", "Gemma"]
 
@@ -103,6 +104,9 @@ class Gemma:
             self.stop_ids = _stop_ids(directory, listed, self.manifest.vocab_size, self.tokenizer.find(END_OF_TURN))
             self._opened = opening.result()
         self._speculation = speculation
+        # measured when the first answer guesses
+        self._difference: KernelDifference | None = None
+        self._measuring = threading.Lock()
         self._draft: Gemma | None = None
         if draft is not None:
             # the smaller model may have no such graph: nobody asked it for one
@@ -195,6 +199,15 @@ class Gemma:
         """An empty sequence of the graph, for callers with a loop of their own."""
         return TokenSequence(self._opened, capacity)
 
+    def _kernel_difference(self) -> KernelDifference:
+        """What an answer that guesses starts from: the same for each, whatever was asked before."""
+        from gemma_runtime.speculation import measure_difference
+
+        with self._measuring:
+            if self._difference is None:
+                self._difference = measure_difference(self._opened, self.tokenizer)
+        return dataclasses.replace(self._difference)
+
     def _drafter(self, options: AnswerOptions, draft_sequence: Callable[[Gemma], TokenSequence]) -> Drafter | None:
         """What guesses ahead for one answer; the smaller model's sequence is the conversation's."""
         if self._speculation == "off" or not self._opened.chunked or self._opened.positions == 1:
@@ -273,6 +286,7 @@ class Conversation:
             tokenizer=self.model.tokenizer,
             stop_ids=self.model.stop_ids,
             drafter=self.model._drafter(options, self._draft_sequence) if guesses else None,
+            difference=self.model._kernel_difference,
             busy=self._busy,
         )
 
