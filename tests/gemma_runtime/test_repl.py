@@ -233,7 +233,7 @@ def test_bytes_that_are_no_text(redirected: bool, tiny_fp32: Path, tmp_path: Pat
             terminal.wait_for("\n> ")
             terminal.type("What is it?\n")
             terminal.wait_for("(length)\n> ")
-            terminal.type(b"caf\xe9\n")
+            terminal.type(b"caf\xff\xfe!\n")
             assert "error: the line is not valid utf-8 at byte 3\nhint: " in terminal.wait_for("encoding.\n> ")
             terminal.type("/stats\n")
             terminal.wait_for("(length)\n")
