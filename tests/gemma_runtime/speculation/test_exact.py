@@ -180,4 +180,5 @@ def test_a_run_of_one_decides_what_a_run_of_several_cannot(
     assert sum(each.changed for each in statistics) >= 3
     # counted only where it was decided again
     assert sum(each.rechecked for each in statistics) < sum(each.drafted for each in statistics)
-    assert 0.29 < statistics[-1].kernel_difference < 0.31
+    # by each answer that guessed, however late it came
+    assert {0.29 < each.kernel_difference < 0.31 for each in statistics if each.drafted} == {True}
