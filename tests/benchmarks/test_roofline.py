@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,6 +15,7 @@ import pytest
 from benchmarks import roofline
 from benchmarks.roofline import bare_matmuls
 from gemma_export.errors import UsageError
+from gemma_runtime.doctor import machine
 
 
 def write_model(path: Path, inputs: list[str]) -> Path:
@@ -37,6 +40,25 @@ def test_the_folder_is_measured(tiny_fp32: Path, capsys: pytest.CaptureFixture[s
     assert found["bare_bytes_per_second"] == pytest.approx(found["weight_bytes"] / found["bare_seconds"])
     assert roofline.main(arguments) == 0
     assert "of the bare kernels' bandwidth" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["--threads", "2"]])
+def test_the_bare_kernels_have_as_many_threads_as_the_engine(
+    arguments: list[str], tiny_fp32: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container that may use one core of four, where onnxruntime would start a thread for each."""
+    limited = dataclasses.replace(machine.count_cores(), usable=1, logical=4)
+    monkeypatch.setattr(machine, "count_cores", lambda: limited)
+    counts: list[int] = []
+    session = onnxruntime.InferenceSession
+
+    def counted(model: Any, options: Any, **others: Any) -> Any:
+        counts.append(options.intra_op_num_threads)
+        return session(model, options, **others)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", counted)
+    assert roofline.main([str(tiny_fp32), "--context", "8", "--steps", "1", "--rounds", "1", *arguments]) == 0
+    assert counts == ([2, 2] if arguments else [1, 1])
 
 
 def test_every_product_is_that_of_its_own_weights(tmp_path: Path) -> None:

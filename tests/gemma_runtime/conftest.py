@@ -56,3 +56,15 @@ def looking_up(tiny_fp32: Path) -> Gemma:
 @pytest.fixture(scope="session")
 def looking_up_int4(tiny_int4: Path) -> Gemma:
     return Gemma(tiny_int4, threads=1)
+
+
+@pytest.fixture(scope="session")
+def guided(tiny_fp32: Path, tiny_int4: Path) -> Gemma:
+    """The quantised model guesses for the exact one."""
+    return Gemma(tiny_fp32, draft=tiny_int4, threads=1)
+
+
+@pytest.fixture(scope="session")
+def guided_int4(tiny_fp32: Path, tiny_int4: Path) -> Gemma:
+    """The exact model guesses for the quantised one."""
+    return Gemma(tiny_int4, draft=tiny_fp32, threads=1)

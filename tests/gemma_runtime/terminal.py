@@ -57,9 +57,9 @@ class Terminal:
         self.process.wait()
         os.close(self._master)
 
-    def type(self, text: str) -> None:
-        """Presses keys; "\\x03" is Ctrl-C, "\\x04" is Ctrl-D."""
-        os.write(self._master, text.encode())
+    def type(self, text: str | bytes) -> None:
+        """Presses keys; "\\x03" is Ctrl-C, "\\x04" is Ctrl-D; bytes are what a terminal of any encoding sends."""
+        os.write(self._master, text if isinstance(text, bytes) else text.encode())
 
     def wait_for(self, text: str) -> str:
         """Reads on until `text` is shown, and returns what came up to it."""

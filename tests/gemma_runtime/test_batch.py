@@ -170,6 +170,22 @@ def test_kernels_that_make_their_caches_anew_run_one_after_the_other(
     same(found, expected)
 
 
+@pytest.mark.parametrize("kind", ["looking up", "draft model"])
+def test_nothing_is_guessed_whatever_the_number_of_rows(
+    kind: str, plain: Gemma, tiny_fp32: Path, tiny_int4: Path, prompts: list[list[int]]
+) -> None:
+    """A draft model would draw other tokens with the same seed."""
+    model = Gemma(tiny_fp32, draft=tiny_int4 if kind == "draft model" else None, threads=1)
+    options: dict[str, Any] = {"max_new_tokens": 20, "sampling": Sampling(temperature=1.0, seed=5)}
+    one, two = (model.generate_many(prompts[:5], batch_size=rows, **options) for rows in (1, 2))
+    same(one, two)
+    same(one, alone(plain, prompts[:5], **options))
+    same(model.generate_many(prompts[1:2], batch_size=2, **options), one[1:2])
+    assert all(each.speculation is None for each in (*one, *two))
+    # it would make a difference
+    assert any(each.speculation.drafted for each in alone(model, prompts[:5], **options))
+
+
 def test_texts_and_messages(plain: Gemma) -> None:
     several: list[Any] = ["import os", [{"role": "user", "content": "Hi"}], [2, 300]]
     same(plain.generate_many(several, max_new_tokens=6), alone(plain, several, max_new_tokens=6))

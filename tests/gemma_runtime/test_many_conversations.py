@@ -18,7 +18,7 @@ PROMPTS = prompts(16, seed=8)
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", ["plain", "looking_up"])
+@pytest.mark.parametrize("name", ["plain", "looking_up", "looking_up_int4", "guided", "guided_int4"])
 def test_eight_threads_at_once(name: str, request: pytest.FixtureRequest) -> None:
     model: Gemma = request.getfixturevalue(name)
     expected = [model.generate(prompt, max_new_tokens=16).token_ids for prompt in PROMPTS]
@@ -76,32 +76,47 @@ def test_memory_of_one_run_whatever_the_number_of_threads(plain: Gemma, monkeypa
 
 
 _MEASURE = """
-import gc, json, sys
+import gc, json, sys, threading
 from gemma_runtime import Gemma
+
+folder, count, draft = sys.argv[1], int(sys.argv[2]), sys.argv[3] or None
 
 def resident():
     gc.collect()
     status = open("/proc/self/status").read()
     return int(status.split("VmRSS:")[1].split()[0]) << 10
 
-model = Gemma(sys.argv[1], threads=1)
-sizes, answers = {}, set()
-for number in range(1, 201):
-    conversation = model.conversation()
-    for _ in range(2):
-        answers.add(conversation.generate("x = [1, 1, 1, 1, 1, " * 2, max_new_tokens=8).token_ids)
-    if number in (50, 200):
-        sizes[number] = resident()
-print(json.dumps({"grown": sizes[200] - sizes[50], "answers": len(answers)}))
+def converse(times):
+    for _ in range(times):
+        conversation = model.conversation()
+        for _ in range(2):
+            answers.append(conversation.generate("x = [1, 1, 1, 1, 1, " * 2, max_new_tokens=8).token_ids)
+
+def together(times):
+    threads = [threading.Thread(target=converse, args=(times // count,)) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return resident()
+
+model = Gemma(folder, threads=1, draft=draft)
+answers = []
+before = together(48)
+print(json.dumps({"grown": together(152) - before, "answers": len(answers), "different": len(set(answers))}))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_two_hundred_conversations_leave_no_memory_behind(tiny_fp32: Path) -> None:
+@pytest.mark.parametrize(("threads", "draft"), [(1, False), (8, False), (8, True)])
+def test_two_hundred_conversations_leave_no_memory_behind(
+    threads: int, draft: bool, tiny_fp32: Path, tiny_int4: Path
+) -> None:
     """A cache of 256 tokens is 1 MB here: 150 of them would show."""
+    arguments = [str(tiny_fp32), str(threads), str(tiny_int4) if draft else ""]
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, str(tiny_fp32)], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", _MEASURE, *arguments], capture_output=True, text=True, check=True, timeout=300
     )
     found = json.loads(done.stdout)
-    assert found["answers"] == 1
+    assert (found["answers"], found["different"]) == (400, 1)
     assert found["grown"] < 8 << 20

@@ -100,6 +100,7 @@ def test_sampling_in_a_session(terminal: Terminal) -> None:
 
 def test_what_a_command_refuses(terminal: Terminal, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
     (tmp_path / "odd.json").write_text('{"messages": [{"role": "user", "content": "x"}]}')
     (tmp_path / "wrong.json").write_text('{"messages": [{"role": "model", "content": "x"}]}')
     for line, reason in (
@@ -118,6 +119,10 @@ def test_what_a_command_refuses(terminal: Terminal, tmp_path: Path) -> None:
         (f"/load {tmp_path / 'none.json'}", "cannot be read: No such file or directory"),
         (f"/load {tmp_path / 'notes.txt'}", "notes.txt is no conversation"),
         (f"/load {tmp_path / 'odd.json'}", "ends with the user's turn"),
+        ("/save ~nosuchuser/x", "~nosuchuser/x cannot be written: Could not determine home directory"),
+        (f"/save {'x' * 300}", "cannot be written: File name too long"),
+        (f"/load {'x' * 300}", "cannot be read: File name too long"),
+        (f"/load {tmp_path / 'deep.json'}", "deep.json is no conversation: maximum recursion depth"),
         (f"/load {tmp_path / 'wrong.json'}", "messages[0]: a turn of the user is due"),
         ("x " * 1000, None),
     ):
@@ -205,6 +210,38 @@ def test_a_history_that_cannot_be_written(tiny_fp32: Path, tmp_path: Path) -> No
         assert terminal.end() == 0
         assert "warning: the history" in terminal.shown
         assert "Traceback" not in terminal.shown
+
+
+def test_a_history_that_cannot_be_looked_for(tiny_fp32: Path, tmp_path: Path) -> None:
+    """As in a directory that belongs to somebody else."""
+    pytest.importorskip("readline")
+    with Terminal(tiny_fp32, *SHORT, home=tmp_path / ("x" * 300)) as terminal:
+        terminal.wait_for("\n> ")
+        assert "cannot be read: File name too long" in terminal.shown
+        assert terminal.ask("x").endswith("(length)\n")
+        terminal.type("\x04")
+        assert terminal.end() == 0
+        assert "Traceback" not in terminal.shown
+
+
+@pytest.mark.parametrize("redirected", [False, True])
+def test_bytes_that_are_no_text(redirected: bool, tiny_fp32: Path, tmp_path: Path) -> None:
+    """Of a terminal with another encoding: the line is refused and the conversation goes on."""
+    with (tmp_path / "answers").open("wb") as file:
+        terminal = Terminal(tiny_fp32, *SHORT, "--no-history", home=tmp_path, stdout=file if redirected else None)
+        with terminal:
+            terminal.wait_for("\n> ")
+            terminal.type("What is it?\n")
+            terminal.wait_for("(length)\n> ")
+            terminal.type(b"caf\xff\xfe!\n")
+            assert "error: the line is not valid utf-8 at byte 3\nhint: " in terminal.wait_for("encoding.\n> ")
+            terminal.type("/stats\n")
+            terminal.wait_for("(length)\n")
+            terminal.wait_for("> ")
+            terminal.type("/undo\n")
+            terminal.wait_for("(taken back: What is it?)\n> ")
+            terminal.type("\x04")
+            assert terminal.end() == 0
 
 
 def test_only_answers_go_to_a_redirected_stdout(tiny_fp32: Path, tmp_path: Path) -> None:

@@ -134,6 +134,7 @@ def test_log_probabilities(tiny_fp32: Path) -> None:
         (["--doctor", "--provider", "cpu"], "--doctor does not take --provider"),
         (["x", "--draft", "d", "--speculate", "off"], "--draft and --speculate off exclude one another"),
         (["x", "--draft", "d", "--speculate", "lookup"], "--draft and --speculate lookup exclude one another"),
+        (["x", "--draft", "d", "--samples", "2"], "--draft guesses nothing for --samples 2"),
         (["x", "--nonsense"], "No such option '--nonsense'"),
         (["x", "y"], "unexpected extra argument"),
         (["x", "--max-new-tokens", "many"], "'many' is not a valid integer"),

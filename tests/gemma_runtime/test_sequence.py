@@ -49,6 +49,30 @@ def test_growing_keeps_the_numbers(model: Gemma) -> None:
     assert sequence.tokens == ids
 
 
+@pytest.mark.slow
+def test_the_whole_context_of_the_built_in_model(plain: Gemma) -> None:
+    """All 8,192 tokens of the built-in model: read in parts, then one by one to the end, as in a single run."""
+    limit = plain.manifest.context_length
+    assert limit == 8192
+    prompt = tokens_of(limit - 40)
+    conversation = plain.conversation()
+    answer = conversation.generate(prompt, max_new_tokens=100, min_new_tokens=100)
+    # the last token needs no place
+    assert (len(answer.token_ids), answer.finish_reason) == (41, "context")
+    text = (*prompt, *answer.token_ids[:-1])
+    assert conversation.tokens == text
+    sequence = plain.sequence()
+    last(sequence, prompt)
+    for token in answer.token_ids[:-2]:
+        sequence.step([token])
+    found = sequence.step(answer.token_ids[-2:-1])[-1].copy()
+    assert sequence.state.capacity == limit
+    np.testing.assert_allclose(found, plain.sequence().step(text)[-1], atol=NEAR)
+    # stop tokens were banned, what has no text too
+    allowed = np.delete(found, [*plain.stop_ids, *range(plain.tokenizer.size, len(found))])
+    assert found[answer.token_ids[-1]] == allowed.max()
+
+
 @pytest.mark.parametrize("length", [1, 2, 37, 255, 256, 257, 299])
 def test_what_was_taken_back_leaves_no_trace(model: Gemma, length: int) -> None:
     ids, others = tokens_of(300), tokens_of(300, seed=1)

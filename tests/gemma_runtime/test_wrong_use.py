@@ -34,6 +34,15 @@ def test_an_unknown_provider(provider: str, tiny_fp32: Path) -> None:
         Gemma(tiny_fp32, provider=provider)
 
 
+@pytest.mark.parametrize("speculation", ["off", "lookup"])
+def test_a_draft_model_that_would_guess_nothing(speculation: str, tiny_fp32: Path, tmp_path: Path) -> None:
+    """Refused before either folder is opened."""
+    for folder in (tiny_fp32, tmp_path / "none"):
+        with pytest.raises(PromptError, match=f"guesses nothing with speculation '{speculation}'") as caught:
+            Gemma(folder, draft=tmp_path / "none", speculation=speculation)
+        assert caught.value.exit_code == 2
+
+
 @pytest.mark.parametrize("prompt", [b"def f", bytearray(b"def f")])
 def test_bytes_are_no_prompt(prompt: Any, model: Gemma) -> None:
     with pytest.raises(PromptError, match="found bytes"):
@@ -46,6 +55,12 @@ def test_bytes_are_no_prompt(prompt: Any, model: Gemma) -> None:
         ({"stop": None}, "stop must be strings"),
         ({"stop_ids": (-5,)}, "stop-ids must be ids from 0 to 3071, found -5"),
         ({"stop_ids": (3072,), "min_new_tokens": 2}, "found 3072"),
+        ({"stop_ids": None}, "stop-ids must be token ids, found None"),
+        ({"stop_ids": 5}, "stop-ids must be token ids, found 5"),
+        ({"stop_ids": [[1]]}, r"stop-ids must be token ids, found \[1\]"),
+        ({"stop_ids": (True,)}, "stop-ids must be token ids, found True"),
+        ({"stop_ids": "ab"}, "stop-ids must be token ids, found a"),
+        ({"max_new_tokens": -(10**5000)}, "max-new-tokens must be 1 or above, found a number of thousands of digits"),
         ({"sampling": {}}, "sampling must be"),
         ({"constraint": "a+"}, "constraint must be"),
         ({"cancel": True}, "cancel must be"),

@@ -23,6 +23,7 @@ from benchmarks.harness.machine import describe_machine, one_line
 from gemma_export.errors import UsageError
 from gemma_runtime.bench.engine import Engine
 from gemma_runtime.bench.weight_bytes import weight_bytes
+from gemma_runtime.session import thread_count
 
 if TYPE_CHECKING:
     import onnx
@@ -163,7 +164,8 @@ def _bare_step(model: onnx.ModelProto, folder: Path, threads: int | None) -> Cal
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
+    # as many as the engine's own session has
+    options.intra_op_num_threads = thread_count(threads)
     # a graph in memory has no folder of its own
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     session: Any = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

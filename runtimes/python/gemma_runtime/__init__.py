@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gemma_runtime.answer import Answer, AnswerOptions
+    from gemma_runtime.answer import Answer, AnswerKeywords, AnswerOptions
     from gemma_runtime.chat import Message
     from gemma_runtime.chat_session import Chat
     from gemma_runtime.classify import Judge, Judgement
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "POLICIES",
     "Answer",
+    "AnswerKeywords",
     "AnswerOptions",
     "Chat",
     "Completion",
@@ -41,6 +42,7 @@ __all__ = [
 _HOME = {
     "POLICIES": "policies",
     "Answer": "answer",
+    "AnswerKeywords": "answer",
     "AnswerOptions": "answer",
     "Chat": "chat_session",
     "Completion": "results",

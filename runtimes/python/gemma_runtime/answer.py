@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypedDict
 
 from gemma_runtime.answer_text import AnswerText
 from gemma_runtime.decoding import Decoding
 from gemma_runtime.errors import PromptError
 from gemma_runtime.results import Completion, Piece
 from gemma_runtime.sampling import Sampling, TokenChooser
+from gemma_runtime.sampling.options import is_integer, require
 from gemma_runtime.stop_text import StopText
 from gemma_runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from gemma_runtime.constraints import Constraint
     from gemma_runtime.sequence import TokenSequence
-    from gemma_runtime.speculation import Drafter
+    from gemma_runtime.speculation import Drafter, KernelDifference
 
-__all__ = ["Answer", "AnswerOptions"]
+__all__ = ["Answer", "AnswerKeywords", "AnswerOptions"]
 
 # more alternatives than any reader wants, and few enough to sort each step
 _MOST_LOGPROBS = 100
@@ -56,28 +56,32 @@ class AnswerOptions:
 
     def __post_init__(self) -> None:
         # kept as they are now: an iterator could be gone through only once
-        _require(isinstance(self.stop, Iterable), "stop", "strings", self.stop)
+        require(isinstance(self.stop, Iterable), "stop", "strings", self.stop)
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        object.__setattr__(self, "stop_ids", frozenset(self.stop_ids))
+        require(isinstance(self.stop_ids, Iterable), "stop-ids", "token ids", self.stop_ids)
+        stop_ids = tuple(self.stop_ids)
+        for token in stop_ids:
+            require(is_integer(token), "stop-ids", "token ids", token)
+        object.__setattr__(self, "stop_ids", frozenset(stop_ids))
         # refuses what could never be found, before a model is opened
         StopText(self.stops)
         for name in ("sampling", "constraint", "cancel"):
             value, method = getattr(self, name), _METHODS[name]
-            _require(value is None or hasattr(value, method), name, f"an object with {method}()", value)
-        _require(
-            _whole(self.max_new_tokens) and self.max_new_tokens >= 1,
+            require(value is None or hasattr(value, method), name, f"an object with {method}()", value)
+        require(
+            is_integer(self.max_new_tokens) and self.max_new_tokens >= 1,
             "max-new-tokens",
             "1 or above",
             self.max_new_tokens,
         )
-        _require(
-            _whole(self.min_new_tokens) and 0 <= self.min_new_tokens <= self.max_new_tokens,
+        require(
+            is_integer(self.min_new_tokens) and 0 <= self.min_new_tokens <= self.max_new_tokens,
             "min-new-tokens",
             f"from 0 to max-new-tokens ({self.max_new_tokens})",
             self.min_new_tokens,
         )
-        _require(
-            self.logprobs is None or (_whole(self.logprobs) and 0 <= self.logprobs <= _MOST_LOGPROBS),
+        require(
+            self.logprobs is None or (is_integer(self.logprobs) and 0 <= self.logprobs <= _MOST_LOGPROBS),
             "logprobs",
             f"from 0 to {_MOST_LOGPROBS}",
             self.logprobs,
@@ -111,7 +115,7 @@ class AnswerOptions:
         """
         ends = self.all_stop_ids(stop_ids)
         for token in ends:
-            _require(_whole(token) and 0 <= token < vocab_size, "stop-ids", f"ids from 0 to {vocab_size - 1}", token)
+            require(is_integer(token) and 0 <= token < vocab_size, "stop-ids", f"ids from 0 to {vocab_size - 1}", token)
         return TokenChooser(
             self.sampling or Sampling(),
             vocab_size=vocab_size,
@@ -125,13 +129,17 @@ class AnswerOptions:
         )
 
 
-def _whole(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+class AnswerKeywords(TypedDict, total=False):
+    """Keywords of `generate` and its like: the fields of AnswerOptions, which says what each means."""
 
-
-def _require(holds: bool, name: str, expected: str, found: object) -> None:
-    if not holds:
-        raise PromptError(f"{name} must be {expected}, found {found}", hint="See gemma-run --help.")
+    max_new_tokens: int
+    min_new_tokens: int
+    sampling: Sampling | None
+    stop: str | Sequence[str]
+    stop_ids: Collection[int]
+    logprobs: int | None
+    constraint: Constraint | None
+    cancel: threading.Event | None
 
 
 class Answer:
@@ -144,6 +152,7 @@ class Answer:
         tokenizer: of the folder.
         stop_ids: of the folder.
         drafter: guesses ahead, or None.
+        difference: see Decoding.
         busy: held while it runs: a conversation gives one answer at a time.
     """
 
@@ -156,6 +165,7 @@ class Answer:
         tokenizer: Tokenizer,
         stop_ids: frozenset[int],
         drafter: Drafter | None,
+        difference: Callable[[], KernelDifference],
         busy: threading.Lock,
     ) -> None:
         self._prompt, self._busy = prompt, busy
@@ -167,6 +177,7 @@ class Answer:
             stop_ids=options.all_stop_ids(stop_ids),
             room=room,
             drafter=drafter,
+            difference=difference,
             cancel=options.cancel,
             logprobs=options.logprobs is not None,
         )

@@ -15,6 +15,7 @@ from gemma_runtime.decoding import check_finite
 from gemma_runtime.errors import PromptError
 from gemma_runtime.results import Completion
 from gemma_runtime.sampling import Sampling
+from gemma_runtime.sampling.options import is_integer, require
 from gemma_runtime.sequence import Logits, TokenSequence
 from gemma_runtime.state import Buffer, InPlaceState
 
@@ -36,8 +37,7 @@ def generate_many(
         PromptError: see Gemma.generate; samples or batch_size below 1.
     """
     for name, value in (("samples", samples), ("batch-size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise PromptError(f"{name} must be 1 or above, found {value}", hint="See gemma-run --help.")
+        require(is_integer(value) and value >= 1, name, "1 or above", value)
     if isinstance(prompts, str):
         raise PromptError("prompts are several, found one text", hint="Put it into a list.")
     sampling = options.sampling or Sampling()
@@ -49,17 +49,14 @@ def generate_many(
     reader = model.sequence()
     if isinstance(reader.state, InPlaceState) and reader.opened.device == "cpu" and min(len(jobs), batch_size) > 1:
         return _Batch(model, reader, rows=min(len(jobs), batch_size)).run(jobs)
-    # kernels that make their caches anew, or caches on a device: one after the other
+    # A single row, kernels that make their caches anew, or caches on a device: one after the other. Without guesses, as
+    # in rows: another way to add up could turn a close draw.
     conversation = model.conversation()
-    return [conversation.generate(job.ids, **_fields(job.options)) for job in jobs]
+    return [conversation.begin(job.ids, job.options, guesses=False).finish() for job in jobs]
 
 
 def _seeded(sampling: Sampling, number: int) -> Sampling:
     return dataclasses.replace(sampling, seed=sampling.seed + number)
-
-
-def _fields(options: AnswerOptions) -> dict[str, object]:
-    return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

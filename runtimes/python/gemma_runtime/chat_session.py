@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from gemma_runtime.chat import Message, chat_ids, read_messages, turn_ids
 from gemma_runtime.errors import PromptError
 
 if TYPE_CHECKING:
+    from gemma_runtime.answer import AnswerKeywords
     from gemma_runtime.model import Gemma
     from gemma_runtime.results import Completion, Piece
 
@@ -58,12 +59,12 @@ class Chat:
             found += [Message(role="user", content=each.user), Message(role="model", content=each.answer)]
         return tuple(found)
 
-    def send(self, text: str, **options: Any) -> Completion:
+    def send(self, text: str, **options: Unpack[AnswerKeywords]) -> Completion:
         """The answer to the user's next message.
 
         Args:
             text: the message.
-            options: see AnswerOptions.
+            options: the fields of AnswerOptions.
 
         Raises:
             PromptError: an empty message, a full context, or an option outside its range.
@@ -74,7 +75,7 @@ class Chat:
         assert self.completion is not None
         return self.completion
 
-    def stream(self, text: str, **options: Any) -> Iterator[Piece]:
+    def stream(self, text: str, **options: Unpack[AnswerKeywords]) -> Iterator[Piece]:
         """The same, piece by piece; `completion` has the whole afterwards.
 
         An answer that is left early, or cancelled, is kept as far as it came, if it began.
@@ -134,7 +135,7 @@ class Chat:
         if self._answering:
             raise PromptError("this chat is giving an answer", hint="Go through the answer, or close it, first.")
 
-    def _pieces(self, text: str, options: dict[str, Any]) -> Iterator[Piece]:
+    def _pieces(self, text: str, options: AnswerKeywords) -> Iterator[Piece]:
         self._require_rest()
         prompt = self._prompt(text)
         answer = self._conversation.answer(prompt, **options)

@@ -49,7 +49,7 @@ def exported_folders(context: click.Context, parameter: click.Parameter, incompl
                 path = os.path.join(typed, entry.name)
                 if path.startswith(incomplete) and os.path.isfile(os.path.join(entry.path, "gemma_export.json")):
                     found.append(path)
-    except OSError:
+    except (OSError, ValueError):
         # a path that is still being typed
         found = []
     if not found or not all(_PLAIN.fullmatch(path) for path in found):

@@ -29,6 +29,7 @@ from gemma_runtime.errors import ModelOutputError
 from gemma_runtime.results import SpeculationStats, TokenLogprob
 from gemma_runtime.sequence import TokenSequence
 from gemma_runtime.speculation.drafter import NO_DRAFT, Draft, Drafter
+from gemma_runtime.speculation.kernel_difference import KernelDifference
 
 if TYPE_CHECKING:
     from gemma_runtime.sampling import TokenChooser
@@ -55,6 +56,7 @@ class Decoding:
         stop_ids: tokens that end it and are left out.
         room: tokens at most; the prompt and all but the last of them fit the context.
         drafter: guesses ahead; None runs one token at a time.
+        difference: what is known of runs of several tokens when the answer begins; asked once, if something is guessed.
         cancel: ends the answer as soon as it is set.
         logprobs: whether each token comes with its log probability.
     """
@@ -67,12 +69,16 @@ class Decoding:
         stop_ids: frozenset[int],
         room: int,
         drafter: Drafter | None = None,
+        difference: Callable[[], KernelDifference] = KernelDifference,
         cancel: threading.Event | None = None,
         logprobs: bool = False,
     ) -> None:
         self._sequence, self._chooser, self._drafter = sequence, chooser, drafter
         self._stop_ids, self._room, self._logprobs = stop_ids, room, logprobs
         self._cancelled: Callable[[], bool] = (lambda: False) if cancel is None else cancel.is_set
+        self._known = difference
+        # this answer's own, from its first guess on
+        self._difference: KernelDifference | None = None
         # tokens chosen, the stop token not among them
         self.tokens: list[int] = []
         # "stop", "length" or "cancelled"; None while it runs
@@ -137,7 +143,7 @@ class Decoding:
             steps=self.steps,
             rechecked=self._rechecked,
             changed=self._changed,
-            kernel_difference=self._sequence.opened.kernel_difference,
+            kernel_difference=0.0 if self._difference is None else self._difference.largest,
         )
 
     def _choose(self, rows: _Row, draft: Draft, text: list[int]) -> Iterator[Chosen]:
@@ -187,14 +193,15 @@ class Decoding:
 
         The cache then ends with the tokens of `text`: rows behind this one are of no more use.
         """
-        opened = self._sequence.opened
-        if not opened.could_turn(self._chooser.margin(row)):
+        if self._difference is None:
+            self._difference = self._known()
+        if not self._difference.could_turn(self._chooser.margin(row)):
             return row, False
         several = row.copy()
         self._sequence.truncate(len(text) - 1)
         row = self._sequence.step(text[-1:])[-1]
         check_finite(row, len(self.tokens))
-        opened.note_difference(row, several)
+        self._difference.note(row, several)
         self._rechecked += 1
         self._changed += self._chooser.choose(several) != self._chooser.choose(row)
         return row, True

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from gemma_runtime.errors import ProviderError
 from gemma_runtime.manifest import Graph, Manifest
 
-__all__ = ["PROVIDERS", "choose_provider", "graph_for", "release"]
+__all__ = ["PROVIDERS", "choose_provider", "graph_for", "release", "told_provider"]
 
 # Providers whose attention keeps window-sized caches, and whether there is room behind the window, so that guesses can
 # be taken back: CUDA's kernel wants a cache exactly as long as the window.
@@ -123,3 +123,8 @@ def choose_provider(manifest: Manifest, wanted: str) -> tuple[str, str]:
 
     cuda = start_provider(PROVIDERS["cuda"])
     return ("cuda", f"{runs_on}; CUDA starts here") if cuda.starts else (others[0], f"{runs_on}; CUDA: {cuda.reason}")
+
+
+def told_provider(provider: str, reason: str) -> str:
+    """What a user is told of what "auto" has chosen, with what `choose_provider` gives."""
+    return f"provider: {provider} ({reason})"

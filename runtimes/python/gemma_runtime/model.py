@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-from gemma_runtime.answer import Answer, AnswerOptions
+from gemma_runtime.answer import Answer, AnswerKeywords, AnswerOptions
 from gemma_runtime.chat import END_OF_TURN
 from gemma_runtime.chat_template import folds_system
 from gemma_runtime.errors import GemmaRuntimeError, ManifestError, PromptError
 from gemma_runtime.graph_choice import choose_provider
-from gemma_runtime.manifest import Manifest, read_manifest, verify_hashes, verify_structure
+from gemma_runtime.manifest import Graph, Manifest, read_manifest, verify_hashes, verify_structure
 from gemma_runtime.prompts import Prompt, prompt_ids
 from gemma_runtime.results import Completion, Piece
 from gemma_runtime.sequence import TokenSequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from gemma_runtime.chat_session import Chat
     from gemma_runtime.classify import Judgement
     from gemma_runtime.policies import Policy
-    from gemma_runtime.speculation import Drafter
+    from gemma_runtime.speculation import Drafter, KernelDifference
 
 __all__ = ["Conversation", "Gemma"]
 
@@ -41,7 +42,7 @@ class Gemma:
         provider: "cpu", "cuda", "directml", or "auto": CUDA where this folder and this onnxruntime can, else the CPU.
         threads: of the CPU's kernels; as many as this process may have if not given.
         verify: also read and hash the weight data before loading it.
-        draft: a folder with a smaller model of the same tokenizer that guesses tokens ahead.
+        draft: a folder with a smaller model of the same tokenizer that guesses tokens ahead; with speculation "auto".
         speculation: "auto": the draft model's guesses where there is one, else what followed the same tokens earlier in
             the text; "lookup": the latter; "off". Greedy text stays the same, sampled text's distribution too.
         cuda_graphs: run single tokens by the folder's static twin, which CUDA captures once and replays; it holds a
@@ -69,6 +70,11 @@ class Gemma:
     ) -> None:
         _check_word("speculation", speculation, _SPECULATION)
         _check_word("windowed", windowed, _WINDOWED)
+        if draft is not None and speculation != "auto":
+            raise PromptError(
+                f"a draft model guesses nothing with speculation {speculation!r}",
+                hint="Leave out one of the two: draft or speculation.",
+            )
         if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 1024):
             raise PromptError(f"threads must be from 1 to 1024, found {threads}", hint="Leave it out for the default.")
         directory = Path(directory)
@@ -98,6 +104,9 @@ class Gemma:
             self.stop_ids = _stop_ids(directory, listed, self.manifest.vocab_size, self.tokenizer.find(END_OF_TURN))
             self._opened = opening.result()
         self._speculation = speculation
+        # measured when the first answer guesses
+        self._difference: KernelDifference | None = None
+        self._measuring = threading.Lock()
         self._draft: Gemma | None = None
         if draft is not None:
             # the smaller model may have no such graph: nobody asked it for one
@@ -106,16 +115,16 @@ class Gemma:
             _check_draft(self, self._draft)
 
     @property
-    def graph(self) -> Any:
+    def graph(self) -> Graph:
         """The graph that runs, as the manifest describes it."""
         return self._opened.graph
 
-    def generate(self, prompt: Prompt, **options: Any) -> Completion:
+    def generate(self, prompt: Prompt, **options: Unpack[AnswerKeywords]) -> Completion:
         """Generates until a stop token or string, `max_new_tokens` or the end of the context.
 
         Args:
             prompt: a text to continue, messages (`Message` or mappings with role and content), or token ids.
-            options: see AnswerOptions: max_new_tokens, min_new_tokens, sampling, stop, logprobs, constraint, cancel.
+            options: the fields of AnswerOptions.
 
         Raises:
             PromptError: a prompt or an option that cannot be generated from.
@@ -123,11 +132,11 @@ class Gemma:
         """
         return self.answer(prompt, **options).finish()
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
+    def stream(self, prompt: Prompt, **options: Unpack[AnswerKeywords]) -> Iterator[Piece]:
         """The same, piece by piece as the text comes; leaving early ends it."""
         return self.answer(prompt, **options).pieces()
 
-    def answer(self, prompt: Prompt, **options: Any) -> Answer:
+    def answer(self, prompt: Prompt, **options: Unpack[AnswerKeywords]) -> Answer:
         """One answer in the making: iterate over its `pieces()`, then ask for its `completion`."""
         return self.conversation().answer(prompt, **options)
 
@@ -136,7 +145,7 @@ class Gemma:
         return Conversation(self)
 
     def generate_many(
-        self, prompts: Sequence[Prompt], *, samples: int = 1, batch_size: int = 8, **options: Any
+        self, prompts: Sequence[Prompt], *, samples: int = 1, batch_size: int = 8, **options: Unpack[AnswerKeywords]
     ) -> list[Completion]:
         """Answers several prompts of any length, several rows in each run of the model.
 
@@ -146,7 +155,7 @@ class Gemma:
             prompts: see generate.
             samples: answers to each prompt, with seeds counting up from the sampling's; the prompt is read once.
             batch_size: rows of a run at most; a row that ends makes room for the next prompt.
-            options: see AnswerOptions.
+            options: the fields of AnswerOptions.
 
         Returns:
             The answers in the order of the prompts, those to one prompt side by side.
@@ -190,6 +199,15 @@ class Gemma:
         """An empty sequence of the graph, for callers with a loop of their own."""
         return TokenSequence(self._opened, capacity)
 
+    def _kernel_difference(self) -> KernelDifference:
+        """What an answer that guesses starts from: the same for each, whatever was asked before."""
+        from gemma_runtime.speculation import measure_difference
+
+        with self._measuring:
+            if self._difference is None:
+                self._difference = measure_difference(self._opened, self.tokenizer)
+        return dataclasses.replace(self._difference)
+
     def _drafter(self, options: AnswerOptions, draft_sequence: Callable[[Gemma], TokenSequence]) -> Drafter | None:
         """What guesses ahead for one answer; the smaller model's sequence is the conversation's."""
         if self._speculation == "off" or not self._opened.chunked or self._opened.positions == 1:
@@ -198,7 +216,7 @@ class Gemma:
         from gemma_runtime.speculation import DraftLength, DraftModel, PromptLookup, row_cost
 
         cost, most = row_cost(self.manifest), (self._opened.positions or 8) - 1
-        if self._draft is None or self._speculation == "lookup":
+        if self._draft is None:
             return PromptLookup(DraftLength(cost, most=most))
         # penalties and constraints would need the text; the larger model applies them to what is guessed
         vocab_size = self._draft.manifest.vocab_size
@@ -235,27 +253,40 @@ class Conversation:
         """Those whose keys and values are in the cache."""
         return () if self._sequence is None else tuple(self._sequence.tokens)
 
-    def generate(self, prompt: Prompt, **options: Any) -> Completion:
+    def generate(self, prompt: Prompt, **options: Unpack[AnswerKeywords]) -> Completion:
         """See Gemma.generate; the prompt is the whole text, what the cache has of it is found."""
         return self.answer(prompt, **options).finish()
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
+    def stream(self, prompt: Prompt, **options: Unpack[AnswerKeywords]) -> Iterator[Piece]:
         """See Gemma.stream."""
         return self.answer(prompt, **options).pieces()
 
-    def answer(self, prompt: Prompt, **options: Any) -> Answer:
+    def answer(self, prompt: Prompt, **options: Unpack[AnswerKeywords]) -> Answer:
         """See Gemma.answer."""
         chosen = AnswerOptions(**options)
-        ids = self.model.encode(prompt)
+        return self.begin(self.model.encode(prompt), chosen)
+
+    def begin(self, ids: list[int], options: AnswerOptions, *, guesses: bool = True) -> Answer:
+        """The same of a prompt that is encoded already.
+
+        Args:
+            ids: what `Gemma.encode` gave.
+            options: how to generate.
+            guesses: whether tokens are guessed ahead where the model does that.
+
+        Raises:
+            PromptError: an option that cannot be generated from.
+        """
         if self._sequence is None:
-            self._sequence = self.model.sequence(len(ids) + min(chosen.max_new_tokens, 256))
+            self._sequence = self.model.sequence(len(ids) + min(options.max_new_tokens, 256))
         return Answer(
             self._sequence,
             ids,
-            chosen,
+            options,
             tokenizer=self.model.tokenizer,
             stop_ids=self.model.stop_ids,
-            drafter=self.model._drafter(chosen, self._draft_sequence),
+            drafter=self.model._drafter(options, self._draft_sequence) if guesses else None,
+            difference=self.model._kernel_difference,
             busy=self._busy,
         )
 

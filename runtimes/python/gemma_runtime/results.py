@@ -22,7 +22,8 @@ class SpeculationStats:
     rechecked: int
     # of these, how many came out otherwise
     changed: int
-    # largest difference seen between the logits of a run of one token and of several
+    # largest difference between the logits of a run of one token and of several, seen by this answer and by the
+    # measurement that it started from
     kernel_difference: float
 
 

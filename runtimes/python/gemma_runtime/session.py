@@ -6,9 +6,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from gemma_runtime.element_types import ELEMENT_TYPES
 from gemma_runtime.errors import ManifestError, ModelOutputError, ProviderError
 from gemma_runtime.graph_choice import PROVIDERS, graph_for, release
@@ -17,7 +14,7 @@ from gemma_runtime.opening import check_provider, import_onnxruntime, open_sessi
 from gemma_runtime.state import DecoderState, make_state
 from gemma_runtime.static_decode import StaticGraph
 
-__all__ = ["PROVIDERS", "OpenedGraph", "default_threads"]
+__all__ = ["PROVIDERS", "OpenedGraph", "default_threads", "thread_count"]
 
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "directml": "dml"}
 # onnxruntime's names of the element types
@@ -26,8 +23,6 @@ _TYPES = {element.onnxruntime: element.name for element in ELEMENT_TYPES.values(
 # and all logits move: by this share of their deviation at most, measured with int4 and int8-dynamic on text. Most
 # comparisons show nothing of it, so a few of them are no bound.
 _TURNED_TIE = {"cpu": 0.05}
-# comparisons before the largest difference is believed: until then every first guess is checked by a run of its own
-_COMPARISONS = 8
 
 
 class OpenedGraph:
@@ -74,7 +69,7 @@ class OpenedGraph:
             guesses=guesses,
             static=static,
         )
-        options = session_options(self.onnxruntime, default_threads() if threads is None else threads, profile)
+        options = session_options(self.onnxruntime, thread_count(threads), profile)
         self._session = open_session(self.onnxruntime, directory / self.graph.file, provider, options)
         _check_interface(self._session, self.graph, manifest)
         self.element = ELEMENT_TYPES[manifest.precision.activation_dtype]
@@ -83,29 +78,8 @@ class OpenedGraph:
         self.static = _open_static(self.onnxruntime, directory, manifest, provider, options) if static else None
         # held while a step runs
         self.lock = threading.Lock()
-        # largest difference seen between logits of a run of one token and of several, and how often they were compared
-        self.kernel_difference = 0.0
-        self.comparisons = 0
-        self._turned_tie = _TURNED_TIE.get(provider, 0.0) if manifest.precision.options.get("scheme") else 0.0
-        self._expected_difference = 0.0
-
-    def note_difference(self, one: npt.NDArray[np.float32], several: npt.NDArray[np.float32]) -> None:
-        """Takes in a comparison of the logits of one position by a run of one token and by a run of several."""
-        difference = float(np.abs(one - several).max())
-        expected = self._turned_tie * float(one.std()) if self._turned_tie else 0.0
-        with self.lock:
-            self.kernel_difference = max(difference, self.kernel_difference)
-            self._expected_difference = max(expected, self._expected_difference)
-            self.comparisons += 1
-
-    def could_turn(self, margin: float) -> bool:
-        """Whether a run of one token may choose otherwise than one of several, whose best two logits are this close.
-
-        Always true before there are enough comparisons.
-        """
-        # two logits may each be off by the largest difference seen
-        largest = max(2 * self.kernel_difference, self._expected_difference)
-        return self.comparisons < _COMPARISONS or margin <= largest
+        # see _TURNED_TIE; 0 where activations are not rounded
+        self.turned_tie = _TURNED_TIE.get(provider, 0.0) if manifest.precision.options.get("scheme") else 0.0
 
     @property
     def chunked(self) -> bool:
@@ -146,6 +120,11 @@ class OpenedGraph:
     def end_profile(self) -> Path:
         """The profile of all that ran, where one was asked for; nothing later is part of it."""
         return Path(self._session.end_profiling())
+
+
+def thread_count(threads: int | None) -> int:
+    """Threads for a session: as many as asked for, or `default_threads`."""
+    return default_threads() if threads is None else threads
 
 
 def default_threads() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,16 @@ def test_json(tiny_fp32: Path) -> None:
     assert found["folder"]["file_bytes"] > 14_000_000
     assert found["memory"]["before_load"] < found["memory"]["after_load"] <= found["memory"]["peak"]
     assert "round 2 of 2: 24 tokens, then 4 new ones" in told
+
+
+def test_what_auto_has_chosen_is_told(tiny_fp32: Path) -> None:
+    told: dict[str, list[str]] = {"auto": [], "cpu": []}
+    for provider, lines in told.items():
+        text = run_bench(tiny_fp32, **SMALL, provider=provider, as_json=True, on_progress=lines.append)
+        assert validated(text, "gemma_runtime/bench")["folder"]["provider"] == "cpu"
+    (line,) = (line for line in told["auto"] if line.startswith("provider: "))
+    assert re.fullmatch(r"provider: cpu \(this folder \(ort, fp32\) runs on cpu.*\)", line)
+    assert not any(line.startswith("provider: ") for line in told["cpu"])
 
 
 def test_profile_names_the_operators_of_a_step(tiny_fp32: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fractions
 import math
 from typing import Any
 
@@ -29,6 +30,17 @@ from gemma_runtime.sampling import Sampling
         ({"top_k": 2.0}, "top-k must be 1 or above, found 2.0"),
         ({"top_k": "2"}, "top-k must be 1 or above, found 2"),
         ({"temperature": True}, "temperature must be 0 or above, found True"),
+        ({"temperature": 10**400}, f"temperature must be 0 or above, found 1{'0' * 99}..."),
+        ({"temperature": 10**5000}, "temperature must be 0 or above, found a number of thousands of digits"),
+        ({"temperature": fractions.Fraction(10**400)}, f"temperature must be 0 or above, found 1{'0' * 99}..."),
+        ({"top_p": 10**400}, f"top-p must be above 0 and up to 1, found 1{'0' * 99}..."),
+        ({"top_k": -(10**5000)}, "top-k must be 1 or above, found a number of thousands of digits"),
+        ({"repetition_penalty": 10**400}, f"repetition-penalty must be above 0, found 1{'0' * 99}..."),
+        ({"presence_penalty": -(10**400)}, f"presence-penalty must be from -2 to 2, found -1{'0' * 98}..."),
+        (
+            {"logit_bias": {3: 10**400}},
+            f"logit-bias of token 3 must be a finite number, or minus infinity for a ban, found 1{'0' * 99}...",
+        ),
         ({"temperature": None}, "temperature must be 0 or above, found None"),
         ({"min_p": -0.1}, "min-p must be from 0 to 1, found -0.1"),
         ({"min_p": 1.5}, "min-p must be from 0 to 1, found 1.5"),

@@ -22,9 +22,7 @@ class TableSequence:
     def __init__(self, table: np.ndarray) -> None:
         self.tokens: list[int] = []
         self._table = table
-        self.opened = SimpleNamespace(
-            chunked=True, positions=8, context_length=64, vocab_size=SIZE, kernel_difference=None
-        )
+        self.opened = SimpleNamespace(chunked=True, positions=8, context_length=64, vocab_size=SIZE)
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -29,11 +29,10 @@ def padded(tmp_path: Path, rows: int, context: int = 64) -> Path:
     return tmp_path / "folder"
 
 
-def test_the_quantised_model_guesses_for_the_exact_one(tiny_fp32: Path, tiny_int4: Path, plain: Gemma) -> None:
-    model = Gemma(tiny_fp32, draft=tiny_int4, threads=1)
+def test_the_quantised_model_guesses_for_the_exact_one(guided: Gemma, plain: Gemma) -> None:
     drafted = accepted = steps = tokens = 0
     for prompt in PROMPTS:
-        expected, found = plain.generate(prompt, max_new_tokens=32), model.generate(prompt, max_new_tokens=32)
+        expected, found = plain.generate(prompt, max_new_tokens=32), guided.generate(prompt, max_new_tokens=32)
         assert found.token_ids == expected.token_ids
         assert found.speculation is not None
         drafted, accepted = drafted + found.speculation.drafted, accepted + found.speculation.accepted

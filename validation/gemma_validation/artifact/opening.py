@@ -11,7 +11,7 @@ from gemma_runtime.errors import ProviderError
 from gemma_runtime.graph_choice import PROVIDERS
 from gemma_runtime.manifest import MANIFEST_FILE, Graph, Manifest
 from gemma_runtime.opening import check_provider, import_onnxruntime, open_session, session_options
-from gemma_runtime.session import default_threads
+from gemma_runtime.session import thread_count
 from gemma_validation.errors import (
     FolderUnreadableError,
     MissingPackageError,
@@ -74,7 +74,7 @@ def open_graph(
     try:
         onnxruntime = import_onnxruntime(provider)
         check_provider(onnxruntime, manifest, provider, min_onnxruntime=graph.min_onnxruntime)
-        options = session_options(onnxruntime, default_threads() if threads is None else threads, profile)
+        options = session_options(onnxruntime, thread_count(threads), profile)
         return onnxruntime, open_session(onnxruntime, directory / graph.file, provider, options, graph=content)
     except RuntimeMissingPackageError as error:
         raise MissingPackageError(error.message, hint=error.hint) from error

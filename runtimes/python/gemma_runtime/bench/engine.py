@@ -29,7 +29,8 @@ class Engine:
     def __init__(self, directory: Path, *, provider: str, threads: int | None, profile: Path | None = None) -> None:
         self.manifest: Manifest = read_manifest(directory)
         verify_structure(directory, self.manifest)
-        self.provider, _ = choose_provider(self.manifest, provider)
+        # what runs it, and why that
+        self.provider, self.provider_reason = choose_provider(self.manifest, provider)
         self._opened = OpenedGraph(directory, self.manifest, provider=self.provider, threads=threads, profile=profile)
         self.graph = self._opened.graph
         self._sequence: TokenSequence | None = None

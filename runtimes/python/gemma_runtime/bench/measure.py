@@ -20,6 +20,7 @@ from gemma_runtime.bench.weight_bytes import weight_bytes
 from gemma_runtime.doctor.installed import owners_of, versions
 from gemma_runtime.doctor.machine import look_at_machine
 from gemma_runtime.errors import PromptError
+from gemma_runtime.graph_choice import told_provider
 
 __all__ = ["measure"]
 
@@ -83,6 +84,8 @@ def _timed(directory: Path, plan: Plan, say: _Say) -> _Timed:
     began = time.perf_counter()
     engine = Engine(directory, provider=plan.provider, threads=plan.threads)
     loaded = time.perf_counter() - began
+    if plan.provider == "auto":
+        say(told_provider(engine.provider, engine.provider_reason))
     after_load = resident_memory()
     contexts = _fitting(plan, engine.manifest.context_length)
     random = np.random.default_rng(0)

@@ -8,39 +8,55 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gemma_runtime.chat import Message, read_messages
+from gemma_runtime.cli.inputs import reason_of
 from gemma_runtime.errors import PromptError
 
 __all__ = ["load_messages", "save_messages"]
 
+# what paths that a user types raise: a home directory of nobody's is a RuntimeError, a null character a ValueError
+_WRONG_PATH = (OSError, RuntimeError, ValueError)
 
-def save_messages(path: Path, messages: Sequence[Message]) -> None:
+
+def save_messages(name: str, messages: Sequence[Message]) -> None:
     """Writes a conversation as JSON: {"messages": [{"role": ..., "content": ...}, ...]}.
+
+    Args:
+        name: of the file; ~ is a home directory.
+        messages: all that was said.
 
     Raises:
         PromptError: the file is there and is no conversation, or cannot be written.
     """
-    if path.exists():
-        # never another file of the user's
-        load_messages(path)
     content = json.dumps({"messages": [dataclasses.asdict(each) for each in messages]}, ensure_ascii=False, indent=2)
     try:
-        path.write_text(content + "\n", encoding="utf-8")
-    except OSError as error:
-        raise PromptError(f"{path} cannot be written: {error.strerror}", hint="Check the path.") from error
+        # before the file is opened, which empties it
+        encoded = (content + "\n").encode("utf-8")
+        path = Path(name).expanduser()
+        if path.exists():
+            # never another file of the user's
+            load_messages(name)
+        path.write_bytes(encoded)
+    except _WRONG_PATH as error:
+        raise PromptError(f"{name} cannot be written: {reason_of(error)}", hint="Check the path.") from error
 
 
-def load_messages(path: Path) -> list[Message]:
+def load_messages(name: str) -> list[Message]:
     """Reads what `save_messages` wrote.
+
+    Args:
+        name: of the file; ~ is a home directory.
 
     Raises:
         PromptError: not there, or no conversation.
     """
     try:
-        messages = json.loads(path.read_text(encoding="utf-8"))["messages"]
+        content = Path(name).expanduser().read_bytes()
+    except _WRONG_PATH as error:
+        raise PromptError(f"{name} cannot be read: {reason_of(error)}", hint="Check the path.") from error
+    try:
+        messages = json.loads(content.decode("utf-8"))["messages"]
         if not isinstance(messages, list):
             raise TypeError("messages is no list")
-    except OSError as error:
-        raise PromptError(f"{path} cannot be read: {error.strerror}", hint="Check the path.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise PromptError(f"{path} is no conversation: {error}", hint="It was not written by /save.") from error
-    return list(read_messages(messages))
+        return list(read_messages(messages))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise PromptError(f"{name} is no conversation: {error}", hint="It was not written by /save.") from error

@@ -9,7 +9,7 @@ import click
 
 from gemma_runtime.errors import PromptError
 
-__all__ = ["read_file", "read_prompt", "stdin_is_terminal"]
+__all__ = ["read_file", "read_prompt", "reason_of", "stdin_is_terminal"]
 
 
 def stdin_is_terminal() -> bool:
@@ -47,9 +47,13 @@ def read_file(name: str) -> str:
         content = Path(name).read_bytes()
     except (OSError, ValueError) as error:
         # ValueError: a name with a null character
-        reason = getattr(error, "strerror", None) or str(error)
-        raise PromptError(f"{name} cannot be read: {reason}", hint="Check the path.") from error
+        raise PromptError(f"{name} cannot be read: {reason_of(error)}", hint="Check the path.") from error
     return _decoded(content, name)
+
+
+def reason_of(error: Exception) -> str:
+    """Why a path cannot be used: the operating system's words, or Python's."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _standard_input() -> str:

@@ -31,9 +31,11 @@ class LineInput:
         self._readline = _readline()
 
     def __enter__(self) -> LineInput:
-        if self._readline is not None and self._history is not None and self._history.is_file():
+        if self._readline is not None and self._history is not None:
             try:
-                self._readline.read_history_file(self._history)
+                # to look for the file is already refused in a directory that this user may not enter
+                if self._history.is_file():
+                    self._readline.read_history_file(self._history)
             except OSError as error:
                 self._give_up(f"cannot be read: {error.strerror}")
         return self

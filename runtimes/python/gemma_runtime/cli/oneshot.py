@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +12,7 @@ from gemma_runtime.cli.output import figures, notice, print_json, print_text
 from gemma_runtime.cli.settings import answer_settings, load_model
 
 if TYPE_CHECKING:
+    from gemma_runtime.answer import AnswerKeywords
     from gemma_runtime.model import Gemma
     from gemma_runtime.prompts import Prompt
     from gemma_runtime.results import Completion
@@ -73,8 +74,9 @@ def run_middle(options: Options) -> int:
     return 0
 
 
-def _answer(model: Gemma, prompt: Prompt, settings: dict[str, Any], options: Options) -> None:
-    if options.samples > 1 and settings["sampling"].temperature == 0:
+def _answer(model: Gemma, prompt: Prompt, settings: AnswerKeywords, options: Options) -> None:
+    sampling = settings["sampling"]
+    if options.samples > 1 and (sampling is None or sampling.temperature == 0):
         notice("warning: greedy samples are all alike; --temperature 0.7 gives others")
     if options.samples > 1:
         # several rows in each run of the model: they come together, not one after another

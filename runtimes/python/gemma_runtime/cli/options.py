@@ -147,6 +147,10 @@ def check_combinations(options: Options) -> None:
             options.draft is not None and options.speculate != "auto",
             f"--draft and --speculate {options.speculate} exclude one another",
         ),
+        (
+            options.draft is not None and options.samples > 1,
+            f"--draft guesses nothing for --samples {options.samples}: they run side by side",
+        ),
         (bool(options.windowed) and options.cuda_graphs, "--windowed and --cuda-graphs exclude one another"),
     )
     for broken, message in rules:

@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,9 +22,11 @@ from gemma_runtime.cli.settings import answer_settings, load_model
 from gemma_runtime.errors import GemmaRuntimeError
 
 if TYPE_CHECKING:
+    from gemma_runtime.answer import AnswerKeywords
     from gemma_runtime.chat_session import Chat
     from gemma_runtime.model import Gemma
     from gemma_runtime.results import Completion, Piece
+    from gemma_runtime.sampling import Sampling
 
 __all__ = ["Session", "run_session"]
 
@@ -42,12 +44,23 @@ class Session:
         lines: where texts come from.
     """
 
-    def __init__(self, model: Gemma, settings: dict[str, Any], *, chat: Chat | None, lines: LineInput) -> None:
+    def __init__(self, model: Gemma, settings: AnswerKeywords, *, chat: Chat | None, lines: LineInput) -> None:
         self.settings, self.chat, self.lines = settings, chat, lines
         # of the last answer
         self.completion: Completion | None = None
         self.last_text: str | None = None
         self._conversation = model.conversation()
+
+    @property
+    def sampling(self) -> Sampling:
+        """How answers are drawn."""
+        from gemma_runtime.sampling import Sampling
+
+        return self.settings.get("sampling") or Sampling()
+
+    @sampling.setter
+    def sampling(self, sampling: Sampling) -> None:
+        self.settings["sampling"] = sampling
 
     @property
     def opened_chat(self) -> Chat:
@@ -64,7 +77,7 @@ class Session:
         """
         self.last_text = text
         with _ctrl_c_ends() as cancel:
-            settings = {**self.settings, "cancel": cancel}
+            settings: AnswerKeywords = {**self.settings, "cancel": cancel}
             if self.chat is not None:
                 _show(self.chat.stream(text, **settings))
                 completion = self.chat.completion

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemma_runtime.cli.conversation_file import load_messages, save_messages
 from gemma_runtime.cli.output import figures, notice
+from gemma_runtime.cli.settings import SAMPLES
 from gemma_runtime.errors import PromptError
 
 if TYPE_CHECKING:
+    from gemma_runtime.answer import AnswerKeywords
     from gemma_runtime.cli.repl import Session
 
 __all__ = ["LeaveError", "command_names", "run_command"]
@@ -94,10 +95,10 @@ def _regenerate(session: Session, argument: str) -> None:
             text = session.chat.undo()
     if text is None:
         raise PromptError("there is no answer to give again", hint="Say something first.")
-    sampling = session.settings["sampling"]
+    sampling = session.sampling
     if sampling.temperature == 0:
         notice("(greedy: the same again; /temperature 0.7 gives others)")
-    session.settings["sampling"] = dataclasses.replace(sampling, seed=sampling.seed + 1)
+    session.sampling = dataclasses.replace(sampling, seed=sampling.seed + 1)
     try:
         session.say(text)
     finally:
@@ -111,7 +112,10 @@ def _temperature(session: Session, argument: str) -> None:
 
 
 def _top_k(session: Session, argument: str) -> None:
-    _sample(session, top_k=int(_number(argument, int)))
+    top_k = int(_number(argument, int))
+    # as on the command line, asking for the most likely tokens means asking for sampling
+    greedy = session.sampling.temperature == 0
+    _sample(session, top_k=top_k, **({"temperature": SAMPLES} if greedy else {}))
 
 
 def _seed(session: Session, argument: str) -> None:
@@ -120,14 +124,19 @@ def _seed(session: Session, argument: str) -> None:
 
 def _sample(session: Session, **changed: float) -> None:
     # Sampling checks the range
-    session.settings["sampling"] = dataclasses.replace(session.settings["sampling"], **changed)
-    notice("(" + ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in changed.items()) + ")")
+    session.sampling = dataclasses.replace(session.sampling, **changed)  # type: ignore[arg-type]
+    notice("(" + ", ".join(f"{name.replace('_', '-')} {_told(value)}" for name, value in changed.items()) + ")")
+
+
+def _told(value: float) -> str:
+    # whole numbers as they are: as a float a seed would be rounded, and a longer one an error
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _max(session: Session, argument: str) -> None:
     from gemma_runtime.answer import AnswerOptions
 
-    changed = {**session.settings, "max_new_tokens": int(_number(argument, int))}
+    changed: AnswerKeywords = {**session.settings, "max_new_tokens": int(_number(argument, int))}
     AnswerOptions(**changed)
     session.settings = changed
     notice(f"(at most {changed['max_new_tokens']} tokens)")
@@ -141,12 +150,12 @@ def _number(text: str, kind: type[int] | type[float]) -> float:
 
 
 def _save(session: Session, argument: str) -> None:
-    save_messages(Path(argument).expanduser(), session.opened_chat.messages)
+    save_messages(argument, session.opened_chat.messages)
     notice("(saved)")
 
 
 def _load(session: Session, argument: str) -> None:
-    messages = load_messages(Path(argument).expanduser())
+    messages = load_messages(argument)
     session.opened_chat.load(messages)
     session.last_text = None
     notice(f"({len(messages)} messages)")
@@ -174,7 +183,9 @@ _COMMANDS = {
         run=_system, argument="[TEXT]", help="Instructions before the first turn; none takes them away.", chat_only=True
     ),
     "/temperature": _Command(run=_temperature, argument="X", help="0 is greedy."),
-    "/top-k": _Command(run=_top_k, argument="N", help="Sample from the N most likely tokens."),
+    "/top-k": _Command(
+        run=_top_k, argument="N", help="Sample from the N most likely tokens, at temperature 1 if greedy."
+    ),
     "/seed": _Command(run=_seed, argument="N", help="Of sampling."),
     "/max": _Command(run=_max, argument="N", help="Tokens of an answer at most."),
     "/regenerate": _Command(run=_regenerate, argument="", help="Another answer to the last text, with the next seed."),

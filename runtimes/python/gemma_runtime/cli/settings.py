@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gemma_runtime.cli.inputs import read_file
 from gemma_runtime.cli.options import Options, unescaped
 from gemma_runtime.cli.output import notice
 
 if TYPE_CHECKING:
+    from gemma_runtime.answer import AnswerKeywords
     from gemma_runtime.constraints import Constraint
     from gemma_runtime.model import Gemma
     from gemma_runtime.sampling import Sampling
 
-__all__ = ["answer_settings", "load_model"]
+__all__ = ["SAMPLES", "answer_settings", "load_model"]
+
+# the temperature of sampling where none is given: as the model was trained
+SAMPLES = 1.0
 
 
 def load_model(options: Options) -> Gemma:
@@ -22,6 +26,7 @@ def load_model(options: Options) -> Gemma:
     Raises:
         GemmaRuntimeError: any subclass.
     """
+    from gemma_runtime.graph_choice import told_provider
     from gemma_runtime.model import Gemma
 
     assert options.directory is not None
@@ -36,11 +41,11 @@ def load_model(options: Options) -> Gemma:
         windowed={None: "auto", True: "on", False: "off"}[options.windowed],
     )
     if options.provider == "auto":
-        notice(f"provider: {model.provider} ({model.provider_reason})")
+        notice(told_provider(model.provider, model.provider_reason))
     return model
 
 
-def answer_settings(options: Options) -> dict[str, Any]:
+def answer_settings(options: Options) -> AnswerKeywords:
     """Keywords of `Gemma.answer`, checked before a model is opened.
 
     Raises:
@@ -49,7 +54,7 @@ def answer_settings(options: Options) -> dict[str, Any]:
     """
     from gemma_runtime.answer import AnswerOptions
 
-    settings: dict[str, Any] = {
+    settings: AnswerKeywords = {
         "max_new_tokens": options.max_new_tokens,
         "min_new_tokens": options.min_new_tokens,
         "sampling": _sampling(options),
@@ -68,7 +73,7 @@ def _sampling(options: Options) -> Sampling:
     if temperature is None:
         # asking for a nucleus means asking for sampling
         nucleus = options.top_k, options.top_p, options.min_p
-        temperature = 1.0 if any(each is not None for each in nucleus) else 0.0
+        temperature = SAMPLES if any(each is not None for each in nucleus) else 0.0
     return Sampling(
         temperature=temperature,
         top_k=options.top_k,

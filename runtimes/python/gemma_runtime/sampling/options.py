@@ -12,11 +12,13 @@ import numpy as np
 
 from gemma_runtime.errors import PromptError
 
-__all__ = ["Sampling", "is_integer", "refuse"]
+__all__ = ["Sampling", "is_integer", "refuse", "require"]
 
 # OpenAI's range: https://platform.openai.com/docs/api-reference/chat/create
 _PENALTY_LIMIT = 2.0
 _SEED_LIMIT = 2**63
+# characters of a wrong value in a message
+_LONGEST_SHOWN = 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,33 +52,33 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(_number(self.temperature) and self.temperature >= 0, "temperature", "0 or above", self.temperature)
-        _require(self.top_k is None or (is_integer(self.top_k) and self.top_k >= 1), "top-k", "1 or above", self.top_k)
-        _require(
+        require(_number(self.temperature) and self.temperature >= 0, "temperature", "0 or above", self.temperature)
+        require(self.top_k is None or (is_integer(self.top_k) and self.top_k >= 1), "top-k", "1 or above", self.top_k)
+        require(
             self.top_p is None or (_number(self.top_p) and 0 < self.top_p <= 1),
             "top-p",
             "above 0 and up to 1",
             self.top_p,
         )
-        _require(
+        require(
             self.min_p is None or (_number(self.min_p) and 0 <= self.min_p <= 1), "min-p", "from 0 to 1", self.min_p
         )
         repetition = self.repetition_penalty
-        _require(_number(repetition) and repetition > 0, "repetition-penalty", "above 0", repetition)
+        require(_number(repetition) and repetition > 0, "repetition-penalty", "above 0", repetition)
         for name in ("presence", "frequency"):
             penalty = getattr(self, f"{name}_penalty")
             holds = _number(penalty) and abs(penalty) <= _PENALTY_LIMIT
-            _require(holds, f"{name}-penalty", "from -2 to 2", penalty)
+            require(holds, f"{name}-penalty", "from -2 to 2", penalty)
         self._check_bias()
-        _require(is_integer(self.seed) and self.seed >= 0, "seed", "0 or above", self.seed)
-        _require(self.seed <= _SEED_LIMIT, "seed", "2^63 or below", self.seed)
+        require(is_integer(self.seed) and self.seed >= 0, "seed", "0 or above", self.seed)
+        require(self.seed <= _SEED_LIMIT, "seed", "2^63 or below", self.seed)
 
     def _check_bias(self) -> None:
-        _require(isinstance(self.logit_bias, Mapping), "logit-bias", "numbers by token id", self.logit_bias)
+        require(isinstance(self.logit_bias, Mapping), "logit-bias", "numbers by token id", self.logit_bias)
         for token, bias in self.logit_bias.items():
-            _require(is_integer(token) and token >= 0, "logit-bias", "of token ids, 0 or above", token)
+            require(is_integer(token) and token >= 0, "logit-bias", "of token ids, 0 or above", token)
             holds = bias == -math.inf or _number(bias)
-            _require(holds, f"logit-bias of token {token}", "a finite number, or minus infinity for a ban", bias)
+            require(holds, f"logit-bias of token {token}", "a finite number, or minus infinity for a ban", bias)
         # what the caller does with his mapping later changes nothing here
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
 
@@ -109,13 +111,27 @@ def is_integer(value: object) -> bool:
 
 def refuse(name: str, expected: str, found: object) -> NoReturn:
     """Raises the error of an option outside its range."""
-    raise PromptError(f"{name} must be {expected}, found {found}", hint="See gemma-run --help.")
+    raise PromptError(f"{name} must be {expected}, found {_shown(found)}", hint="See gemma-run --help.")
+
+
+def require(holds: bool, name: str, expected: str, found: object) -> None:
+    """Raises the error of an option outside its range, unless it is inside."""
+    if not holds:
+        refuse(name, expected, found)
+
+
+def _shown(found: object) -> str:
+    try:
+        text = str(found)
+    except ValueError:
+        # more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _number(value: object) -> bool:
-    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
-
-
-def _require(holds: bool, name: str, expected: str, found: object) -> None:
-    if not holds:
-        refuse(name, expected, found)
+    try:
+        return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
+    except OverflowError:
+        # a whole number or a fraction beyond the largest float
+        return False
