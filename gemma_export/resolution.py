@@ -96,7 +96,7 @@ def resolve(request: ExportRequest, progress: Progress | None = None) -> Resolve
     if unread:
         warnings.append(f"config.json: keys that nothing reads: {', '.join(unread)}")
     if variant is not None:
-        _check_agreement(variant, family, native)
+        warnings += _check_agreement(variant, family, checkpoint.config, native)
     _check_head_dim(target, native)
     if checkpoint.generation_config is not None:
         check_generation_config(checkpoint.generation_config, vocab_size=native.vocab_size)
@@ -130,7 +130,6 @@ def resolve(request: ExportRequest, progress: Progress | None = None) -> Resolve
         request.residual_scale,
         activation_dtype=precision.activation_dtype,
         variant=variant.name if variant is not None else None,
-        published_peak=variant.published_peak[0] if variant is not None and variant.published_peak else None,
         source_kind=checkpoint.kind,
         merged=merge is not None,
     )
@@ -216,11 +215,18 @@ def _identity(checkpoint: Checkpoint, variant: Variant | None) -> dict[str, Any]
     }
 
 
-def _check_agreement(variant: Variant, family: Family, spec: DecoderSpec) -> None:
+def _check_agreement(variant: Variant, family: Family, config: Mapping[str, Any], spec: DecoderSpec) -> tuple[str, ...]:
+    """Refuses a checkpoint that is not the variant.
+
+    Returns:
+        A notice for each number that releases of the variant differ in, where it is not the usual one.
+    """
     found = {"family": family.name, **dataclasses.asdict(spec)}
     expected = {"family": variant.family, **dict(variant.architecture)}
+    usual = released_config(variant)
+    own = {key: value for key, value in variant.also if config.get(key) == value}
     if family.name == variant.family:
-        released, _ = family.parse_config(released_config(variant))
+        released, _ = family.parse_config({**usual, **own})
         expected |= {key: dataclasses.asdict(released)[key] for key in _SAME_MATHEMATICS}
     for key, wanted in expected.items():
         if found[key] != wanted:
@@ -228,6 +234,11 @@ def _check_agreement(variant: Variant, family: Family, spec: DecoderSpec) -> Non
                 f"the checkpoint is not variant {variant.name}: {key} is {found[key]}, expected {wanted}",
                 hint="Leave --variant out to export the checkpoint as it is, or name the variant that it is.",
             )
+    return tuple(
+        f"config.json: {key} is {value}, where {usual[key]} is usual of {variant.name}: exported with {value}, "
+        "which is what PyTorch computes of this checkpoint"
+        for key, value in own.items()
+    )
 
 
 def _check_head_dim(target: Target, spec: DecoderSpec) -> None:
