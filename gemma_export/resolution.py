@@ -27,6 +27,7 @@ from gemma_export.progress import Progress, format_bytes
 from gemma_export.request import ExportRequest, target_and_precision
 from gemma_export.residual_scale import ResidualScale, choose_residual_scale
 from gemma_export.targets import Target
+from gemma_export.targets.rotary import rotary_tensors
 from gemma_export.variants import VARIANTS, Variant
 
 __all__ = ["Resolved", "resolve", "variant_rows"]
@@ -126,6 +127,12 @@ def resolve(request: ExportRequest, progress: Progress | None = None) -> Resolve
             checkpoint = dataclasses.replace(
                 checkpoint, config={**checkpoint.config, "tie_word_embeddings": merge.tied}
             )
+    if request.keep_functions and spec.computes_rotary:
+        nbytes = sum(precision.stored_nbytes(shape) for _, shape in rotary_tensors(spec))
+        warnings.append(
+            f"--keep-functions stores rotary tables of {spec.max_position_embeddings} positions, "
+            f"{format_bytes(nbytes)}, which other graphs compute; --context N stores fewer"
+        )
     residual_scale = choose_residual_scale(
         request.residual_scale,
         activation_dtype=precision.activation_dtype,
