@@ -40,7 +40,6 @@ def choose_residual_scale(
     *,
     activation_dtype: str,
     variant: str | None,
-    published_peak: float | None,
     source_kind: str,
     merged: bool = False,
 ) -> ResidualScale:
@@ -50,7 +49,6 @@ def choose_residual_scale(
         option: "auto", "measure", "off" or a number.
         activation_dtype: of the precision; only float16 needs the rescaling.
         variant: name of the released model, if it is one.
-        published_peak: largest |value| of its stream that was published.
         source_kind: the checkpoint's kind: synthetic, builtin, local, ...
         merged: an adapter changes the weights: what is known of the model without it says nothing of the stream.
 
@@ -73,10 +71,6 @@ def choose_residual_scale(
     if option == "measure" or not known:
         return ResidualScale(option=option, shift=None, reason="measured")
     reason = f"variant {variant}" if variant is not None else f"{source_kind} weights"
-    if published_peak is not None and shift_for_peak(published_peak) > _DEFAULT_SHIFT:
-        return ResidualScale(
-            option=option, shift=shift_for_peak(published_peak), reason=f"{reason}, published peak {published_peak:g}"
-        )
     return ResidualScale(option=option, shift=_DEFAULT_SHIFT, reason=reason)
 
 

@@ -27,6 +27,7 @@ from gemma_export.progress import Progress, format_bytes
 from gemma_export.request import ExportRequest, target_and_precision
 from gemma_export.residual_scale import ResidualScale, choose_residual_scale
 from gemma_export.targets import Target
+from gemma_export.targets.rotary import rotary_tensors
 from gemma_export.variants import VARIANTS, Variant
 
 __all__ = ["Resolved", "resolve", "variant_rows"]
@@ -98,7 +99,7 @@ def resolve(request: ExportRequest, progress: Progress | None = None) -> Resolve
     if unread:
         warnings.append(f"config.json: keys that nothing reads: {', '.join(unread)}")
     if variant is not None:
-        _check_agreement(variant, family, native)
+        warnings += _check_agreement(variant, family, checkpoint.config, native)
     _check_head_dim(target, native)
     if checkpoint.generation_config is not None:
         check_generation_config(checkpoint.generation_config, vocab_size=native.vocab_size)
@@ -131,11 +132,16 @@ def resolve(request: ExportRequest, progress: Progress | None = None) -> Resolve
             checkpoint = dataclasses.replace(
                 checkpoint, config={**checkpoint.config, "tie_word_embeddings": merge.tied}
             )
+    if request.keep_functions and spec.computes_rotary:
+        nbytes = sum(precision.stored_nbytes(shape) for _, shape in rotary_tensors(spec))
+        warnings.append(
+            f"--keep-functions stores rotary tables of {spec.max_position_embeddings} positions, "
+            f"{format_bytes(nbytes)}, which other graphs compute; --context N stores fewer"
+        )
     residual_scale = choose_residual_scale(
         request.residual_scale,
         activation_dtype=precision.activation_dtype,
         variant=variant.name if variant is not None else None,
-        published_peak=variant.published_peak[0] if variant is not None and variant.published_peak else None,
         source_kind=checkpoint.kind,
         merged=merge is not None,
     )
@@ -221,11 +227,18 @@ def _identity(checkpoint: Checkpoint, variant: Variant | None) -> dict[str, Any]
     }
 
 
-def _check_agreement(variant: Variant, family: Family, spec: DecoderSpec) -> None:
+def _check_agreement(variant: Variant, family: Family, config: Mapping[str, Any], spec: DecoderSpec) -> tuple[str, ...]:
+    """Refuses a checkpoint that is not the variant.
+
+    Returns:
+        A notice for each number that releases of the variant differ in, where it is not the usual one.
+    """
     found = {"family": family.name, **dataclasses.asdict(spec)}
     expected = {"family": variant.family, **dict(variant.architecture)}
+    usual = released_config(variant)
+    own = {key: value for key, value in variant.also if config.get(key) == value}
     if family.name == variant.family:
-        released, _ = family.parse_config(released_config(variant))
+        released, _ = family.parse_config({**usual, **own})
         expected |= {key: dataclasses.asdict(released)[key] for key in _SAME_MATHEMATICS}
     for key, wanted in expected.items():
         if found[key] != wanted:
@@ -233,6 +246,11 @@ def _check_agreement(variant: Variant, family: Family, spec: DecoderSpec) -> Non
                 f"the checkpoint is not variant {variant.name}: {key} is {found[key]}, expected {wanted}",
                 hint="Leave --variant out to export the checkpoint as it is, or name the variant that it is.",
             )
+    return tuple(
+        f"config.json: {key} is {value}, where {usual[key]} is usual of {variant.name}: exported with {value}, "
+        "which is what PyTorch computes of this checkpoint"
+        for key, value in own.items()
+    )
 
 
 def _check_head_dim(target: Target, spec: DecoderSpec) -> None:

@@ -33,8 +33,8 @@ class Variant:
     architecture: tuple[tuple[str, int], ...]
     # keys of its config.json that differ between sizes of the family and that no number of `architecture` says
     constants: tuple[tuple[str, Any], ...] = ()
-    # largest |value| of the residual stream that was published for it, and where (URL)
-    published_peak: tuple[float, str] | None = None
+    # keys of its config.json with a value besides the usual one that makes the checkpoint no other variant
+    also: tuple[tuple[str, Any], ...] = ()
 
 
 _CONTEXT_8K, _CONTEXT_32K, _CONTEXT_128K = 8192, 32768, 131072
@@ -74,6 +74,10 @@ _GEMMA3_12B = _sizes(3840, 15360, 48, 16, 8, 256, 262208, _CONTEXT_128K)
 _GEMMA3_27B = _sizes(5376, 21504, 62, 32, 16, 128, 262208, _CONTEXT_128K)
 # both 27B divide query-key products by the root of hidden_size / num_attention_heads, the others by that of head_dim
 _SCALAR_256, _SCALAR_144 = (("query_pre_attn_scalar", 256),), (("query_pre_attn_scalar", 144),)
+# Gemma 2 9B was published with 224, hidden_size / num_attention_heads, and corrected two weeks later
+# (https://github.com/google/gemma_pytorch/commit/03e657582d17cb5a8617ebf333c1c16f3694670e,
+# https://github.com/huggingface/transformers/issues/31891). Whether its ShieldGemma was is not known here.
+_SHIELDGEMMA_ALSO: dict[str, tuple[tuple[str, Any], ...]] = {"9b": (("query_pre_attn_scalar", 224),)}
 _GEMMA3_SMALL = (*_SCALAR_256, ("sliding_window", 512))
 _LONG = (("sliding_window", 1024), ("rope_scaling", {"rope_type": "linear", "factor": 8.0}))
 _GEMMA3_LARGE, _GEMMA3_LARGEST = (*_SCALAR_256, *_LONG), (("query_pre_attn_scalar", 168), *_LONG)
@@ -108,6 +112,7 @@ def _released(
     *,
     family: str = "gemma",
     constants: tuple[tuple[str, Any], ...] = (),
+    also: tuple[tuple[str, Any], ...] = (),
 ) -> Variant:
     return Variant(
         name=name,
@@ -118,6 +123,7 @@ def _released(
         license_url=f"https://huggingface.co/{repository}",
         architecture=architecture,
         constants=constants,
+        also=also,
     )
 
 
@@ -128,9 +134,12 @@ def _gemma2(
     kinds = (
         (f"gemma2-{size}", f"google/gemma-2-{size}", "completion"),
         (f"gemma2-{size}-it", f"google/gemma-2-{size}-it", "chat"),
-        (f"shieldgemma-{size}", f"google/shieldgemma-{size}", "policy"),
     )
-    return tuple(_released(*kind, architecture, family="gemma2", constants=constants) for kind in kinds)
+    policy = (f"shieldgemma-{size}", f"google/shieldgemma-{size}", "policy")
+    return (
+        *(_released(*kind, architecture, family="gemma2", constants=constants) for kind in kinds),
+        _released(*policy, architecture, family="gemma2", constants=constants, also=_SHIELDGEMMA_ALSO.get(size, ())),
+    )
 
 
 def _gemma3(

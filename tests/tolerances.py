@@ -78,3 +78,7 @@ SAMPLING_PROBABILITY = 1e-6
 RANDOM_INT4_MEAN_KL = 0.36
 RANDOM_INT8_MEAN_KL = 4e-3
 RANDOM_INT8_CACHE_MEAN_KL = 8e-4
+# The same of bfloat16 weights in float32 arithmetic, twice what they measure (1.3e-4, 1.4e-4).
+RANDOM_BF16_WEIGHTS_MEAN_KL = 3e-4
+# Cosine and sine of the same float32 angle, absolute: two libraries round them within a unit or two of the last place.
+ROTARY_ROWS = 5e-7

@@ -97,7 +97,11 @@ def _one_of_both(context: click.Context, parameter: click.Parameter, values: tup
     shell_complete=target_names,
     help="What the graph is for: ort (CPU, CUDA), portable (standard operators only) or directml.",
 )
-@click.option("--keep-functions", is_flag=True, help="With --target portable: keep Gemma's operators as functions.")
+@click.option(
+    "--keep-functions",
+    is_flag=True,
+    help="With --target portable: keep Gemma's operators as functions, and rotary tables in the file.",
+)
 @click.option("--logits", default="last", show_default=True, metavar="last|all|N", help="Positions that get logits.")
 @click.option("--context", "context_length", type=int, metavar="N", help="Tokens of context. Default: the model's own.")
 @click.option(

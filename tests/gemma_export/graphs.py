@@ -12,6 +12,7 @@ import onnxruntime
 import tolerances
 from decoders import STATE_DTYPES, Graph
 
+from gemma_export.base_checkpoint import released_config
 from gemma_export.checkpoint import SyntheticSource
 from gemma_export.config import DecoderSpec, Rotary
 from gemma_export.families import FAMILIES
@@ -97,8 +98,8 @@ def semantic_model(spec: DecoderSpec = SPEC, source: TensorSource | None = None)
 
 def released_spec(name: str) -> DecoderSpec:
     """A released variant's specification."""
-    constants = {"hidden_act": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "rope_theta": 10000.0}
-    return GEMMA.parse_config({**dict(VARIANTS[name].architecture), **constants})[0]
+    variant = VARIANTS[name]
+    return FAMILIES[variant.family].parse_config(released_config(variant))[0]
 
 
 class ArraySource:

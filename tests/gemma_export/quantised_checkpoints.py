@@ -19,6 +19,7 @@ import torch
 import transformers
 from decoders import reference_model
 from safetensors.numpy import save_file
+from windowed_decoders import WINDOWED_CONFIGS, windowed_reference
 
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
 
@@ -39,6 +40,11 @@ CONFIG: dict[str, object] = {
     "bos_token_id": 2,
     "eos_token_id": 1,
     "pad_token_id": 0,
+}
+_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+# the same widths in the families with windows, norms behind branches and of heads
+WINDOWED: dict[str, dict[str, object]] = {
+    name: {**WINDOWED_CONFIGS[name], **{key: CONFIG[key] for key in _SIZES}} for name in ("gemma2", "gemma3 nested")
 }
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
@@ -103,7 +109,7 @@ class Quantised:
 
     directory: Path
     # in float32, with the matrices multiplied out
-    model: transformers.GemmaForCausalLM
+    model: transformers.PreTrainedModel
     # module -> matrix
     matrices: dict[str, Matrix]
 
@@ -179,13 +185,13 @@ def write(
     Args:
         directory: is made.
         layout: of all matrices.
-        config: the model's.
+        config: the model's; with a model_type it is of a family with windows.
         skip: modules that stay in floating point.
         change: alters the tensors before they are saved.
         settings: changes of quantization_config; None leaves a key out.
     """
     config = CONFIG if config is None else config
-    model = reference_model(config)
+    model = windowed_reference(config) if "model_type" in config else reference_model(config)
     generator = np.random.default_rng(5)
     tensors: dict[str, np.ndarray] = {}
     matrices = {}

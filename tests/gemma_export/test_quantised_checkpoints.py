@@ -13,7 +13,8 @@ import tolerances
 import torch
 from decoders import Graph, reference_logits, reference_model, write_checkpoint
 from onnx import numpy_helper
-from quantised_checkpoints import CONFIG, Layout, Quantised, packed, quantise, write
+from quantised_checkpoints import CONFIG, WINDOWED, Layout, Quantised, packed, quantise, write
+from windowed_decoders import windowed_reference
 
 from gemma_export.artifact import verify_folder
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
@@ -95,6 +96,16 @@ def test_the_folder_computes_what_the_checkpoint_means(name: str, target: str, t
     found, _ = _all_positions(tmp_path / "out", tmp_path).step(ids, np.ones_like(ids))
     assert np.abs(found - expected).max() <= tolerances.FP32_LOGITS * expected.std()
     assert measure_drift(expected, found).mean_kl <= tolerances.FP32_MEAN_KL
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("family", "name"), [("gemma2", "gptq by order zeros"), ("gemma3 nested", "awq")])
+def test_families_with_windows(family: str, name: str, precision: str, tmp_path: Path) -> None:
+    """Against transformers with the matrices multiplied out, several windows long."""
+    quantised = write(tmp_path / "checkpoint", _LAYOUTS[name], config=WINDOWED[family])
+    _export(quantised, tmp_path / "out", weights=WeightOptions(scheme="int4"), precision=precision)
+    ids = np.random.default_rng(1).integers(108, 3072, (2, 40))
+    _assert_logits(tmp_path, quantised.model, ids, precision)
 
 
 @pytest.mark.parametrize("activations", ["fp32", "fp16"])
@@ -282,9 +293,12 @@ def test_the_folder_says_what_it_is(tmp_path: Path) -> None:
     assert "quantization_config" not in json.loads((tmp_path / "out/config.json").read_text(encoding="utf-8"))
 
 
-def test_weights_on_q4_0s_grid_are_exact(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("family", ["gemma", *WINDOWED])
+def test_weights_on_q4_0s_grid_are_exact(family: str, precision: str, tmp_path: Path) -> None:
     """Google's "q4_0-unquantized" fine-tunes with --int4 --block-size 32 --symmetric, head and embedding too."""
-    model = reference_model(CONFIG)
+    config = CONFIG if family == "gemma" else WINDOWED[family]
+    model = reference_model(config) if family == "gemma" else windowed_reference(config)
     generator = np.random.default_rng(3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -294,10 +308,15 @@ def test_weights_on_q4_0s_grid_are_exact(tmp_path: Path) -> None:
                 scales = generator.uniform(0.01, 0.04, (rows, columns // 32, 1)).astype(np.float16)
                 weights = (codes * scales.astype(np.float32)).astype(np.float32).reshape(rows, columns)
                 parameter.copy_(torch.from_numpy(weights))
-    checkpoint = write_checkpoint(model, tmp_path / "checkpoint", CONFIG, BUILTIN_DIRECTORY)
+    checkpoint = write_checkpoint(model, tmp_path / "checkpoint", config, BUILTIN_DIRECTORY)
     options = WeightOptions(scheme="int4", block_size=32, symmetric=True)
-    export(ExportRequest(checkpoint=checkpoint, output=tmp_path / "out", weights=options))
-    ids = generator.integers(108, 3072, (1, 24))
+    export(ExportRequest(checkpoint=checkpoint, output=tmp_path / "out", weights=options, precision=precision))
+    _assert_logits(tmp_path, model, generator.integers(108, 3072, (1, 40)), precision)
+
+
+def _assert_logits(root: Path, model: Any, ids: np.ndarray, precision: str) -> None:
+    """Of the folder `root`/out: the reference's, but for the rounding of activations."""
     expected = reference_logits(model, ids)
-    found, _ = _all_positions(tmp_path / "out", tmp_path).step(ids, np.ones_like(ids))
-    assert np.abs(found - expected).max() <= tolerances.FP32_LOGITS * expected.std()
+    found, _ = _all_positions(root / "out", root).step(ids, np.ones_like(ids))
+    bound = tolerances.FP32_LOGITS if precision == "fp32" else tolerances.FP16_LOGITS
+    assert np.abs(found - expected).max() <= bound * expected.std()

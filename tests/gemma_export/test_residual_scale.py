@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -12,10 +11,7 @@ import pytest
 from programs import assert_error, gemma_export
 
 from gemma_export.errors import NonFiniteError, UsageError
-from gemma_export.request import ExportRequest
 from gemma_export.residual_scale import FLOAT16_MAX, MAX_SHIFT, choose_residual_scale, shift_for_peak
-from gemma_export.resolution import resolve
-from gemma_export.variants import VARIANTS
 from gemma_runtime import read_manifest
 
 
@@ -23,13 +19,10 @@ def chosen(
     option: str,
     dtype: str = "float16",
     variant: str | None = None,
-    peak: float | None = None,
     kind: str = "local",
     merged: bool = False,
 ):
-    scale = choose_residual_scale(
-        option, activation_dtype=dtype, variant=variant, published_peak=peak, source_kind=kind, merged=merged
-    )
+    scale = choose_residual_scale(option, activation_dtype=dtype, variant=variant, source_kind=kind, merged=merged)
     return scale.shift, scale.reason
 
 
@@ -39,12 +32,9 @@ def chosen(
         ({"option": "auto", "variant": "2b"}, (6, "variant 2b")),
         ({"option": "auto", "variant": "tiny", "kind": "builtin"}, (6, "variant tiny")),
         ({"option": "auto", "kind": "synthetic"}, (6, "synthetic weights")),
-        ({"option": "auto", "variant": "27b", "peak": 696_320.0}, (6, "variant 27b")),
-        ({"option": "auto", "variant": "x", "peak": 5e6}, (9, "variant x, published peak 5e+06")),
         ({"option": "auto"}, (None, "measured")),
         # an adapter makes another model of it
         ({"option": "auto", "variant": "2b", "merged": True}, (None, "measured")),
-        ({"option": "auto", "variant": "x", "peak": 5e6, "merged": True}, (None, "measured")),
         ({"option": "auto", "variant": "tiny", "kind": "builtin", "merged": True}, (None, "measured")),
         ({"option": "auto", "kind": "synthetic", "merged": True}, (None, "measured")),
         ({"option": "6", "variant": "2b", "merged": True}, (6, "given")),
@@ -77,13 +67,6 @@ def test_numbers_out_of_range(option: str, dtype: str) -> None:
     with pytest.raises(UsageError, match=r"auto, measure, off or a number from 0 to 16, found") as caught:
         chosen(option, dtype)
     assert repr(option) in caught.value.message
-
-
-def test_published_peak_of_a_variant_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    peaked = dataclasses.replace(VARIANTS["2b"], published_peak=(3e7, "https://example.org/peak"))
-    monkeypatch.setitem(VARIANTS, "2b", peaked)
-    resolved = resolve(ExportRequest(variant="2b", precision="fp16", synthetic_seed=0))
-    assert resolved.residual_scale.shift == 11
 
 
 @pytest.mark.parametrize(

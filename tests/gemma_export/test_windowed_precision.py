@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import tolerances
 import torch
@@ -25,7 +26,7 @@ from gemma_export.pipeline import ExportRequest, build_semantic_graph, export, l
 from gemma_export.planning import plan_export
 from gemma_export.precision import WeightOptions
 from gemma_runtime import Gemma, read_manifest
-from gemma_validation import measure_drift
+from gemma_validation import measure_drift, widen_bfloat16
 
 # four and five layers, tied and untied, with and without norms of query and key heads
 _FAMILIES = ("gemma2", "gemma3 nested")
@@ -33,6 +34,8 @@ _FAMILIES = ("gemma2", "gemma3 nested")
 _TABLE_GROWTH, _GAIN_GROWTH = 2.0**14, 2.0**17
 _POST_NORMS = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
 _MEAN_KL = 1e-3
+# of 60 tokens: a prompt longer than any window, then chunks, then single tokens; room behind a window
+_PROMPT, _SINGLE, _CHUNK, _SLACK = 24, 40, 4, 3
 
 
 class Subject:
@@ -43,6 +46,7 @@ class Subject:
         self.checkpoint = write_windowed_checkpoint(model, root, config, BUILTIN_DIRECTORY)
         self.ids = np.random.default_rng(1).integers(108, 3072, (2, 60))
         self.expected = reference_logits(model, self.ids)
+        self.window = int(config["sliding_window"])
 
     def export(self, output: Path, **request: Any) -> Path:
         with warnings.catch_warnings():
@@ -50,8 +54,35 @@ class Subject:
             return export(ExportRequest(checkpoint=self.checkpoint, output=output, **request)).folder.directory
 
     def logits(self, folder: Path) -> np.ndarray:
-        graph = Graph(folder / read_manifest(folder).graph("all").file)
-        return graph.step(self.ids, np.ones_like(self.ids))[0]
+        manifest = read_manifest(folder)
+        graph: Path | bytes = folder / manifest.graph("all").file
+        if manifest.precision.activation_dtype == "bfloat16":
+            # the CPU has no such kernels: rounded weights, float32 arithmetic
+            wide = widen_bfloat16(ir.load(graph))
+            ir.external_data.load_to_model(wide)
+            graph = ir.to_proto(wide).SerializeToString()
+        return Graph(graph).step(self.ids, np.ones_like(self.ids))[0]
+
+    def runtime_logits(self, folder: Path, windowed: str) -> np.ndarray:
+        """Of the first row by the runtime's own loop: a prompt past the window, chunks, then token by token.
+
+        Args:
+            folder: exported.
+            windowed: "on" or "off".
+
+        Returns:
+            float32 [positions from _PROMPT - 1 on, vocab_size].
+        """
+        model, ids = Gemma(folder, windowed=windowed, threads=1), self.ids[0].tolist()
+        sequence = model.sequence()
+        rows = [sequence.extend(ids[:_PROMPT])[-1:].copy()]  # type: ignore[index]
+        for start in range(_PROMPT, _SINGLE, _CHUNK):
+            rows.append(sequence.step(ids[start : start + _CHUNK]).copy())
+        rows += [sequence.step([token]).copy() for token in ids[_SINGLE:]]
+        if windowed == "on":
+            held = {buffer.shape[2] for _, _, buffer in sequence.state.named()}
+            assert min(held) == self.window + _SLACK < _PROMPT < max(held)
+        return np.concatenate(rows)
 
 
 @pytest.fixture(scope="module", params=_FAMILIES)
@@ -161,32 +192,35 @@ def test_a_layerwise_run_is_the_reference(subject: Subject) -> None:
     assert np.abs(found - subject.expected).max() <= tolerances.FP32_LOGITS * subject.expected.std()
 
 
-_INT4 = WeightOptions(scheme="int4")
+_INT4, _INT8 = WeightOptions(scheme="int4"), WeightOptions(scheme="int8")
+_QDQ4, _QDQ8 = WeightOptions(scheme="int4", format="qdq"), WeightOptions(scheme="int8", format="qdq")
+_GPTQ = WeightOptions(scheme="int4", quantiser="gptq")
+_DYNAMIC, _AWARE = WeightOptions(scheme="int8-dynamic"), WeightOptions(scheme="int4", activation_aware=True)
+_KL4, _KL8 = tolerances.RANDOM_INT4_MEAN_KL, tolerances.RANDOM_INT8_MEAN_KL
+_KL_CACHE = tolerances.RANDOM_INT8_CACHE_MEAN_KL
+_HALF, _BRAIN, _STANDARD = {"precision": "fp16"}, {"precision": "bf16"}, {"target": "portable"}
 # (configuration, what is asked for, bound of the mean KL)
 _EXPORTS: dict[str, tuple[str, dict[str, Any], float]] = {
-    "gemma2 int4 fp16": ("gemma2", {"weights": _INT4, "precision": "fp16"}, tolerances.RANDOM_INT4_MEAN_KL),
-    "gemma2 int8": ("gemma2", {"weights": WeightOptions(scheme="int8")}, tolerances.RANDOM_INT8_MEAN_KL),
-    "gemma2 gptq": (
-        "gemma2",
-        {"weights": WeightOptions(scheme="int4", quantiser="gptq")},
-        tolerances.RANDOM_INT4_MEAN_KL,
-    ),
-    "gemma2 cache": ("gemma2", {"kv_cache": "int8"}, tolerances.RANDOM_INT8_CACHE_MEAN_KL),
-    "gemma3 int8-dynamic": (
-        "gemma3 nested",
-        {"weights": WeightOptions(scheme="int8-dynamic")},
-        tolerances.RANDOM_INT8_MEAN_KL,
-    ),
-    "gemma3 activation-aware": (
-        "gemma3 nested",
-        {"weights": WeightOptions(scheme="int4", activation_aware=True)},
-        tolerances.RANDOM_INT4_MEAN_KL,
-    ),
-    "gemma3 cache fp16": (
-        "gemma3 nested",
-        {"kv_cache": "int8", "precision": "fp16"},
-        tolerances.RANDOM_INT8_CACHE_MEAN_KL,
-    ),
+    "gemma2 fp16": ("gemma2", _HALF, tolerances.FP16_MEAN_KL),
+    "gemma2 bf16": ("gemma2", _BRAIN, tolerances.RANDOM_BF16_WEIGHTS_MEAN_KL),
+    "gemma2 int4 fp16": ("gemma2", {"weights": _INT4, **_HALF}, _KL4),
+    "gemma2 int4 bf16": ("gemma2", {"weights": _INT4, **_BRAIN}, _KL4),
+    "gemma2 int4 qdq": ("gemma2", {"weights": _QDQ4}, _KL4),
+    "gemma2 int4 portable": ("gemma2", {"weights": _INT4, **_STANDARD}, _KL4),
+    "gemma2 int8": ("gemma2", {"weights": _INT8}, _KL8),
+    "gemma2 int8 portable fp16": ("gemma2", {"weights": _INT8, **_STANDARD, **_HALF}, _KL8),
+    "gemma2 gptq": ("gemma2", {"weights": _GPTQ}, _KL4),
+    "gemma2 cache": ("gemma2", {"kv_cache": "int8"}, _KL_CACHE),
+    "gemma3 fp16": ("gemma3 nested", _HALF, tolerances.FP16_MEAN_KL),
+    "gemma3 bf16": ("gemma3 nested", _BRAIN, tolerances.RANDOM_BF16_WEIGHTS_MEAN_KL),
+    "gemma3 int4": ("gemma3 nested", {"weights": _INT4}, _KL4),
+    "gemma3 int4 portable": ("gemma3 nested", {"weights": _INT4, **_STANDARD}, _KL4),
+    "gemma3 int8 bf16": ("gemma3 nested", {"weights": _INT8, **_BRAIN}, _KL8),
+    "gemma3 int8 qdq fp16": ("gemma3 nested", {"weights": _QDQ8, **_HALF}, _KL8),
+    "gemma3 int8 portable": ("gemma3 nested", {"weights": _INT8, **_STANDARD}, _KL8),
+    "gemma3 int8-dynamic": ("gemma3 nested", {"weights": _DYNAMIC}, _KL8),
+    "gemma3 activation-aware": ("gemma3 nested", {"weights": _AWARE}, _KL4),
+    "gemma3 cache fp16": ("gemma3 nested", {"kv_cache": "int8", **_HALF}, _KL_CACHE),
 }
 
 
@@ -208,16 +242,29 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Subject]:
 
 
 @pytest.mark.parametrize("name", list(_EXPORTS))
-def test_quantised_exports_run_and_stay_near(
-    name: str, subjects: dict[str, Subject], text: Path, tmp_path: Path
+def test_exports_stay_near_in_every_precision(
+    name: str, subjects: dict[str, Subject], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By the graph of all positions, and past the window by the runtime, whose windowed twin gives the same numbers."""
     config, request, bound = _EXPORTS[name]
     calibrated = "gptq" in name or "aware" in name or "dynamic" in name or "cache" in name
     subject = subjects[config]
     folder = subject.export(tmp_path / "out", **request, calibration=text if calibrated else None)
     assert 0 < measure_drift(subject.expected, subject.logits(folder)).mean_kl <= bound
-    # past the window, by the runtime's own loop
-    assert len(Gemma(folder).generate("def read(path):", max_new_tokens=16).token_ids) == 16
+    manifest = read_manifest(folder)
+    if manifest.precision.activation_dtype == "bfloat16":
+        return
+    # the runtime's own room is longer than the text
+    monkeypatch.setattr("gemma_runtime.state.capacity_for", lambda window, device: window + _SLACK)
+    expected = subject.expected[:1, _PROMPT - 1 :]
+    whole = subject.runtime_logits(folder, "off")
+    assert 0 < measure_drift(expected, whole[None]).mean_kl <= bound
+    assert any(graph.windowed for graph in manifest.graphs) == (manifest.target == "ort")
+    if manifest.target == "ort":
+        found = subject.runtime_logits(folder, "on")
+        assert 0 < measure_drift(expected, found[None]).mean_kl <= bound
+        rounding = tolerances.FP16_LOGITS if "weights" not in request else tolerances.INT8_DYNAMIC_REORDERED
+        assert np.abs(found - whole).max() <= rounding * whole.std()
 
 
 @pytest.mark.parametrize("config", _FAMILIES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from windowed_decoders import WINDOWED_CONFIGS, windowed_reference, write_window
 from gemma_export.artifact import verify_folder
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
 from gemma_export.pipeline import ExportRequest, export
+from gemma_export.planning import plan_export
+from gemma_export.progress import format_bytes
 from gemma_runtime import Gemma, read_manifest
 from gemma_runtime.tokenizer import load_tokenizer
 from gemma_validation import measure_drift
@@ -153,3 +156,22 @@ def test_float16(target: str, name: str, references: dict[str, Reference], tmp_p
     drift = measure_drift(found.expected, logits)
     assert drift.mean_kl <= tolerances.FP16_MEAN_KL_LARGE_WEIGHTS
     assert logits.std() == pytest.approx(found.expected.std(), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("precision", "context", "tables"), [("fp32", None, "268 MB"), ("fp16", None, "134 MB"), ("fp32", 8192, "16.8 MB")]
+)
+def test_a_plan_says_what_the_tables_of_functions_take(precision: str, context: int | None, tables: str) -> None:
+    """Of both rotary embeddings; other graphs compute their rows."""
+    asked = ExportRequest(
+        variant="gemma3-4b", synthetic_seed=0, target="portable", precision=precision, context=context
+    )
+    computed, stored = plan_export(asked), plan_export(dataclasses.replace(asked, keep_functions=True))
+    assert not any("rotary" in warning for warning in computed.warnings)
+    (said,) = [warning for warning in stored.warnings if "rotary" in warning]
+    assert said == (
+        f"--keep-functions stores rotary tables of {context or 131072} positions, {tables}, which other graphs "
+        "compute; --context N stores fewer"
+    )
+    sizes = [next(file.nbytes for file in plan.files if file.path.endswith("_data")) for plan in (computed, stored)]
+    assert format_bytes(sizes[1] - sizes[0]) == tables

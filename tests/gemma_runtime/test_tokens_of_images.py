@@ -111,7 +111,6 @@ def test_an_image_where_the_table_has_no_row_for_it(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "what is <image_soft_token>?"}]
     with pytest.raises(PromptError, match="this model reads text alone"):
         model.generate(chat)
-    assert_error(gemma_run(alone, "<image_soft_token>"), 2, "this model reads text alone", "Leave it out")
 
 
 @pytest.mark.parametrize("wrong", [-1, ROWS, 1 << 40])
@@ -121,7 +120,40 @@ def test_ids_that_have_no_row(wrong: int, model: Gemma) -> None:
 
 
 def test_rows_without_a_piece_may_stand_in_a_prompt_of_ids(model: Gemma) -> None:
-    assert max(model.generate([2, IMAGE, ROWS - 1], max_new_tokens=4).token_ids) < IMAGE
+    assert max(model.generate([2, PIECES, ROWS - 1], max_new_tokens=4).token_ids) < IMAGE
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        f"{PROMPT} <image_soft_token>",
+        [2, 300, IMAGE],
+        [{"role": "user", "content": "what is <image_soft_token>?"}],
+    ],
+    ids=["text", "ids", "chat"],
+)
+def test_an_image_where_the_table_has_a_row_for_it(prompt: Any, model: Gemma) -> None:
+    """Whose numbers would mean nothing: where the model was trained an image's features stood there."""
+    match = "has '<image_soft_token>', token id 3072, which stands for a part of an image: this model reads text alone"
+    for refused in (lambda: model.generate(prompt), lambda: model.generate_many([PROMPT, prompt])):
+        with pytest.raises(PromptError, match=match) as caught:
+            refused()
+        assert caught.value.exit_code == 2
+        assert "escape=True" in caught.value.hint
+
+
+def test_its_name_as_characters_is_text(model: Gemma) -> None:
+    """As in a program that handles such tokens, or in a chat that reads no special tokens."""
+    ids = [2, *model.tokenizer.encode_plain('TOKEN = "<image_soft_token>"')]
+    assert IMAGE not in ids
+    assert model.generate(ids, max_new_tokens=2).token_ids
+    assert model.chat(escape=True).send("what is <image_soft_token>?", max_new_tokens=2).token_ids
+
+
+@pytest.mark.parametrize("rows", [IMAGE, ROWS])
+def test_the_command_line_refuses_it(rows: int, folder: Path, tmp_path: Path) -> None:
+    alone = folder if rows == ROWS else _export(tmp_path, rows)
+    assert_error(gemma_run(alone, "<image_soft_token>"), 2, "this model reads text alone", "Leave it out")
 
 
 def test_which_pieces(tmp_path: Path) -> None:

@@ -32,4 +32,9 @@ def widen_bfloat16(model: ir.Model) -> ir.Model:
     for value in values:
         if value.dtype == ir.DataType.BFLOAT16:
             value.type = ir.TensorType(ir.DataType.FLOAT)
+    for node in wide.graph:
+        # rows of rotary embedding are computed in float32 and rounded
+        to = node.attributes.get("to")
+        if node.op_type == "Cast" and to is not None and to.as_int() == int(ir.DataType.BFLOAT16):
+            node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
     return wide

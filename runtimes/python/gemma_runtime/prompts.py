@@ -28,7 +28,8 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, manifest: Manifest, *, fold
         folds_system: whether its chat template has room for a system message.
 
     Raises:
-        PromptError: empty, not encodable, ids out of range, an image's token, or longer than the context.
+        PromptError: empty, not encodable, ids out of range, the token that stands for a part of an image, or longer
+            than the context.
         ManifestError: the tokenizer gives ids that the model has no rows for.
     """
     if isinstance(prompt, str):
@@ -47,21 +48,29 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, manifest: Manifest, *, fold
     elif all(isinstance(item, (Message, Mapping)) for item in prompt):
         ids = chat_ids(prompt, tokenizer=tokenizer, folds_system=folds_system)  # type: ignore[arg-type]
     else:
-        return check_ids(prompt, manifest)  # type: ignore[arg-type]
+        ids = check_ids(prompt, manifest)  # type: ignore[arg-type]
+    _refuse_image(ids, tokenizer, manifest)
     wrong = next((token for token in ids if not 0 <= token < manifest.vocab_size), None)
-    if wrong in tokenizer.never_chosen:
-        # Gemma 3's tokenizer is that of models with images, whose token lies behind the table of those without
-        raise PromptError(
-            f"the prompt has {tokenizer.decode([wrong])!r}, token id {wrong}, the embedding has {manifest.vocab_size} "
-            "rows: this model reads text alone",
-            hint="Leave it out; in a chat `escape=True` reads it as characters.",
-        )
     if wrong is not None:
         raise ManifestError(
             f"the tokenizer gives token id {wrong}, the embedding has {manifest.vocab_size} rows",
             hint="The tokenizer belongs to another model: export again with the right tokenizer files.",
         )
     return check_length(ids, manifest)
+
+
+def _refuse_image(ids: Sequence[int], tokenizer: Tokenizer, manifest: Manifest) -> None:
+    """Gemma 3's tokenizer is that of models with images: of 4B and more its token has a row, of the others none."""
+    image = tokenizer.image_id
+    if image is None or image not in ids:
+        return
+    why = "which stands for a part of an image"
+    if image >= manifest.vocab_size:
+        why = f"the embedding has {manifest.vocab_size} rows"
+    raise PromptError(
+        f"the prompt has {tokenizer.decode([image])!r}, token id {image}, {why}: this model reads text alone",
+        hint="Leave it out; in a chat `escape=True` reads it as characters.",
+    )
 
 
 def check_ids(ids: Sequence[int], manifest: Manifest) -> list[int]:

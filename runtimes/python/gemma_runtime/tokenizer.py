@@ -34,7 +34,8 @@ _STEERING = (
 # What only ever stands in a prompt of a model that knows images: where one goes, the start of a sequence and filling.
 # Unused tokens are not among them: fine-tunes give them a meaning (MedGemma writes its thoughts between <unused94> and
 # <unused95>). Earlier families are left with the choice that their reference makes.
-_IMAGE_TOKENS = ("<start_of_image>", "<end_of_image>", "<image_soft_token>")
+_IMAGE = "<image_soft_token>"
+_IMAGE_TOKENS = ("<start_of_image>", "<end_of_image>", _IMAGE)
 _PROMPT_TOKENS = ("<pad>", "<bos>")
 # reserved for training and for images: text only when nothing better is left
 _RESERVED = re.compile(r"<unk>|<mask>|<unused\d+>|\[multimodal\]|<start_of_image>|<end_of_image>|<image_soft_token>")
@@ -73,6 +74,8 @@ class Tokenizer:
         self._library = library
         self.size = library.size
         self.bos_id = library.find(bos)
+        # what a part of an image stands for: the reference never reads its row, an image's features go there
+        self.image_id = library.find(_IMAGE)
         self._silent = {token for name in _STEERING if (token := library.find(name)) is not None}
         # ids that no answer has, however likely the model finds them
         images = self._found(_IMAGE_TOKENS)

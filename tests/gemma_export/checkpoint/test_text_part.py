@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import transformers
 
 from gemma_export.base_checkpoint import released_config
 from gemma_export.checkpoint.check import check_tensors
@@ -95,6 +96,26 @@ def test_released_sizes_read_as_their_variants(variant: str) -> None:
     assert config["architectures"] == ["Gemma3ForCausalLM"]
     assert config["torch_dtype"] == "bfloat16"
     assert not {"vision_config", "text_config", "image_token_index", "mm_tokens_per_image"} & config.keys()
+
+
+@pytest.mark.parametrize("variant", SECTIONS)
+def test_what_a_section_leaves_out_is_what_the_reference_assumes(variant: str) -> None:
+    """Key by key, in the library's own reading of the whole file."""
+    config = flat(SECTIONS[variant])
+    reference = transformers.Gemma3Config.from_dict(nested(SECTIONS[variant])).text_config
+    rotary = {
+        "rope_theta": reference.rope_parameters["full_attention"]["rope_theta"],
+        "rope_local_base_freq": reference.rope_parameters["sliding_attention"]["rope_theta"],
+    }
+    completed = set(config) - set(nested(SECTIONS[variant])) - set(SECTIONS[variant])
+    assert {"vocab_size", "rope_theta", "rope_local_base_freq", "rms_norm_eps", "max_position_embeddings"} <= completed
+    for key in completed - {"sliding_window_pattern"}:
+        assert config[key] == (rotary[key] if key in rotary else getattr(reference, key)), key
+    spec, _ = family_of(config).parse_config(config)
+    types = ["sliding_attention" if window else "full_attention" for window in spec.windows]
+    assert types == reference.layer_types
+    assert (spec.vocab_size, spec.head_dim) == (reference.vocab_size, reference.head_dim)
+    assert spec.rotary.factor == reference.rope_parameters["full_attention"]["factor"]
 
 
 @pytest.mark.parametrize("config", [{}, {"model_type": "gemma3_text"}, {"model_type": "gemma", "text_config": {}}])

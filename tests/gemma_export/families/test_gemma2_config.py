@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from reference_shapes import reference_shapes
 from gemma_export.base_checkpoint import released_config
 from gemma_export.errors import ConfigError
 from gemma_export.families import FAMILIES
-from gemma_export.planning import plan_export
+from gemma_export.planning import ExportPlan, plan_export
 from gemma_export.request import ExportRequest
 from gemma_export.variants import VARIANTS
 
@@ -209,3 +210,34 @@ def test_a_variant_s_name_vouches_for_its_mathematics(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"not variant tiny2: attention_scale is 0\.125, expected 0\.144"):
         plan_export(request)
     plan_export(dataclasses.replace(request, variant=None))
+
+
+def _plan_of(variant: str, root: Path, **changes: Any) -> ExportPlan:
+    """What an export under the variant's name makes of its own config.json with changes."""
+    (root / "model").mkdir()
+    (root / "model/config.json").write_text(json.dumps({**released_config(VARIANTS[variant]), **changes}))
+    return plan_export(ExportRequest(variant=variant, checkpoint=root / "model", synthetic_seed=0, output=root / "out"))
+
+
+@pytest.mark.parametrize("scalar", [224, 256])
+def test_both_scales_that_a_shieldgemma_9b_may_have(scalar: int, tmp_path: Path) -> None:
+    """Under its name, without which its folder would not be taken for one that judges texts."""
+    plan = _plan_of("shieldgemma-9b", tmp_path, query_pre_attn_scalar=scalar)
+    assert plan.spec.attention_scale == scalar**-0.5
+    assert plan.variant is not None
+    assert plan.variant.name == "shieldgemma-9b"
+    notice = (
+        "config.json: query_pre_attn_scalar is 224, where 256 is usual of shieldgemma-9b: exported with 224, which is "
+        "what PyTorch computes of this checkpoint"
+    )
+    assert [text for text in plan.warnings if "query_pre_attn_scalar" in text] == ([notice] if scalar == 224 else [])
+
+
+@pytest.mark.parametrize(
+    ("variant", "scalar", "expected"),
+    [("shieldgemma-9b", 225, 256), ("shieldgemma-2b", 224, 256), ("gemma2-9b-it", 224, 256), ("gemma2-27b", 128, 144)],
+)
+def test_another_scale_is_another_model(variant: str, scalar: int, expected: int, tmp_path: Path) -> None:
+    match = f"not variant {variant}: attention_scale is {scalar**-0.5}, expected {expected**-0.5}"
+    with pytest.raises(ConfigError, match=re.escape(match)):
+        _plan_of(variant, tmp_path, query_pre_attn_scalar=scalar)

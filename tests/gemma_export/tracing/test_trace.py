@@ -12,15 +12,29 @@ import onnx.inliner
 import onnx_ir as ir
 import pytest
 import torch
-from graphs import GEMMA, SPEC, UNTIED, ArraySource, random_arrays, semantic_model, serialize, traced_model
+from graphs import (
+    GEMMA,
+    POST_NORM,
+    QK_NORM,
+    SPEC,
+    UNTIED,
+    ArraySource,
+    random_arrays,
+    semantic_model,
+    serialize,
+    traced_model,
+)
 
 from gemma_export.config import DecoderSpec
 from gemma_export.errors import TracingError
+from gemma_export.families import FAMILIES
 from gemma_export.ops import DOMAIN, SEMANTIC_OPS
 from gemma_export.tracing import bind_weights, trace_decoder
 
-# seven projections, two norms, two sums, attention, GeGLU
+# seven projections, two norms, two sums, attention, GeGLU; a norm behind each branch; norms of query and key heads
 _A_LAYER = Counter({"Linear": 7, "RMSNorm": 2, "ResidualAdd": 2, "Attention": 1, "GeGLU": 1})
+_POST_NORM_LAYER = _A_LAYER + Counter({"RMSNorm": 2})
+_QK_NORM_LAYER = _POST_NORM_LAYER + Counter({"HeadNorm": 2})
 _AROUND = Counter({"ScaledEmbedding": 1, "RMSNorm": 1, "LastTokens": 1, "Linear": 1})
 
 
@@ -30,12 +44,24 @@ def test_every_node_is_semantic() -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_exact_nodes_of_a_layer(layers: int) -> None:
-    model = trace_decoder(GEMMA, dataclasses.replace(SPEC, num_hidden_layers=layers, windows=(0,) * layers))
-    expected = _AROUND + Counter({op_type: number * layers for op_type, number in _A_LAYER.items()})
+@pytest.mark.parametrize(
+    ("spec", "layer", "around"),
+    [
+        (SPEC, _A_LAYER, _AROUND),
+        (POST_NORM, _POST_NORM_LAYER, _AROUND + Counter({"SoftCap": 1})),
+        (QK_NORM, _QK_NORM_LAYER, _AROUND),
+    ],
+    ids=["gemma", "gemma2", "gemma3"],
+)
+def test_exact_nodes_of_a_layer(spec: DecoderSpec, layer: Counter[str], around: Counter[str], layers: int) -> None:
+    # the first layer has a window, if the family knows such
+    windows = (spec.windows[0], *spec.windows[1:] * layers)[:layers]
+    spec = dataclasses.replace(spec, num_hidden_layers=layers, windows=windows)
+    model = trace_decoder(FAMILIES[spec.family], spec)
+    expected = around + Counter({op_type: number * layers for op_type, number in layer.items()})
     assert Counter(node.op_type for node in model.graph) == expected
     scopes = Counter(str(node.name).split(".")[2] for node in model.graph if "model.layers." in str(node.name))
-    assert scopes == {str(layer): _A_LAYER.total() - 2 for layer in range(layers)}
+    assert scopes == {str(index): layer.total() - 2 for index in range(layers)}
 
 
 @pytest.mark.parametrize("spec", [SPEC, UNTIED], ids=["tied", "untied"])

@@ -18,7 +18,7 @@ __all__ = ["WINDOWED_DEFECTS"]
 
 # Each in a layer of its own choice, for the localiser; 5 is the only layer of the folder that sees everything.
 _SOFTCAP, _POST_NORM = 3, 1
-_OFF_BY_ONE, _GLOBAL, _QUERY_NORM, _SCALE = 1, 5, 2, 4
+_OFF_BY_ONE, _GLOBAL, _QUERY_NORM, _KEY_NORM, _SCALE = 1, 5, 2, 3, 4
 _FACTOR = 8
 _HINT = "Defect.needs names the kind of folder that a defect goes into."
 
@@ -89,8 +89,15 @@ def _scale_local_positions(mutant: Mutant) -> None:
 
 
 def _query_norm_without_one(mutant: Mutant) -> None:
-    name = f"model.layers.{_QUERY_NORM}.self_attn.q_norm.gain"
-    mutant.write(name, mutant.tensor(name) - 1)
+    _drop_one(mutant, f"model.layers.{_QUERY_NORM}.self_attn.q_norm.gain")
+
+
+def _key_norm_without_one(mutant: Mutant) -> None:
+    _drop_one(mutant, f"model.layers.{_KEY_NORM}.self_attn.k_norm.gain")
+
+
+def _drop_one(mutant: Mutant, gain: str) -> None:
+    mutant.write(gain, mutant.tensor(gain) - 1)
 
 
 def _skip_post_norm(mutant: Mutant) -> None:
@@ -167,6 +174,14 @@ WINDOWED_DEFECTS = (
         needs="gemma3",
         alter=_query_norm_without_one,
         layer=_QUERY_NORM,
+    ),
+    Defect(
+        name="key norm's gain without +1",
+        about="of a layer's key heads",
+        where="graph",
+        needs="gemma3",
+        alter=_key_norm_without_one,
+        layer=_KEY_NORM,
     ),
     Defect(
         name="post-norm skipped",
