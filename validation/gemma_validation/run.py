@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import datetime
 import hashlib
-import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Literal
 
 from gemma_runtime.errors import GemmaRuntimeError
 from gemma_runtime.manifest import Manifest, read_manifest
+from gemma_validation.artifact import onnxruntime_version
 from gemma_validation.budgets import Budget, default_budget, judge, read_budget
 from gemma_validation.comparison import Comparison, compare, compare_golden
 from gemma_validation.errors import FolderUnreadableError, ValidationUsageError
@@ -235,7 +235,7 @@ def _subject(directory: Path, manifest: Manifest, provider: str) -> Subject:
         precision=manifest.precision.name,
         target=manifest.target,
         provider=provider,
-        onnxruntime=importlib.metadata.version("onnxruntime"),
+        onnxruntime=onnxruntime_version(),
         weights_sha256=hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
     )
 

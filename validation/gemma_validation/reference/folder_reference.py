@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_runtime.manifest import Manifest
-from gemma_validation.artifact import ArtifactRunner
+from gemma_validation.artifact import ArtifactRunner, onnxruntime_version
 from gemma_validation.documents import Document
 from gemma_validation.findings import ReferenceAbout
 from gemma_validation.reference.greedy import greedy_steps
@@ -40,7 +39,7 @@ class FolderReference:
             kind="folder",
             name=directory.resolve().name,
             dtype=manifest.precision.name,
-            versions={"onnxruntime": _onnxruntime_version(), "gemma-export": manifest.generator.version},
+            versions={"onnxruntime": onnxruntime_version(), "gemma-export": manifest.generator.version},
         )
         self._documents: tuple[Document, ...] = ()
         # the document that is being read, its blocks yet to come, and the block at hand with its first position
@@ -85,13 +84,3 @@ class FolderReference:
         # else the caller would wait for ever for a part that is behind it
         assert position >= self._block[0]
         return self._block
-
-
-def _onnxruntime_version() -> str:
-    """Whichever of its distributions is installed."""
-    for name in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml"):
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "unknown"
