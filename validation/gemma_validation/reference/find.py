@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 from gemma_export.checkpoint import BUILTIN_DIRECTORIES, BUILTIN_DIRECTORY, GENERATOR_VERSION
@@ -34,7 +34,7 @@ class FoundReference:
     adapter: Path | None = None
 
 
-def find_reference(directory: Path, manifest: Manifest, given: str | Path | None = None) -> FoundReference:
+def find_reference(directory: Path, manifest: Manifest, given: str | PurePath | None = None) -> FoundReference:
     """Finds what an exported folder is to be compared with. Nothing is downloaded, no weights are read.
 
     Args:
@@ -62,7 +62,7 @@ def find_reference(directory: Path, manifest: Manifest, given: str | Path | None
     return dataclasses.replace(found, adapter=_adapter(places, manifest))
 
 
-def _given(given: str | Path, manifest: Manifest) -> FoundReference:
+def _given(given: str | PurePath, manifest: Manifest) -> FoundReference:
     path = Path(given)
     name = os.path.basename(os.path.abspath(path))
     if path.is_file():
@@ -87,7 +87,8 @@ def _given(given: str | Path, manifest: Manifest) -> FoundReference:
             f"--reference {given} has neither {_CONFIG} nor {MANIFEST_FILE}",
             hint="Give a checkpoint's folder, another exported folder, or a golden pack.",
         )
-    text = str(given)
+    # the command line makes a path of ORG/NAME, which on Windows is written with a backslash
+    text = given.as_posix() if isinstance(given, PurePath) else given
     revision = manifest.source.revision if text == manifest.source.repository else None
     snapshot = cached_snapshot(text, revision)
     if snapshot is not None:
