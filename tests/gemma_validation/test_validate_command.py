@@ -96,6 +96,22 @@ def test_against_another_export(tiny_q4: Path, tiny_fp32: Path) -> None:
     assert 0.01 < report["drift"][0]["kl"]["mean"] < 0.1
 
 
+def test_a_reference_folder_that_was_altered(tiny_q4: Path, tiny_fp32: Path, tmp_path: Path) -> None:
+    """One byte of its weights, and nothing is compared with it; neither is a golden pack made of it."""
+    reference = Path(shutil.copytree(tiny_fp32, tmp_path / "reference"))
+    data = reference / "onnx/model.onnx_data"
+    content = bytearray(data.read_bytes())
+    content[len(content) // 3] ^= 1
+    data.write_bytes(content)
+    before = (tiny_q4 / "gemma_export.json").read_bytes()
+    result = gemma_validate(tiny_q4, "--reference", reference)
+    assert_error_after_stages(result, 3, "the reference reference is not what its manifest says", "model.onnx_data")
+    assert (tiny_q4 / "gemma_export.json").read_bytes() == before
+    result = gemma_validate(tiny_q4, "--reference", reference, "--make-golden", tmp_path / "pack")
+    assert_error_after_stages(result, 3, "model.onnx_data")
+    assert not (tmp_path / "pack").exists()
+
+
 def test_against_a_golden_pack(golden: Path, tiny_q4: Path) -> None:
     """The same without torch and without the checkpoint."""
     code = (

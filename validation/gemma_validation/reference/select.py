@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gemma_export.artifact import verify_folder
+from gemma_export.errors import FolderError
 from gemma_runtime.errors import GemmaRuntimeError
 from gemma_runtime.manifest import Manifest, read_manifest
 from gemma_validation.errors import FolderUnreadableError
@@ -40,12 +42,14 @@ def open_source(
     Raises:
         MismatchError: it is of another model, tokenizer or vocabulary.
         ReferenceMissingError: it cannot be used.
+        FolderUnreadableError: another folder's files are not those of its manifest: sizes, hashes, references.
         FolderUnreadableError, ProviderUnavailableError, MissingPackageError: of another folder; of its packages.
     """
     if found.kind == "folder":
         assert found.path is not None
         other = _manifest(found.path)
         check_folder(directory, manifest, found.path, other)
+        _check_files(found.path)
         return FolderReference(found.path, other, provider=provider)
     assert found.kind == "checkpoint"
     checkpoint = open_reference(found, manifest)
@@ -60,6 +64,16 @@ def _layered(checkpoint: ReferenceCheckpoint) -> ReferenceSource:
     from gemma_validation.layered import LayeredReference
 
     return LayeredReference(checkpoint.config, name=checkpoint.name, weights=checkpoint.weight)
+
+
+def _check_files(directory: Path) -> None:
+    """What its manifest does not vouch for is no reference: a flipped bit would be taken for the truth."""
+    try:
+        verify_folder(directory)
+    except FolderError as error:
+        raise FolderUnreadableError(
+            f"the reference {directory.name} is not what its manifest says: {error.message}", hint=error.hint
+        ) from error
 
 
 def _manifest(directory: Path) -> Manifest:
