@@ -15,12 +15,14 @@ from gemma_export.precision import WeightOptions
 from gemma_runtime import read_manifest
 from gemma_validation.artifact import ArtifactRunner, Cache, Step
 from gemma_validation.documents import Document
+from gemma_validation.errors import ProviderUnavailableError
 from gemma_validation.layered import LayeredReference
 from gemma_validation.reference import (
     FolderReference,
     ReferenceSource,
     TransformersReference,
     check_injection,
+    choose_reference_provider,
     find_reference,
     greedy_divergences,
     open_reference,
@@ -81,6 +83,28 @@ def test_another_folder_gives_its_own_logits(
     other = np.concatenate([block for _, block in runner.logits(documents[0].token_ids)])
     assert np.abs(source.logits(0, 3, 9) - other[3:9]).max() < 1e-4
     source.close()
+
+
+def test_where_another_folder_runs(tiny_fp32: Path) -> None:
+    """Where the export runs, if it can; else on the first that it runs on, and reports say where."""
+    for providers, provider, wanted, chosen in (
+        (("cpu", "cuda"), "cpu", None, "cpu"),
+        (("cpu", "cuda"), "cuda", None, "cuda"),
+        (("cpu",), "cuda", None, "cpu"),
+        (("directml", "cpu"), "cuda", None, "directml"),
+        (("cpu", "cuda"), "cuda", "cpu", "cpu"),
+        (("cpu", "cuda"), "cpu", "cuda", "cuda"),
+    ):
+        assert choose_reference_provider("x", providers, provider, wanted) == chosen
+    with pytest.raises(ProviderUnavailableError, match="the reference x runs on cpu, cuda, not on directml") as caught:
+        choose_reference_provider("x", ("cpu", "cuda"), "cpu", "directml")
+    assert (caught.value.exit_code, caught.value.hint) == (8, "Choose --reference-provider cpu, or leave it out.")
+    manifest = read_manifest(tiny_fp32)
+    found = find_reference(tiny_fp32, manifest, tiny_fp32, itself=True)
+    for provider, name in (("cuda", "fp32 on cpu"), ("cpu", "fp32")):
+        source = open_source(found, tiny_fp32, manifest, provider=provider)
+        assert (source.about.kind, source.about.name) == ("folder", name)
+        source.close()
 
 
 def test_another_folder_writes(

@@ -27,17 +27,18 @@ class FolderReference:
         directory: the folder.
         manifest: its manifest.
         provider: "cpu", "cuda" or "directml"; two folders on two providers may be compared.
+        name: for reports; None takes the folder's own.
 
     Raises:
         FolderUnreadableError, ProviderUnavailableError: as ArtifactRunner.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, *, provider: str = "cpu") -> None:
+    def __init__(self, directory: Path, manifest: Manifest, *, provider: str = "cpu", name: str | None = None) -> None:
         self._runner = ArtifactRunner(directory, manifest, provider=provider)
         self.vocab_size = manifest.vocab_size
         self.about = ReferenceAbout(
             kind="folder",
-            name=directory.resolve().name,
+            name=name or directory.resolve().name,
             dtype=manifest.precision.name,
             versions={"onnxruntime": onnxruntime_version(), "gemma-export": manifest.generator.version},
         )
