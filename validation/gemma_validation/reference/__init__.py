@@ -16,7 +16,7 @@ from gemma_validation.reference.find import FoundReference, find_reference
 from gemma_validation.reference.folder_reference import FolderReference
 from gemma_validation.reference.greedy import greedy_divergences
 from gemma_validation.reference.identity import check_checkpoint, check_folder
-from gemma_validation.reference.inject import check_injection
+from gemma_validation.reference.inject import check_injection, not_exchanged
 from gemma_validation.reference.select import (
     choose_reference_provider,
     open_source,
@@ -38,6 +38,7 @@ __all__ = [
     "choose_reference_provider",
     "find_reference",
     "greedy_divergences",
+    "not_exchanged",
     "open_reference",
     "open_source",
     "require_folder",

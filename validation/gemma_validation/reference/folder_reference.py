@@ -12,7 +12,6 @@ from gemma_runtime.manifest import Manifest
 from gemma_validation.artifact import ArtifactRunner, onnxruntime_version
 from gemma_validation.documents import Document
 from gemma_validation.findings import ReferenceAbout
-from gemma_validation.reference.greedy import greedy_steps
 
 __all__ = ["FolderReference"]
 
@@ -68,10 +67,6 @@ class FolderReference:
 
     def noise(self) -> None:
         """See ReferenceSource: the other folder's rounding is not known."""
-
-    def greedy(self, token_ids: Sequence[int], steps: int) -> list[tuple[int, float]]:
-        """See ReferenceSource."""
-        return list(greedy_steps(self._runner, token_ids, steps))
 
     def close(self) -> None:
         """See ReferenceSource."""
