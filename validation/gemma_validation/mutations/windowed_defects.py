@@ -89,8 +89,7 @@ def _scale_local_positions(mutant: Mutant) -> None:
 
 
 def _query_norm_without_one(mutant: Mutant) -> None:
-    name = f"model.layers.{_QUERY_NORM}.self_attn.q_norm.gain"
-    mutant.write(name, mutant.tensor(name) - 1)
+    mutant.write_without_one(f"model.layers.{_QUERY_NORM}.self_attn.q_norm")
 
 
 def _skip_post_norm(mutant: Mutant) -> None:
@@ -121,6 +120,7 @@ WINDOWED_DEFECTS = (
         where="graph",
         needs="gemma2",
         alter=_drop_attention_softcap,
+        caught_by=frozenset({"structure", "gates"}),
         layer=_SOFTCAP,
     ),
     Defect(
@@ -129,6 +129,7 @@ WINDOWED_DEFECTS = (
         where="graph",
         needs="gemma2",
         alter=_drop_final_softcap,
+        caught_by=frozenset({"structure", "gates"}),
     ),
     Defect(
         name="window on the odd layers",
@@ -136,6 +137,7 @@ WINDOWED_DEFECTS = (
         where="graph",
         needs="gemma2",
         alter=_swap_windows,
+        caught_by=frozenset({"structure", "gates"}),
     ),
     Defect(
         name="window off by one",
@@ -143,6 +145,7 @@ WINDOWED_DEFECTS = (
         where="graph",
         needs="gemma3",
         alter=_window_off_by_one,
+        caught_by=frozenset({"structure", "invariance", "gates"}),
         layer=_OFF_BY_ONE,
     ),
     Defect(
@@ -151,6 +154,7 @@ WINDOWED_DEFECTS = (
         where="graph",
         needs="gemma3",
         alter=_local_rotary_on_a_global_layer,
+        caught_by=frozenset({"structure", "gates"}),
         layer=_GLOBAL,
     ),
     Defect(
@@ -159,6 +163,7 @@ WINDOWED_DEFECTS = (
         where="graph",
         needs="gemma3",
         alter=_scale_local_positions,
+        caught_by=frozenset({"structure", "gates"}),
     ),
     Defect(
         name="query norm's gain without +1",
@@ -166,6 +171,7 @@ WINDOWED_DEFECTS = (
         where="graph",
         needs="gemma3",
         alter=_query_norm_without_one,
+        caught_by=frozenset({"stored", "gates"}),
         layer=_QUERY_NORM,
     ),
     Defect(
@@ -174,6 +180,7 @@ WINDOWED_DEFECTS = (
         where="graph",
         needs="gemma2",
         alter=_skip_post_norm,
+        caught_by=frozenset({"structure", "gates"}),
         layer=_POST_NORM,
     ),
     Defect(
@@ -182,6 +189,7 @@ WINDOWED_DEFECTS = (
         where="graph",
         needs="gemma3",
         alter=_scale_by_head_dim,
+        caught_by=frozenset({"structure", "gates"}),
         layer=_SCALE,
     ),
 )
