@@ -18,6 +18,7 @@ class LayerCache:
     """
 
     def __init__(self, past: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()) -> None:
+        self._past = tuple(past)
         self._layers = dict(enumerate(past))
         # tokens before the run; stays while layers grow one after the other
         self.length = past[0][0].shape[2] if past else 0
@@ -25,9 +26,12 @@ class LayerCache:
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes a layer's new keys and values; gives all of them. The name and its arguments are transformers'."""
-        if layer_idx in self._layers:
-            before = self._layers[layer_idx]
+        """Takes a layer's keys and values of the run; gives all of them. The name and arguments are transformers'.
+
+        Once more for a layer takes their place: a layer whose result is no number runs again, to say where.
+        """
+        if self._past:
+            before = self._past[layer_idx]
             key, value = (torch.cat(pair, dim=2) for pair in zip(before, (key, value), strict=True))
         self._layers[layer_idx] = (key, value)
         return key, value
