@@ -126,6 +126,7 @@ def test_errors_of_gemma_run(arguments: list[str], kind: str, code: int, phrase:
         (["--json"], "usage", 2, "DIR"),
         ([".", "--json", "--suite", "some"], "usage", 2, "some"),
         ([".", "--json", "--make-golden", "x", "--budget", "y"], "validation_usage", 2, "--budget"),
+        ([".", "--json", "--make-golden", "x", "--no-record"], "validation_usage", 2, "--record"),
     ],
 )
 def test_errors_of_gemma_validate(arguments: list[str], kind: str, code: int, phrase: str, tmp_path: Path) -> None:

@@ -64,15 +64,15 @@ def random_grouped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def windowed_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Checkpoints of WINDOWED_CONFIGS by name, with the built-in tokenizer."""
-    from windowed_decoders import WINDOWED_CONFIGS, windowed_reference, write_windowed_checkpoint
+    """Checkpoints of WINDOWED_CONFIGS and of "vaultgemma" by name, with the built-in tokenizer."""
+    from windowed_decoders import VAULT_CONFIG, WINDOWED_CONFIGS, windowed_reference, write_windowed_checkpoint
 
     from gemma_export.checkpoint import BUILTIN_DIRECTORY
 
     root = tmp_path_factory.mktemp("windowed")
 
     def make(name: str) -> Path:
-        directory, config = root / name, WINDOWED_CONFIGS[name]
+        directory, config = root / name, {**WINDOWED_CONFIGS, "vaultgemma": VAULT_CONFIG}[name]
         if not directory.exists():
             write_windowed_checkpoint(windowed_reference(config), directory, config, BUILTIN_DIRECTORY)
         return directory
@@ -84,7 +84,7 @@ def windowed_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 def windowed_folder(
     windowed_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """Exports of WINDOWED_CONFIGS, each once: by name and options of the export."""
+    """Exports of `windowed_checkpoint`, each once: by name and options of the export."""
     made: dict[str, Path] = {}
 
     def make(name: str, **options: object) -> Path:

@@ -19,6 +19,7 @@ from programs import assert_error, gemma_export, gemma_validate, start
 
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
 from gemma_runtime.manifest import read_manifest
+from gemma_validation.mutations import DEFECTS
 
 LOOSE = 'min_positions = 2\n[all]\nkl_mean = { bound = 9.0, reason = "anything goes" }\n'
 STRICT = 'min_positions = 2\n[all]\nkl_mean = { bound = 1e-30, reason = "nothing goes" }\n'
@@ -96,6 +97,22 @@ def test_against_another_export(tiny_q4: Path, tiny_fp32: Path) -> None:
     assert 0.01 < report["drift"][0]["kl"]["mean"] < 0.1
 
 
+def test_a_reference_folder_that_was_altered(tiny_q4: Path, tiny_fp32: Path, tmp_path: Path) -> None:
+    """One byte of its weights, and nothing is compared with it; neither is a golden pack made of it."""
+    reference = Path(shutil.copytree(tiny_fp32, tmp_path / "reference"))
+    data = reference / "onnx/model.onnx_data"
+    content = bytearray(data.read_bytes())
+    content[len(content) // 3] ^= 1
+    data.write_bytes(content)
+    before = (tiny_q4 / "gemma_export.json").read_bytes()
+    result = gemma_validate(tiny_q4, "--reference", reference)
+    assert_error_after_stages(result, 3, "the reference reference is not what its manifest says", "model.onnx_data")
+    assert (tiny_q4 / "gemma_export.json").read_bytes() == before
+    result = gemma_validate(tiny_q4, "--reference", reference, "--make-golden", tmp_path / "pack")
+    assert_error_after_stages(result, 3, "model.onnx_data")
+    assert not (tmp_path / "pack").exists()
+
+
 def test_against_a_golden_pack(golden: Path, tiny_q4: Path) -> None:
     """The same without torch and without the checkpoint."""
     code = (
@@ -106,6 +123,31 @@ def test_against_a_golden_pack(golden: Path, tiny_q4: Path) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "lower bound" in result.stdout
+    for name in ("reference cache into artifact", "artifact cache into reference"):
+        assert f"skipped: {name}: not run: a golden pack has no keys and values" in result.stdout
+
+
+def test_making_a_golden_pack_for_a_program(tiny_q4: Path, tiny_fp32: Path, tmp_path: Path) -> None:
+    result = gemma_validate(tiny_q4, "--reference", tiny_fp32, "--make-golden", tmp_path / "pack", "--json")
+    assert result.returncode == 0, result.stderr
+    made = validated(result.stdout, "gemma_validation/golden")
+    assert (made["file"], made["bytes"]) == (str(tmp_path / "pack"), (tmp_path / "pack").stat().st_size)
+    assert (made["reference"]["kind"], made["reference"]["name"]) == ("folder", "fp32")
+    assert (made["positions"], made["top"]) == (512, 256)
+
+
+@pytest.mark.parametrize("option", [("--provider", "cpu"), ("--no-record",), ("--record",), ("--localise",)])
+def test_what_has_no_effect_on_a_golden_pack_is_refused(option: tuple[str, ...], tiny_fp32: Path) -> None:
+    result = gemma_validate(tiny_fp32, "--make-golden", "pack", *option)
+    assert_error(result, 2, f"--{option[0].removeprefix('--no-').removeprefix('--')} has no meaning there")
+
+
+def test_no_golden_pack_of_what_is_no_number(tiny_fp32: Path, tmp_path: Path) -> None:
+    (defect,) = (defect for defect in DEFECTS if defect.name == "NaN in one row")
+    defect.inject(tiny_fp32, tmp_path / "nan")
+    result = gemma_validate(tiny_fp32, "--reference", tmp_path / "nan", "--make-golden", tmp_path / "pack")
+    assert_error_after_stages(result, 3, "no golden pack is made: the reference's logits at position", "not finite")
+    assert not (tmp_path / "pack").exists()
 
 
 def test_a_golden_pack_of_another_checkpoint(golden: Path, tmp_path: Path) -> None:
@@ -216,20 +258,38 @@ def test_localise_needs_layers(tiny_q4: Path, tiny_fp32: Path) -> None:
     assert_error_after_stages(result, 2, "--localise")
 
 
-def test_an_interrupted_run(tiny_fp32: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupted_run(name: str, tiny_fp32: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_fp32, tmp_path / "folder")
     before = (tmp_path / "folder/gemma_export.json").read_bytes()
     process = start("gemma_validation", tmp_path / "folder", "--report-dir", tmp_path / "reports")
     assert process.stderr is not None
     while "drift" not in process.stderr.readline():
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    assert_interrupted(process, name)
+    assert list((tmp_path / "reports").iterdir()) == []
+    assert (tmp_path / "folder/gemma_export.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupted_golden_pack(name: str, tiny_q4: Path, tiny_fp32: Path, tmp_path: Path) -> None:
+    """What an earlier run made stays as it is, and nothing lies beside it."""
+    (tmp_path / "pack").write_text("of an earlier run")
+    process = start("gemma_validation", tiny_q4, "--reference", tiny_fp32, "--make-golden", tmp_path / "pack")
+    assert process.stderr is not None
+    while "reference ..." not in process.stderr.readline():
+        assert process.poll() is None
+    assert_interrupted(process, name)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("pack", "of an earlier run")]
+
+
+def assert_interrupted(process: subprocess.Popen[str], name: str) -> None:
+    """A program that is told to stop does so, says so and leaves with 130."""
+    process.send_signal(getattr(signal, name))
     stdout, stderr = process.communicate(timeout=120)
     assert (process.returncode, stdout) == (130, "")
     assert "Traceback" not in stderr
     assert stderr.splitlines()[-2].startswith("error: interrupted")
-    assert list((tmp_path / "reports").iterdir()) == []
-    assert (tmp_path / "folder/gemma_export.json").read_bytes() == before
 
 
 def test_a_reader_that_goes_away_changes_no_exit_code(tiny_fp32: Path, tmp_path: Path) -> None:
@@ -258,7 +318,31 @@ def test_reports_of_an_earlier_run_do_not_outlive_a_failure(tiny_fp32: Path, tmp
 
 def test_the_folder_as_its_own_reference(tiny_fp32: Path) -> None:
     result = gemma_validate(tiny_fp32, "--reference", tiny_fp32, "--no-record")
+    assert_error_after_stages(result, 2, "itself", "--reference-provider")
+    result = gemma_validate(tiny_fp32, "--reference", tiny_fp32, "--reference-provider", "cpu", "--no-record")
     assert_error_after_stages(result, 2, "itself")
+
+
+def test_the_folder_as_its_own_reference_on_another_provider(tiny_fp16: Path) -> None:
+    """Which is not here: it got as far as being opened there."""
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("there is a CUDA provider")
+    result = gemma_validate(tiny_fp16, "--reference", tiny_fp16, "--reference-provider", "cuda", "--no-record")
+    assert_error_after_stages(result, 8, "has no cuda provider")
+
+
+def test_a_reference_s_provider(golden: Path, tiny_q4: Path, tiny_fp32: Path, tmp_path: Path) -> None:
+    """Folders have some, other references have none."""
+    result = gemma_validate(tiny_q4, "--reference", tiny_fp32, "--reference-provider", "directml", "--no-record")
+    assert_error_after_stages(
+        result, 8, "the reference fp32 runs on cpu", "not on directml", "--reference-provider cpu"
+    )
+    for options in (("--reference", golden), (), ("--make-golden", tmp_path / "pack")):
+        result = gemma_validate(tiny_q4, *options, "--reference-provider", "cpu")
+        kind = "tiny.golden is a golden pack" if "--reference" in options else "built-in is a checkpoint"
+        assert_error_after_stages(result, 2, "--reference-provider is for an exported folder", kind)
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from stored_edits import alter, copy_of
 from windowed_decoders import VAULT_CONFIG, windowed_reference, write_windowed_checkpoint
 
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
-from gemma_export.pipeline import ExportRequest, export
 from gemma_export.precision import WeightOptions
 from gemma_runtime.manifest import read_manifest
 from gemma_validation import validate
@@ -33,25 +32,13 @@ _NORM = "pre_feedforward_layernorm"
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("checkpoint") / "vault"
-    return write_windowed_checkpoint(windowed_reference(VAULT_CONFIG), directory, VAULT_CONFIG, BUILTIN_DIRECTORY)
+def checkpoint(windowed_checkpoint: Callable[[str], Path]) -> Path:
+    return windowed_checkpoint("vaultgemma")
 
 
 @pytest.fixture(scope="module")
-def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    made: dict[str, Path] = {}
-
-    def make(**options: Any) -> Path:
-        key = repr(sorted(options.items()))
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("export") / "folder"
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                export(ExportRequest(checkpoint=checkpoint, output=made[key], **options))
-        return made[key]
-
-    return make
+def exported(windowed_folder: Callable[..., Path]) -> Callable[..., Path]:
+    return functools.partial(windowed_folder, "vaultgemma")
 
 
 def test_references_are_transformers_own(checkpoint: Path) -> None:

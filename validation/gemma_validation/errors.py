@@ -6,6 +6,7 @@
     ├── FolderUnreadableError        exit 3  no manifest, or a graph that does not load
     ├── MismatchError                exit 3  reference and export are of different models, tokenizers or vocabularies
     ├── GoldenPackError              exit 3  a golden pack that was altered, or of another checkpoint
+    ├── ReferenceNotFiniteError      exit 3  a golden pack cannot be made of NaN or infinity
     ├── ReferenceMissingError        exit 4  the checkpoint that the manifest names is not here
     ├── MissingPackageError          exit 4  torch or transformers is not installed
     ├── ReportDirectoryError         exit 7  reports cannot be written
@@ -26,6 +27,7 @@ __all__ = [
     "MissingPackageError",
     "ProviderUnavailableError",
     "ReferenceMissingError",
+    "ReferenceNotFiniteError",
     "ReportDirectoryError",
     "ValidationUsageError",
 ]
@@ -73,6 +75,12 @@ class MismatchError(GemmaValidationError):
 
 class GoldenPackError(GemmaValidationError):
     """A golden pack that is damaged, or whose model is another."""
+
+    exit_code = 3
+
+
+class ReferenceNotFiniteError(GemmaValidationError):
+    """A reference that computes NaN or infinity: there is nothing to keep of it."""
 
     exit_code = 3
 

@@ -11,29 +11,37 @@ import contextlib
 import dataclasses
 import datetime
 import hashlib
-import importlib.metadata
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from gemma_export.errors import GemmaExportError
 from gemma_runtime.errors import GemmaRuntimeError
 from gemma_runtime.manifest import Manifest, read_manifest
+from gemma_validation.artifact import onnxruntime_version
 from gemma_validation.budgets import Budget, default_budget, judge, read_budget
 from gemma_validation.comparison import Comparison, compare, compare_golden
-from gemma_validation.errors import FolderUnreadableError, ValidationUsageError
+from gemma_validation.errors import FolderUnreadableError, GemmaValidationError, ValidationUsageError
 from gemma_validation.findings import Check, Localisation, ReferenceAbout, Report, Subject
 from gemma_validation.golden import GoldenReference, identity_of, make_golden
 from gemma_validation.invariances import check_invariances
 from gemma_validation.layered import LayeredReference
 from gemma_validation.localise import localise as find_culprit
 from gemma_validation.metrics import TAU
-from gemma_validation.reference import FoundReference, find_reference, open_reference, open_source
+from gemma_validation.reference import (
+    FoundReference,
+    find_reference,
+    not_exchanged,
+    open_reference,
+    open_source,
+    require_folder,
+)
+from gemma_validation.stages import StageClock
 from gemma_validation.stored import StoredWeights, compare_stored
 from gemma_validation.structure import check_structure
 from gemma_validation.texts import folder_documents
 
-__all__ = ["folder_manifest", "make_golden_pack", "validate"]
+__all__ = ["MadeGolden", "folder_manifest", "make_golden_pack", "validate"]
 
 Suite = Literal["quick", "full"]
 
@@ -44,6 +52,7 @@ def validate(
     reference: Path | str | None = None,
     suite: Suite = "quick",
     provider: str = "cpu",
+    reference_provider: str | None = None,
     budget: Path | None = None,
     localise: bool | None = None,
     tau: float = TAU,
@@ -56,6 +65,8 @@ def validate(
         reference: a checkpoint's folder, a golden pack, another exported folder; None finds what the manifest names.
         suite: how much text, and how many invariances.
         provider: "cpu", "cuda" or "directml".
+        reference_provider: where an exported folder runs as the reference: the folder itself too, on another provider.
+            None takes `provider`, or the first that the reference's manifest has where it does not run there.
         budget: TOML file of bounds; None takes those of the folder's precision.
         localise: find the layer that drift comes from; None does so where there is drift and a checkpoint.
         tau: margin above which a changed token is a decisive flip, logits.
@@ -65,7 +76,7 @@ def validate(
         GemmaValidationError: there is nothing to compare, or not with this; what was found wrong is the report's.
     """
     directory = Path(directory)
-    clock = _Clock(on_stage)
+    clock = StageClock(on_stage)
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     manifest = folder_manifest(directory)
     bounds = _budget(budget, manifest)
@@ -75,13 +86,23 @@ def validate(
     found: FoundReference | None = None
     stored = StoredWeights()
     if _is_what_was_written(checks):
-        found = find_reference(directory, manifest, reference)
+        found = find_reference(directory, manifest, reference, itself=reference_provider not in (None, provider))
+        require_folder(found, reference_provider)
         if localise and found.kind != "checkpoint":
             raise ValidationUsageError(
                 f"--localise needs a checkpoint's layers, {found.name} is a {_KINDS[found.kind]}",
                 hint="Give the checkpoint with --reference, or leave --localise out.",
             )
-        comparison = _measured(directory, manifest, found, clock, suite=suite, provider=provider, tau=tau)
+        comparison = _measured(
+            directory,
+            manifest,
+            found,
+            clock,
+            suite=suite,
+            provider=provider,
+            reference_provider=reference_provider,
+            tau=tau,
+        )
         checks += comparison.checks
         stored = _stored(directory, manifest, found, clock)
         checks += stored.checks
@@ -119,10 +140,11 @@ def _measured(
     directory: Path,
     manifest: Manifest,
     found: FoundReference,
-    clock: _Clock,
+    clock: StageClock,
     *,
     suite: Suite,
     provider: str,
+    reference_provider: str | None,
     tau: float,
 ) -> Comparison:
     """Everything that runs the graphs."""
@@ -134,17 +156,20 @@ def _measured(
         with clock.stage("golden pack"):
             comparison = compare_golden(directory, manifest, pack, provider=provider, tau=tau)
     else:
-        source = open_source(found, directory, manifest, provider=provider)
+        source = open_source(found, directory, manifest, provider=provider, reference_provider=reference_provider)
         with contextlib.closing(source), clock.stage("drift"):
             comparison = compare(directory, manifest, source, documents, suite=suite, provider=provider, tau=tau)
     if not comparison.loaded:
         return comparison
+    if found.kind == "golden":
+        told = not_exchanged("a golden pack has no keys and values")
+        comparison = dataclasses.replace(comparison, checks=(*comparison.checks, *told))
     with clock.stage("invariances"):
         own = check_invariances(directory, manifest, documents, provider=provider, suite=suite)
     return dataclasses.replace(comparison, checks=(*comparison.checks, *own))
 
 
-def _stored(directory: Path, manifest: Manifest, found: FoundReference, clock: _Clock) -> StoredWeights:
+def _stored(directory: Path, manifest: Manifest, found: FoundReference, clock: StageClock) -> StoredWeights:
     """Stored weights against the checkpoint's, where there is one."""
     if found.kind != "checkpoint":
         return StoredWeights()
@@ -158,14 +183,32 @@ def _is_what_was_written(checks: Sequence[Check]) -> bool:
 
 
 def _localised(directory: Path, manifest: Manifest, found: FoundReference, suite: Suite, provider: str) -> Localisation:
-    checkpoint = open_reference(found, manifest)
-    layers = LayeredReference(checkpoint.config, name=checkpoint.name, weights=checkpoint.weight)
-    documents, window = folder_documents(directory, manifest, suite=suite), max(checkpoint.spec.windows)
     try:
+        checkpoint = open_reference(found, manifest)
+        layers = LayeredReference(checkpoint.config, name=checkpoint.name, weights=checkpoint.weight)
+        documents, window = folder_documents(directory, manifest, suite=suite), max(checkpoint.spec.windows)
         return find_culprit(directory, manifest, layers, documents, provider=provider, window=window)
     except FolderUnreadableError as error:
-        # what is known already must not be lost for it
         return Localisation(points=(), culprit=None, message=error.message)
+    except (GemmaValidationError, GemmaExportError) as error:
+        # everything is measured by now: no memory for one layer more must not lose it
+        return Localisation(points=(), culprit=None, message=f"not found, the layers could not be run: {error.message}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MadeGolden:
+    """What a golden pack keeps."""
+
+    # what computed it
+    reference: ReferenceAbout
+    documents: int
+    positions: int
+    # known tokens of each position
+    top: int
+    # of the file
+    bytes: int
+    # of the reference's run
+    seconds: float
 
 
 def make_golden_pack(
@@ -173,25 +216,28 @@ def make_golden_pack(
     file: Path,
     *,
     reference: Path | str | None = None,
+    reference_provider: str | None = None,
     suite: Suite = "quick",
     on_stage: Callable[[str], None] | None = None,
-) -> int:
+) -> MadeGolden:
     """Keeps what the reference says about a folder's texts in a file, so that others validate without it.
 
     Args:
         directory: the exported folder; its manifest says which model, its tokenizer makes the tokens.
         file: is overwritten.
         reference: a checkpoint's folder or another exported folder; None finds what the manifest names.
+        reference_provider: where another exported folder runs; None takes "cpu", or its first where it does not.
         suite: which texts.
         on_stage: told what begins, a line each.
 
     Returns:
-        Bytes of the file.
+        What was kept.
 
     Raises:
-        GemmaValidationError: no reference, one of another model, or the file cannot be written.
+        GemmaValidationError: no reference, one of another model, its logits are no numbers, or the file cannot be
+            written.
     """
-    clock = _Clock(on_stage)
+    clock = StageClock(on_stage)
     manifest = folder_manifest(directory)
     found = find_reference(directory, manifest, reference)
     if found.kind == "golden":
@@ -199,10 +245,18 @@ def make_golden_pack(
             f"{found.name} is a golden pack already", hint="Give the checkpoint with --reference, or leave it out."
         )
     documents = folder_documents(directory, manifest, suite=suite)
-    source = open_source(found, directory, manifest)
-    with contextlib.closing(source), clock.stage("reference"):
-        make_golden(file, source, documents, identity_of(directory, manifest))
-    return file.stat().st_size
+    with clock.stage("reference"), contextlib.ExitStack() as stack:
+        source = open_source(found, directory, manifest, reference_provider=reference_provider)
+        stack.callback(source.close)
+        header = make_golden(file, source, documents, identity_of(directory, manifest))
+    return MadeGolden(
+        reference=header.reference,
+        documents=len(header.documents),
+        positions=sum(header.rows),
+        top=header.top,
+        bytes=file.stat().st_size,
+        seconds=clock.seconds["reference"],
+    )
 
 
 def folder_manifest(directory: Path) -> Manifest:
@@ -235,24 +289,6 @@ def _subject(directory: Path, manifest: Manifest, provider: str) -> Subject:
         precision=manifest.precision.name,
         target=manifest.target,
         provider=provider,
-        onnxruntime=importlib.metadata.version("onnxruntime"),
+        onnxruntime=onnxruntime_version(),
         weights_sha256=hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
     )
-
-
-@dataclasses.dataclass
-class _Clock:
-    """Seconds of stages, and somebody who is told of them."""
-
-    on_stage: Callable[[str], None] | None
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        if self.on_stage is not None:
-            self.on_stage(f"{name} ...")
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begun

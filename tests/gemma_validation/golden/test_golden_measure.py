@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemma_validation.documents import Document
-from gemma_validation.errors import MismatchError
+from gemma_validation.errors import MismatchError, ReferenceNotFiniteError
 from gemma_validation.golden import GoldenReference, make_golden, measure_golden
 from gemma_validation.metrics import TAU, DriftMeter, NotFinite
 
@@ -180,8 +180,9 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(NotFinite, match="the test's logits at position 3 of code 0"):
         measure_golden(pack, Runner(documents, test), tau=TAU)
     reference[0][2, 5] = np.inf
-    with pytest.raises(NotFinite, match="the reference's logits at position 2 of code 0"):
+    with pytest.raises(ReferenceNotFiniteError, match="the reference's logits at position 2 of code 0") as caught:
         make_golden(tmp_path / "other", ArraySource(reference), documents, identity(_VOCABULARY))
+    assert caught.value.exit_code == 3
     assert not (tmp_path / "other").exists()
     with pytest.raises(ValueError, match="no document has a token to predict"):
         make_golden(tmp_path / "other", ArraySource([]), [], identity(_VOCABULARY))

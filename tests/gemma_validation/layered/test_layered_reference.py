@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 from decoders import CONFIGS, reference_model, write_checkpoint
-from local_references import layers_of, weights_of
+from local_references import layers_of, opened, weights_of
 from quantised_checkpoints import Layout, write
 from windowed_decoders import WINDOWED_CONFIGS, windowed_reference
 
@@ -28,6 +28,7 @@ from gemma_export.weights import Stored, one_thread
 from gemma_validation.documents import Document
 from gemma_validation.errors import MismatchError, MissingPackageError, ReferenceMissingError
 from gemma_validation.layered import LayeredReference, architecture_of
+from gemma_validation.reference import TransformersReference
 
 _DOCUMENTS = tuple(
     Document(slice="random", name=str(index), token_ids=(2, *np.random.default_rng(index).integers(3, 3000, length)))
@@ -58,7 +59,6 @@ def test_built_in_checkpoint() -> None:
     assert_same(reference, transformers.GemmaForCausalLM.from_pretrained(BUILTIN_DIRECTORY, dtype=torch.float32))
     assert reference.about.kind == "layerwise"
     assert reference.about.dtype == "float32"
-    assert reference.greedy((2, 5), 3) is None
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -123,6 +123,31 @@ def test_windows_softcaps_and_norms_behind_branches(name: str, windowed_checkpoi
     assert len(seen) == reference.stack.num_layers
     for layer, tensor in seen.items():
         assert torch.equal(found[f"{layer}.{reference.architecture.attention_residual}"], tensor)
+
+
+@pytest.mark.parametrize("name", ["built-in", *WINDOWED_CONFIGS])
+def test_a_cache_goes_in_and_out(
+    name: str, windowed_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the whole model has it, outside windows too; each way in one reading of the layers."""
+    directory = BUILTIN_DIRECTORY if name == "built-in" else windowed_checkpoint(name)
+    reference, whole_model = layers_of(directory), TransformersReference(opened(directory))
+    ids, split = _DOCUMENTS[1].token_ids, 30
+    readings: list[int] = []
+    run = reference._run
+    monkeypatch.setattr(reference, "_run", lambda texts, **rest: readings.append(len(texts)) or run(texts, **rest))
+    cache, behind = reference.cached(ids, split)
+    assert readings == [1]
+    expected_cache, expected = whole_model.cached(ids, split)
+    assert {part.shape[2] for part in cache} == {split}
+    for part, wanted in zip(cache, expected_cache, strict=True):
+        assert part.dtype == np.float32
+        assert np.abs(part - wanted).max() < 1e-5 * wanted.std()
+    assert np.abs(behind - expected).max() < 1e-5 * expected.std()
+    assert np.abs(reference.logits_after(cache, ids[split:]) - expected).max() < 1e-5 * expected.std()
+    assert readings == [1, 1]
+    exchanged = tuple(cache[index ^ 1] for index in range(len(cache)))
+    assert np.abs(reference.logits_after(exchanged, ids[split:]) - expected).max() > 0.1
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3"])

@@ -37,7 +37,7 @@ def sound(
     root = tmp_path_factory.mktemp("sound")
 
     def make(kind: str) -> Sound:
-        if kind not in made and kind in ("gemma2", "gemma3"):
+        if kind not in made and kind in ("gemma2", "gemma3", "vaultgemma"):
             made[kind] = Sound(folder=windowed_folder(kind), checkpoint=windowed_checkpoint(kind))
         if kind not in made:
             checkpoint, request = BUILTIN_DIRECTORY, {}

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from decoders import Graph, builtin_reference, reference_logits
+from local_references import layers_of
 from reference_exports import exported
 
+from gemma_export.checkpoint import BUILTIN_DIRECTORY
 from gemma_export.precision import WeightOptions
 from gemma_runtime import read_manifest
 from gemma_validation.artifact import ArtifactRunner, Cache, Step
 from gemma_validation.documents import Document
+from gemma_validation.errors import ProviderUnavailableError
 from gemma_validation.layered import LayeredReference
 from gemma_validation.reference import (
     FolderReference,
     ReferenceSource,
     TransformersReference,
     check_injection,
+    choose_reference_provider,
     find_reference,
     greedy_divergences,
     open_reference,
@@ -28,6 +33,7 @@ from gemma_validation.reference import (
     runs_whole,
     select,
 )
+from gemma_validation.reference.greedy import first_divergence
 from gemma_validation.reference.inject import INTO_ARTIFACT, INTO_REFERENCE
 from gemma_validation.texts import folder_documents
 
@@ -83,17 +89,26 @@ def test_another_folder_gives_its_own_logits(
     source.close()
 
 
-def test_another_folder_writes(
-    tiny_fp32: Path, tiny_fp16: Path, documents: tuple[Document, ...], reference: ReferenceSource
-) -> None:
-    source = opened(tiny_fp16, tiny_fp32)
-    written = source.greedy(documents[0].token_ids[:20], 10)
-    expected = reference.greedy(documents[0].token_ids[:20], 10)
-    assert written is not None
-    assert expected is not None
-    assert [token for token, _ in written] == [token for token, _ in expected]
-    assert np.allclose([margin for _, margin in written], [margin for _, margin in expected], atol=1e-3)
-    source.close()
+def test_where_another_folder_runs(tiny_fp32: Path) -> None:
+    """Where the export runs, if it can; else on the first that it runs on, and reports say where."""
+    for providers, provider, wanted, chosen in (
+        (("cpu", "cuda"), "cpu", None, "cpu"),
+        (("cpu", "cuda"), "cuda", None, "cuda"),
+        (("cpu",), "cuda", None, "cpu"),
+        (("directml", "cpu"), "cuda", None, "directml"),
+        (("cpu", "cuda"), "cuda", "cpu", "cpu"),
+        (("cpu", "cuda"), "cpu", "cuda", "cuda"),
+    ):
+        assert choose_reference_provider("x", providers, provider, wanted) == chosen
+    with pytest.raises(ProviderUnavailableError, match="the reference x runs on cpu, cuda, not on directml") as caught:
+        choose_reference_provider("x", ("cpu", "cuda"), "cpu", "directml")
+    assert (caught.value.exit_code, caught.value.hint) == (8, "Choose --reference-provider cpu, or leave it out.")
+    manifest = read_manifest(tiny_fp32)
+    found = find_reference(tiny_fp32, manifest, tiny_fp32, itself=True)
+    for provider, name in (("cuda", "fp32 on cpu"), ("cpu", "fp32")):
+        source = open_source(found, tiny_fp32, manifest, provider=provider)
+        assert (source.about.kind, source.about.name) == ("folder", name)
+        source.close()
 
 
 # greedy text
@@ -111,24 +126,87 @@ def test_the_same_text_has_no_divergence(
 
 
 class Changed:
-    """A reference that writes another token at one place."""
+    """A reference that would write another token at one place behind one prompt."""
 
-    def __init__(self, source: ReferenceSource, place: int) -> None:
-        self.source, self.place = source, place
+    def __init__(self, source: ReferenceSource, prompt: int, place: int) -> None:
+        self.source, self.row = source, prompt - 1 + place
+        self.prepare = source.prepare
 
-    def greedy(self, token_ids: Sequence[int], steps: int) -> list[tuple[int, float]] | None:
-        written = self.source.greedy(token_ids, steps)
-        assert written is not None
-        written[self.place] = (written[self.place][0] + 1, 0.75)
-        return written
+    def logits(self, document: int, first: int, last: int) -> np.ndarray:
+        rows = self.source.logits(document, first, last).copy()
+        row = rows[self.row - first]
+        row[(int(row.argmax()) + 1) % len(row)] = row.max() + np.float32(0.75)
+        return rows
 
 
 def test_the_first_divergence_and_its_margin(
     reference: ReferenceSource, runner: ArtifactRunner, documents: tuple[Document, ...]
 ) -> None:
-    changed: Any = Changed(reference, 5)
+    prompt = min(128, len(documents[0].token_ids) // 2)
+    changed: Any = Changed(reference, prompt, 5)
     (found,) = greedy_divergences(changed, runner, documents[:1], 8)
-    assert (found.first, found.margin, found.tokens) == (5, 0.75, 8)
+    assert (found.first, found.margin, found.tokens) == (5, pytest.approx(0.75, abs=1e-5), 8)
+
+
+def test_the_first_of_several_differences() -> None:
+    rows = np.array([[0, 3, 1], [5, 0, 4.75], [0, 0, 9], [9, 0, 0]], np.float32)
+    assert first_divergence(rows, [1, 2, 0, 0]) == (1, 0.25)
+    assert first_divergence(rows, [1, 0, 2, 0]) == (None, None)
+    assert first_divergence(rows[:0], []) == (None, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parted:
+    """Greedy text that both sides wrote by themselves behind one prompt."""
+
+    document: Document
+    first: int | None
+    margin: float | None
+
+
+_STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def parted(tiny_int4: Path, documents: tuple[Document, ...]) -> list[Parted]:
+    """transformers without a cache, and the int4 graph through onnxruntime alone."""
+    model, graph, found = builtin_reference(), Graph(tiny_int4 / "onnx/model_q4.onnx"), []
+    for document in documents[:3]:
+        prompt = np.array([document.token_ids[: min(128, len(document.token_ids) // 2)]])
+        written, ids, first, margin = graph.greedy(prompt, _STEPS), prompt, None, None
+        for index in range(_STEPS):
+            row = reference_logits(model, ids)[0, -1]
+            second, best = np.sort(row)[-2:]
+            if int(row.argmax()) != written[index]:
+                first, margin = index, float(best - second)
+                break
+            ids = np.append(ids, [[int(row.argmax())]], axis=1)
+        found.append(Parted(document, first, margin))
+    assert any(entry.first for entry in found), "nothing to find"
+    return found
+
+
+@pytest.mark.parametrize("kind", ["whole", "layers", "folder"])
+def test_where_free_running_texts_part(
+    kind: str, tiny_int4: Path, tiny_fp32: Path, parted: list[Parted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pass over the export's text finds what writing by itself would, whatever the reference is."""
+    if kind == "layers":
+        monkeypatch.setattr(select, "_WHOLE_BYTES", 0)
+    source = opened(tiny_int4, tiny_fp32 if kind == "folder" else None)
+    assert isinstance(
+        source, {"whole": TransformersReference, "layers": LayeredReference, "folder": FolderReference}[kind]
+    )
+    passes: list[int] = []
+    prepare = source.prepare
+    monkeypatch.setattr(source, "prepare", lambda texts: passes.append(len(texts)) or prepare(texts))
+    found = greedy_divergences(source, runner_of(tiny_int4), [entry.document for entry in parted], _STEPS)
+    source.close()
+    # the layers of a large model are read once
+    assert passes == [len(parted)]
+    for entry, wanted in zip(found, parted, strict=True):
+        assert (entry.document, entry.tokens, entry.first) == (wanted.document.name, _STEPS, wanted.first)
+        assert entry.margin == (None if wanted.margin is None else pytest.approx(wanted.margin, abs=1e-3))
 
 
 def test_text_ends_with_the_context(local: Any) -> None:
@@ -139,22 +217,22 @@ def test_text_ends_with_the_context(local: Any) -> None:
     assert found.tokens == 34
 
 
-def test_a_reference_that_does_not_write(runner: ArtifactRunner, documents: tuple[Document, ...]) -> None:
-    class Silent:
-        def greedy(self, token_ids: Sequence[int], steps: int) -> None:
-            return None
-
-    silent: Any = Silent()
-    assert greedy_divergences(silent, runner, documents, 8) == ()
-
-
 # exchanged caches
 
 
+@pytest.fixture(scope="module")
+def layers(tiny_fp32: Path) -> Iterator[ReferenceSource]:
+    """The same reference as a large model has it."""
+    source = layers_of(BUILTIN_DIRECTORY)
+    yield source
+    source.close()
+
+
+@pytest.mark.parametrize("kind", ["reference", "layers"])
 def test_caches_can_be_exchanged(
-    reference: ReferenceSource, runner: ArtifactRunner, documents: tuple[Document, ...]
+    kind: str, runner: ArtifactRunner, documents: tuple[Document, ...], request: pytest.FixtureRequest
 ) -> None:
-    checks = check_injection(reference, runner, documents[0])
+    checks = check_injection(request.getfixturevalue(kind), runner, documents[0])
     assert [check.name for check in checks] == [INTO_ARTIFACT, INTO_REFERENCE]
     for check in checks:
         assert (check.group, check.outcome, check.bound) == ("invariance", "passed", 1e-4)
@@ -194,12 +272,22 @@ class Altered:
         return tuple(np.full_like(part, np.nan) for part in cache)
 
 
-@pytest.mark.parametrize("change", ["keys and values exchanged", "values one token off", "not finite"])
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("reference", "keys and values exchanged"),
+        ("reference", "values one token off"),
+        ("reference", "not finite"),
+        ("layers", "keys and values exchanged"),
+        ("layers", "values one token off"),
+        ("layers", "not finite"),
+    ],
+)
 def test_a_wrong_cache_fails(
-    reference: ReferenceSource, runner: ArtifactRunner, documents: tuple[Document, ...], change: str
+    kind: str, change: str, runner: ArtifactRunner, documents: tuple[Document, ...], request: pytest.FixtureRequest
 ) -> None:
     wrong: Any = Altered(runner, change)
-    checks = check_injection(reference, wrong, documents[0])
+    checks = check_injection(request.getfixturevalue(kind), wrong, documents[0])
     assert [check.outcome for check in checks] == ["failed", "failed"]
     for check in checks:
         assert check.bound is not None
@@ -212,9 +300,19 @@ def test_exchanges_that_cannot_be(
     document = Document(slice="random", name="x", token_ids=(2, 5, 6, 7))
     int8 = exported(tmp_path, local.checkpoint, kv_cache="int8")
     for source, other, ids, words in (
-        (opened(tiny_fp16, tiny_fp32), runner, document.token_ids, "no model in memory (folder)"),
-        (opened(int8.folder, local.checkpoint), runner_of(int8.folder), document.token_ids, "the cache holds int8"),
-        (reference, runner, (2,), "no two tokens"),
+        (
+            opened(tiny_fp16, tiny_fp32),
+            runner,
+            document.token_ids,
+            "not run: the reference shows no keys and values (folder)",
+        ),
+        (
+            opened(int8.folder, local.checkpoint),
+            runner_of(int8.folder),
+            document.token_ids,
+            "not run: the cache holds int8",
+        ),
+        (reference, runner, (2,), "not run: the document has no two tokens"),
     ):
         checks = check_injection(source, other, dataclasses.replace(document, token_ids=ids))
         assert [check.outcome for check in checks] == ["skipped", "skipped"]

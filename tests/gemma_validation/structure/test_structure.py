@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -15,9 +16,11 @@ from folders import altered, rewrite_manifest, swapped_ids
 from graph_edits import attribute, constant, edited, named, nodes_of
 
 from gemma_runtime.manifest import MANIFEST_FILE, read_manifest
+from gemma_validation.artifact import ArtifactRunner, Step
+from gemma_validation.errors import ProviderUnavailableError
 from gemma_validation.findings import Check
 from gemma_validation.structure import check_structure
-from gemma_validation.structure.providers import judge_providers
+from gemma_validation.structure.providers import check_providers, judge_providers
 
 _LAYER_1 = "model.layers.1.self_attn"
 
@@ -41,7 +44,9 @@ def test_a_good_folder_passes_everything(folder: str, request: pytest.FixtureReq
     checks = _checks(request.getfixturevalue(folder))
     assert {name: check.message for name, check in checks.items() if check.outcome != "passed"} == {}
     assert len(checks) == 28
-    assert "ran on CPUExecutionProvider" in checks["providers"].message
+    graphs = len(read_manifest(request.getfixturevalue(folder)).graphs)
+    assert checks["providers"].message.startswith(f"{graphs} graphs, two tokens each: ")
+    assert checks["providers"].message.endswith(" nodes ran on CPUExecutionProvider")
 
 
 def _epsilon(model: onnx.ModelProto) -> None:
@@ -391,6 +396,61 @@ def test_more_files_than_the_manifest_lists_are_told(tiny_fp32: Path, tmp_path: 
     (folder / "notes.txt").write_text("mine")
     rewrite_manifest(folder)
     assert "not in the manifest: notes.txt" in _checks(folder)["files"].message
+
+
+def test_every_graph_is_profiled_in_a_prompt_and_behind_a_cache(
+    tiny_fp32: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[int]] = {}
+    step, end, in_place = ArtifactRunner.step, ArtifactRunner.end_profile, ArtifactRunner.step_in_place
+
+    def told(runner: ArtifactRunner, ids: Any, mask: Any, past: Any = None) -> Step:
+        seen.setdefault(runner.graph.role, []).append(0 if past is None else past[0].shape[2])
+        return step(runner, ids, mask, past)
+
+    def told_in_place(runner: ArtifactRunner, ids: Any, mask: Any, state: Any) -> Any:
+        seen.setdefault(runner.graph.role, []).append(int(mask.sum()) - 1)
+        return in_place(runner, ids, mask, state)
+
+    def elsewhere(runner: ArtifactRunner) -> Path:
+        """The profile as another provider would have left it behind a cache of the graph with all positions."""
+        profile = end(runner)
+        if runner.graph.role == "all":
+            events = json.loads(profile.read_text(encoding="utf-8"))
+            last = [event for event in events if event.get("args", {}).get("op_name") == "GroupQueryAttention"][-1]
+            last["args"]["provider"] = "CUDAExecutionProvider"
+            profile.write_text(json.dumps(events), encoding="utf-8")
+        return profile
+
+    monkeypatch.setattr(ArtifactRunner, "step", told)
+    monkeypatch.setattr(ArtifactRunner, "step_in_place", told_in_place)
+    manifest = read_manifest(tiny_fp32)
+    assert check_providers(tiny_fp32, manifest, provider="cpu").outcome == "passed"
+    assert seen == {graph.role: [0, 1] for graph in manifest.graphs}
+    assert {"main", "all"} < set(seen)
+    monkeypatch.setattr(ArtifactRunner, "end_profile", elsewhere)
+    found = check_providers(tiny_fp32, manifest, provider="cpu")
+    assert (found.outcome, found.message) == (
+        "failed",
+        "onnx/model_all.onnx: expected all nodes on CPUExecutionProvider, found 1 GroupQueryAttention on "
+        "CUDAExecutionProvider",
+    )
+
+
+def test_a_twin_of_a_later_onnxruntime_is_left_out_and_named(tiny_fp32: Path) -> None:
+    manifest = read_manifest(tiny_fp32)
+    graphs = tuple(
+        dataclasses.replace(graph, min_onnxruntime="99.0") if graph.role == "batched" else graph
+        for graph in manifest.graphs
+    )
+    found = check_providers(tiny_fp32, dataclasses.replace(manifest, graphs=graphs), provider="cpu")
+    assert (found.outcome, found.message.partition("; ")[2]) == (
+        "passed",
+        "not run by this onnxruntime: onnx/model_batched.onnx",
+    )
+    none = tuple(dataclasses.replace(graph, min_onnxruntime="99.0") for graph in manifest.graphs)
+    with pytest.raises(ProviderUnavailableError, match=r"needs onnxruntime 99\.0"):
+        check_providers(tiny_fp32, dataclasses.replace(manifest, graphs=none), provider="cpu")
 
 
 def test_nodes_elsewhere_than_asked_for() -> None:

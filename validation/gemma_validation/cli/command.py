@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import signal
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from gemma_export.errors import GemmaExportError
 from gemma_runtime.cli.failures import Program
-from gemma_runtime.cli.output import ReaderGoneError, notice, print_text
+from gemma_runtime.cli.output import JSON_VERSION, ReaderGoneError, notice, print_text
 from gemma_runtime.cli.program import leave_stdout, run_program
 from gemma_runtime.completion import completion_option, exported_folders
 from gemma_runtime.errors import GemmaRuntimeError
@@ -47,7 +50,12 @@ _PROGRAM = Program(
     type=click.Choice(["cpu", "cuda", "directml"]),
     default="cpu",
     show_default=True,
-    help="Where DIR runs; another folder as the reference runs there too, if it can.",
+    help="Where DIR runs.",
+)
+@click.option(
+    "--reference-provider",
+    type=click.Choice(["cpu", "cuda", "directml"]),
+    help="Where a folder as the reference runs, DIR itself too. Default: as DIR, or the first that it runs on.",
 )
 @click.option("--budget", metavar="FILE", type=_PATH, help="TOML with bounds. Default: those of DIR's precision.")
 @click.option(
@@ -63,7 +71,7 @@ _PROGRAM = Program(
     type=_PATH,
     help="Instead of validating, keep what the reference says in FILE: a --reference without torch and checkpoint.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @completion_option
 @click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
 def cli(**options: Any) -> int:
@@ -74,6 +82,7 @@ def cli(**options: Any) -> int:
     gemma-validate ./gemma-tiny-q4
     gemma-validate ./gemma-2b-q4 --reference ./gemma-2b --report-dir reports
     gemma-validate ./gemma-2b-q4 --reference ./gemma-2b-fp32
+    gemma-validate ./gemma-2b-fp16 --provider cuda --reference ./gemma-2b-fp16 --reference-provider cpu
     gemma-validate ./gemma-2b-q4 --make-golden gemma-2b.golden
     """
     if options["make_golden"] is not None:
@@ -97,6 +106,7 @@ def cli(**options: Any) -> int:
         reference=options["reference"],
         suite=options["suite"],
         provider=options["provider"],
+        reference_provider=options["reference_provider"],
         budget=options["budget"],
         localise=options["localise"],
         on_stage=notice,
@@ -118,8 +128,10 @@ def cli(**options: Any) -> int:
 
 
 def _make_golden(options: dict[str, Any]) -> int:
-    for option in ("budget", "report_dir", "localise"):
-        if options[option] is not None:
+    source_of = click.get_current_context().get_parameter_source
+    for option in ("budget", "report_dir", "localise", "provider", "record"):
+        # a default is nobody's wish
+        if source_of(option) is not ParameterSource.DEFAULT:
             name = option.replace("_", "-")
             raise ValidationUsageError(
                 f"--make-golden does not validate: --{name} has no meaning there",
@@ -127,15 +139,21 @@ def _make_golden(options: dict[str, Any]) -> int:
             )
     from gemma_validation.run import make_golden_pack
 
-    size = make_golden_pack(
+    file = options["make_golden"]
+    made = make_golden_pack(
         options["directory"],
-        options["make_golden"],
+        file,
         reference=options["reference"],
+        reference_provider=options["reference_provider"],
         suite=options["suite"],
         on_stage=notice,
     )
-    print_text(f"wrote {options['make_golden']}: {size:,} bytes")
-    print_text(f"next: gemma-validate {options['directory']} --reference {options['make_golden']}")
+    if options["as_json"]:
+        document = {"schema_version": JSON_VERSION, "file": str(file), **dataclasses.asdict(made)}
+        print_text(json.dumps(document, indent=1, sort_keys=True, allow_nan=False))
+        return 0
+    print_text(f"wrote {file}: {made.bytes:,} bytes")
+    print_text(f"next: gemma-validate {options['directory']} --reference {file}")
     return 0
 
 

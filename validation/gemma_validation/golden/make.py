@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_validation.documents import Document
+from gemma_validation.errors import ReferenceNotFiniteError
 from gemma_validation.findings import ReferenceAbout
 from gemma_validation.golden.header import Header
 from gemma_validation.golden.identity import GoldenIdentity
 from gemma_validation.golden.pack import GoldenRows, write_pack
-from gemma_validation.metrics.finite import require_finite
+from gemma_validation.metrics.finite import NotFinite, require_finite
 from gemma_validation.metrics.top import top_tokens
 
 __all__ = ["TOP", "make_golden"]
@@ -46,7 +47,7 @@ def make_golden(
     *,
     positions: int = _POSITIONS,
     top: int = TOP,
-) -> None:
+) -> Header:
     """Runs the reference over the beginnings of documents and writes a pack.
 
     Documents take turns, the first of each slice first, in equal shares of the positions: every position of a
@@ -60,8 +61,11 @@ def make_golden(
         positions: in all; fewer where the documents have fewer.
         top: known tokens of each position.
 
+    Returns:
+        Everything of the pack but the numbers.
+
     Raises:
-        NotFinite: the reference computes what is no number.
+        ReferenceNotFiniteError: the reference computes what is no number; nothing is written.
         GoldenPackError: the file cannot be written.
         ValueError: no document has two tokens, or the logits are not of the identity's vocabulary.
     """
@@ -83,6 +87,7 @@ def make_golden(
         top=min(top, identity.vocab_size),
     )
     write_pack(file, header, joined)
+    return header
 
 
 def _beginnings(documents: Sequence[Document], positions: int) -> list[Document]:
@@ -126,7 +131,12 @@ def _logits(
 def _rows(document: Document, first: int, logits: npt.NDArray[np.float32], top: int) -> GoldenRows:
     count = len(logits)
     positions = np.arange(first, first + count, dtype=np.int64)
-    require_finite(logits, positions, side="reference", document=document.name)
+    try:
+        require_finite(logits, positions, side="reference", document=document.name)
+    except NotFinite as error:
+        raise ReferenceNotFiniteError(
+            f"no golden pack is made: {error}", hint="Give a reference that computes numbers with --reference."
+        ) from error
     ids = top_tokens(logits, top)
     following = np.array(document.token_ids[first + 1 : first + 1 + count], np.int64)
     log_sum, log_tail, mean, squares = (np.empty(count) for _ in range(4))

@@ -6,6 +6,7 @@ gemma2         Gemma 2 and ShieldGemma
 gemma3         Gemma 3, the text decoders
 vaultgemma     VaultGemma
 pieces         attention that long documents do not make large
+caches         keys and values of such a run
 modules        what all of them have alike
 reference      the reference itself
 

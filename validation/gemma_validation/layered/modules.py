@@ -9,6 +9,7 @@ import torch
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from gemma_export.layerwise import LayerStack
+from gemma_validation.layered.caches import LayerCache
 
 __all__ = ["module_stack"]
 
@@ -22,7 +23,7 @@ def module_stack(
     norm: Callable[[], torch.nn.Module],
     rotary: Callable[[torch.Tensor, torch.Tensor, str], Any],
 ) -> LayerStack:
-    """A stack of transformers' own modules.
+    """A stack of transformers' own modules, whose `call` takes a cache too.
 
     Args:
         config: of transformers; masks are made by it.
@@ -32,16 +33,27 @@ def module_stack(
     """
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
 
-    def call(module: torch.nn.Module, index: int, hidden: torch.Tensor) -> torch.Tensor:
-        positions, kind = torch.arange(hidden.shape[1])[None], kinds[index]
+    def call(
+        module: torch.nn.Module, index: int, hidden: torch.Tensor, cache: LayerCache | None = None
+    ) -> torch.Tensor:
+        past = 0 if cache is None else cache.length
+        kind, end = kinds[index], past + hidden.shape[1]
+        positions = torch.arange(past, end)[None]
         make_mask = create_sliding_window_causal_mask if kind == _WINDOWED else create_causal_mask
+        # of the whole sequence, whose last rows are the step's; only its shape is looked at
+        whole = hidden if past == 0 else hidden.new_zeros((len(hidden), end, 1))
         mask = make_mask(
-            config=config, inputs_embeds=hidden, attention_mask=None, past_key_values=None, position_ids=positions
+            config=config,
+            inputs_embeds=whole,
+            attention_mask=None,
+            past_key_values=None,
+            position_ids=torch.arange(end)[None],
         )
         output: torch.Tensor = module(
             hidden,
-            attention_mask=mask,
+            attention_mask=mask if past == 0 else mask[:, :, past:],
             position_ids=positions,
+            past_key_values=cache,
             position_embeddings=rotary(hidden, positions, kind),
         )
         return output

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from gemma_export.layerwise import LayerStack, LayerwiseRun, Observer
     from gemma_export.progress import Progress
     from gemma_export.weights import Weight
+    from gemma_validation.layered.caches import LayerCache
+    from gemma_validation.reference.source import Cache
 
 __all__ = ["LayeredReference"]
 
@@ -89,25 +93,60 @@ class LayeredReference:
         """
         import torch
 
-        run = self._run(documents)
+        states = self._run([document.token_ids for document in documents], observer)
+        self._states = torch.cat(states)
+        self._starts = tuple(np.cumsum([0, *(len(document.token_ids) for document in documents)]).tolist())
+        self._block = (0, self._block[1][:0])
+
+    def _run(
+        self, texts: Sequence[Sequence[int]], observer: Observer | None = None, cache: LayerCache | None = None
+    ) -> list[torch.Tensor]:
+        """One reading of all layers: final hidden states of each text, [tokens, hidden_size]."""
+        import torch
+
+        from gemma_export.layerwise import LayerwiseRun
+
+        # a stack of module_stack takes a cache
+        call: Any = self.stack.call
+        stack = (
+            self.stack if cache is None else dataclasses.replace(self.stack, call=functools.partial(call, cache=cache))
+        )
+        batches = [torch.tensor([list(text)]) for text in texts]
+        run = LayerwiseRun(stack, self.weight, batches, progress=self._progress, label="running the reference")
         with contextlib.closing(run.layers(observer)) as layers:
             for layer in layers:
                 layer.advance(observer)
                 _show_outputs(run, layer.index, observer)
         run.normalise(observer)
-        self._states = torch.cat([run.hidden[document][0] for document in range(len(documents))])
-        self._starts = tuple(np.cumsum([0, *(len(document.token_ids) for document in documents)]).tolist())
-        self._block = (0, self._block[1][:0])
         self._threads = run.threads
+        states = [run.hidden[index][0] for index in range(len(texts))]
         run.hidden.close()
+        return states
 
-    def _run(self, documents: Sequence[Document]) -> LayerwiseRun:
+    def cached(self, token_ids: Sequence[int], split: int) -> tuple[Cache, npt.NDArray[np.float32]]:
+        """See CacheSource; one reading of all layers and of the head."""
+        from gemma_validation.layered.caches import LayerCache
+
+        cache = LayerCache()
+        (states,) = self._run([token_ids], cache=cache)
+        return tuple(part.float().numpy() for part in cache.parts(split)), self._head(states[split:])
+
+    def logits_after(self, past: Cache, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """See CacheSource; one reading of all layers and of the head. A cache that is no number gives NaN."""
         import torch
 
-        from gemma_export.layerwise import LayerwiseRun
+        from gemma_export.errors import NonFiniteError
+        from gemma_validation.layered.caches import LayerCache
 
-        batches = [torch.tensor([document.token_ids]) for document in documents]
-        return LayerwiseRun(self.stack, self.weight, batches, progress=self._progress, label="running the reference")
+        dtype = getattr(torch, self.about.dtype)
+        parts = [torch.from_numpy(np.array(part)).to(dtype) for part in past]
+        cache = LayerCache(list(zip(parts[::2], parts[1::2], strict=True)))
+        try:
+            (states,) = self._run([token_ids], cache=cache)
+        except NonFiniteError:
+            # the weights are known to be finite: whoever gave the cache is told by what comes of it
+            return np.full((len(token_ids), self.vocab_size), np.nan, np.float32)
+        return self._head(states)
 
     def logits(self, document: int, first: int, last: int) -> npt.NDArray[np.float32]:
         """Logits of positions [first, last) of a document, float32 [last - first, vocab_size].
@@ -119,20 +158,19 @@ class LayeredReference:
         assert begin <= end <= self._starts[document + 1], (document, first, last)
         start, block = self._block
         if not start <= begin <= end <= start + len(block):
-            start, block = begin, self._head(begin, max(end, min(begin + _LOGIT_ROWS, len(self._states))))
+            # the last block goes before the next one comes
+            block = block[:0].copy()
+            self._block = (0, block)
+            start, block = begin, self._head(self._states[begin : max(end, begin + _LOGIT_ROWS)])
             self._block = (start, block)
         return block[begin - start : end - start]
 
-    def _head(self, begin: int, end: int) -> npt.NDArray[np.float32]:
+    def _head(self, states: torch.Tensor) -> npt.NDArray[np.float32]:
         import torch
 
         from gemma_export.layerwise import row_blocks
 
-        assert self._states is not None
-        # the last block goes before the next one comes
-        self._block = (0, self._block[1][:0].copy())
-        states = self._states[begin:end]
-        logits = np.empty((end - begin, self.vocab_size), np.float32)
+        logits = np.empty((len(states), self.vocab_size), np.float32)
         with torch.no_grad(), self._threads():
             for first, rows in row_blocks(self.weight(self.stack.head)):
                 block = soft_capped(torch.nn.functional.linear(states, rows), self.stack.final_softcap)
@@ -150,10 +188,6 @@ class LayeredReference:
             dtype="bfloat16",
             progress=self._progress,
         )
-
-    def greedy(self, token_ids: Sequence[int], steps: int) -> list[tuple[int, float]] | None:
-        """None: every token would read all layers again."""
-        return None
 
     def close(self) -> None:
         """Lets go of hidden states and logits."""

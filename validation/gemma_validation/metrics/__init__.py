@@ -5,16 +5,14 @@ rows        the arithmetic of a position
 top         the most likely tokens
 collected   what is kept; summary makes figures of it, bootstrap their intervals
 finite      what stops a comparison
-greedy      where two greedy texts part
 """
 
 from __future__ import annotations
 
 from gemma_validation.metrics.accumulate import DriftMeter
 from gemma_validation.metrics.finite import NotFinite
-from gemma_validation.metrics.greedy import first_divergence
 
-__all__ = ["TAU", "DriftMeter", "NotFinite", "first_divergence"]
+__all__ = ["TAU", "DriftMeter", "NotFinite"]
 
 # Logits. PyTorch's own bfloat16 run of the built-in model changes the most likely token at 312 of 14,221 positions, all
 # with a margin below 0.11; float16 exports below 0.02. A token that changes at twice the margin that 8 bits of mantissa

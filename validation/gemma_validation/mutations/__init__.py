@@ -8,6 +8,7 @@ weight_defects      stored weights
 block_defects       weights in blocks of 4 bits
 tokenizer_defects   the tokenizer's files
 windowed_defects    what Gemma 2 and Gemma 3 have and Gemma 1 has not
+vaultgemma_defects  what VaultGemma has in another place
 checkpoints         checkpoints that two of them need
 
 A family with parts of its own brings its own module of defects and adds it below.
@@ -15,14 +16,15 @@ A family with parts of its own brings its own module of defects and adds it belo
 
 from gemma_validation.mutations.block_defects import BLOCK_DEFECTS
 from gemma_validation.mutations.checkpoints import write_grown, write_odd_width
-from gemma_validation.mutations.defect import BASES, Base, Defect
+from gemma_validation.mutations.defect import BASES, Base, Defect, Group
 from gemma_validation.mutations.layer_defects import LAYER_DEFECTS
 from gemma_validation.mutations.row_defects import ROW_DEFECTS
 from gemma_validation.mutations.tokenizer_defects import TOKENIZER_DEFECTS
+from gemma_validation.mutations.vaultgemma_defects import VAULTGEMMA_DEFECTS
 from gemma_validation.mutations.weight_defects import WEIGHT_DEFECTS
 from gemma_validation.mutations.windowed_defects import WINDOWED_DEFECTS
 
-__all__ = ["BASES", "DEFECTS", "Base", "Defect", "write_grown", "write_odd_width"]
+__all__ = ["BASES", "DEFECTS", "Base", "Defect", "Group", "write_grown", "write_odd_width"]
 
 DEFECTS: tuple[Defect, ...] = (
     *LAYER_DEFECTS,
@@ -31,4 +33,5 @@ DEFECTS: tuple[Defect, ...] = (
     *BLOCK_DEFECTS,
     *TOKENIZER_DEFECTS,
     *WINDOWED_DEFECTS,
+    *VAULTGEMMA_DEFECTS,
 )

@@ -56,6 +56,7 @@ BLOCK_DEFECTS = (
         where="data",
         needs="q4",
         alter=_double_scale,
+        caught_by=frozenset({"stored"}),
         layer=_DOUBLED,
     ),
     Defect(
@@ -64,6 +65,7 @@ BLOCK_DEFECTS = (
         where="data",
         needs="q4",
         alter=_zero_block,
+        caught_by=frozenset({"stored"}),
         layer=_ZEROED,
     ),
     Defect(
@@ -72,6 +74,7 @@ BLOCK_DEFECTS = (
         where="data",
         needs="q4",
         alter=_zero_points_off_by_one,
+        caught_by=frozenset({"stored"}),
         layer=_ZERO_POINTS,
     ),
 )

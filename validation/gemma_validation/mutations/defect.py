@@ -10,7 +10,7 @@ from typing import Literal
 
 from gemma_validation.mutations.mutant import Mutant
 
-__all__ = ["BASES", "Base", "Defect", "Place", "Shows"]
+__all__ = ["BASES", "Base", "Defect", "Group", "Place", "Shows"]
 
 Place = Literal["graph", "data", "tokenizer"]
 # Kinds of folders that defects go into:
@@ -19,8 +19,9 @@ Place = Literal["graph", "data", "tokenizer"]
 #   fp16 grown           float16 of one whose residual stream leaves float16 (checkpoints.write_grown)
 #   gemma2, gemma3       float32 of small random models with every part of these families: windows shorter than the
 #                        texts, weights that bend soft-capping; gemma3 with seven layers, the sixth without a window
-Base = Literal["fp32", "q4", "portable", "fp32 odd", "fp16 grown", "gemma2", "gemma3"]
-BASES: tuple[Base, ...] = ("fp32", "q4", "portable", "fp32 odd", "fp16 grown", "gemma2", "gemma3")
+#   vaultgemma           the same of VaultGemma, with three layers, the second with a window
+Base = Literal["fp32", "q4", "portable", "fp32 odd", "fp16 grown", "gemma2", "gemma3", "vaultgemma"]
+BASES: tuple[Base, ...] = ("fp32", "q4", "portable", "fp32 odd", "fp16 grown", "gemma2", "gemma3", "vaultgemma")
 # Where a defect can be seen at all:
 #   text      one document at once, on the graph with logits of every position
 #   padding   only rows with padding
@@ -29,6 +30,15 @@ BASES: tuple[Base, ...] = ("fp32", "q4", "portable", "fp32 odd", "fp16 grown", "
 #   bytes     only the files: no number that is computed need change
 #   tokens    only the ids that text becomes
 Shows = Literal["text", "padding", "decode", "main", "bytes", "tokens"]
+# What a validation looks with, each by itself:
+#   files       sizes and hashes
+#   structure   graphs, configuration, tokenizer
+#   stored      blocks and gains against the checkpoint's
+#   finite      whether logits are numbers
+#   invariance  the artifact against itself, and caches exchanged
+#   gates       bounds on the drift from the reference
+#   tokens      texts of both tokenizers: nothing is compared where they differ
+Group = Literal["files", "structure", "stored", "finite", "invariance", "gates", "tokens"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +53,8 @@ class Defect:
     where: Place
     needs: Base
     alter: Callable[[Mutant], None]
+    # every group that must find it by itself, so that none of them stops working behind another; more may
+    caught_by: frozenset[Group]
     # the layer that has to be named as the culprit; None: the defect is in no single layer
     layer: int | None = None
     # other layers that have the defect too: naming one of them is right as well

@@ -49,12 +49,7 @@ def _window(mutant: Mutant) -> None:
 
 
 def _skip_norm(mutant: Mutant) -> None:
-    normed, stream = f"model.layers.{_NORM}.post_attention_layernorm.RMSNorm", f"layers.{_NORM}.attn_residual"
-    for model in mutant.models.values():
-        for node in model.graph.node:
-            for index, name in enumerate(node.input):
-                if name == normed:
-                    node.input[index] = stream
+    mutant.skip(f"model.layers.{_NORM}.post_attention_layernorm.RMSNorm", f"layers.{_NORM}.attn_residual")
 
 
 def _drop_residual(mutant: Mutant) -> None:
@@ -83,6 +78,7 @@ LAYER_DEFECTS = (
         where="graph",
         needs="fp32",
         alter=_epsilon,
+        caught_by=frozenset({"structure", "gates"}),
         layer=_EPSILON,
     ),
     Defect(
@@ -91,6 +87,7 @@ LAYER_DEFECTS = (
         where="graph",
         needs="fp32",
         alter=_erf_gelu,
+        caught_by=frozenset({"structure", "gates"}),
         layer=_GELU,
     ),
     Defect(
@@ -99,6 +96,7 @@ LAYER_DEFECTS = (
         where="graph",
         needs="fp32",
         alter=_scale_by_hidden_size,
+        caught_by=frozenset({"structure", "gates"}),
         layer=_SCALE,
     ),
     Defect(
@@ -107,6 +105,7 @@ LAYER_DEFECTS = (
         where="graph",
         needs="fp32",
         alter=_rotary_interleaved,
+        caught_by=frozenset({"structure", "gates"}),
         layer=_ROTARY,
     ),
     Defect(
@@ -115,6 +114,7 @@ LAYER_DEFECTS = (
         where="graph",
         needs="fp32",
         alter=_window,
+        caught_by=frozenset({"structure", "gates"}),
         layer=_WINDOW,
     ),
     Defect(
@@ -123,6 +123,7 @@ LAYER_DEFECTS = (
         where="graph",
         needs="fp32",
         alter=_skip_norm,
+        caught_by=frozenset({"structure", "gates"}),
         layer=_NORM,
     ),
     Defect(
@@ -131,6 +132,7 @@ LAYER_DEFECTS = (
         where="graph",
         needs="fp32",
         alter=_drop_residual,
+        caught_by=frozenset({"structure", "gates"}),
         layer=_RESIDUAL,
     ),
     Defect(
@@ -139,6 +141,7 @@ LAYER_DEFECTS = (
         where="graph",
         needs="fp32",
         alter=_main_graph_only,
+        caught_by=frozenset({"structure", "invariance"}),
         shows="main",
     ),
 )

@@ -94,6 +94,18 @@ class Mutant:
         """
         return self._read(self._initializer(self.main, name))
 
+    def skip(self, value: str, instead: str) -> None:
+        """Whatever reads `value` reads `instead`, in every graph."""
+        for model in self.models.values():
+            for node in model.graph.node:
+                for index, name in enumerate(node.input):
+                    if name == value:
+                        node.input[index] = instead
+
+    def write_without_one(self, norm: str) -> None:
+        """A norm's gain, 1 + w, becomes w."""
+        self.write(f"{norm}.gain", self.tensor(f"{norm}.gain") - 1)
+
     def write(self, name: str, values: Array) -> None:
         """Replaces a weight wherever it is stored: in the data file that all graphs share, or in each graph.
 

@@ -85,6 +85,7 @@ ROW_DEFECTS = (
         where="graph",
         needs="fp32",
         alter=_ignore_padding,
+        caught_by=frozenset({"structure", "invariance"}),
         shows="padding",
     ),
     Defect(
@@ -93,6 +94,7 @@ ROW_DEFECTS = (
         where="graph",
         needs="fp32",
         alter=_drop_alignment,
+        caught_by=frozenset({"invariance"}),
         shows="padding",
     ),
     Defect(
@@ -101,6 +103,7 @@ ROW_DEFECTS = (
         where="graph",
         needs="fp32",
         alter=_cache_off_by_one,
+        caught_by=frozenset({"structure", "invariance", "gates"}),
         shows="decode",
     ),
     Defect(
@@ -109,6 +112,7 @@ ROW_DEFECTS = (
         where="graph",
         needs="portable",
         alter=_see_the_future,
+        caught_by=frozenset({"invariance", "gates"}),
     ),
     Defect(
         name="causal mask off by one",
@@ -116,6 +120,7 @@ ROW_DEFECTS = (
         where="graph",
         needs="portable",
         alter=_see_one_ahead,
+        caught_by=frozenset({"invariance", "gates"}),
     ),
     Defect(
         name="padding mask ignored, portable",
@@ -123,6 +128,7 @@ ROW_DEFECTS = (
         where="graph",
         needs="portable",
         alter=_ignore_padding,
+        caught_by=frozenset({"invariance"}),
         shows="padding",
     ),
 )

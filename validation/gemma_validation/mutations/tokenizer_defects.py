@@ -52,6 +52,7 @@ TOKENIZER_DEFECTS = (
         where="tokenizer",
         needs="fp32",
         alter=_permute_pieces,
+        caught_by=frozenset({"tokens"}),
         shows="tokens",
     ),
 )

@@ -22,8 +22,7 @@ _ROTARY_BASE = 1e4
 
 
 def _gain_without_one(mutant: Mutant) -> None:
-    name = f"model.layers.{_GAIN}.input_layernorm.gain"
-    mutant.write(name, mutant.tensor(name) - 1)
+    mutant.write_without_one(f"model.layers.{_GAIN}.input_layernorm")
 
 
 def _embedding_scale_missing(mutant: Mutant) -> None:
@@ -133,6 +132,7 @@ WEIGHT_DEFECTS = (
         where="data",
         needs="fp32",
         alter=_gain_without_one,
+        caught_by=frozenset({"stored", "gates"}),
         layer=_GAIN,
     ),
     Defect(
@@ -141,6 +141,7 @@ WEIGHT_DEFECTS = (
         where="graph",
         needs="fp32",
         alter=_embedding_scale_missing,
+        caught_by=frozenset({"structure", "gates"}),
     ),
     Defect(
         name="embedding scale rounded",
@@ -148,6 +149,7 @@ WEIGHT_DEFECTS = (
         where="graph",
         needs="fp32 odd",
         alter=_embedding_scale_rounded,
+        caught_by=frozenset({"structure", "gates"}),
     ),
     Defect(
         name="rotary base wrong",
@@ -155,6 +157,7 @@ WEIGHT_DEFECTS = (
         where="data",
         needs="fp32",
         alter=_rotary_base,
+        caught_by=frozenset({"structure", "gates"}),
     ),
     Defect(
         name="K and V swapped",
@@ -162,6 +165,7 @@ WEIGHT_DEFECTS = (
         where="data",
         needs="fp32",
         alter=_swap_keys_and_values,
+        caught_by=frozenset({"gates"}),
         layer=_KEYS_VALUES,
     ),
     Defect(
@@ -170,6 +174,7 @@ WEIGHT_DEFECTS = (
         where="data",
         needs="fp32",
         alter=_swap_layers,
+        caught_by=frozenset({"stored", "gates"}),
         layer=_SWAPPED[0],
         also=_SWAPPED[1:],
     ),
@@ -179,6 +184,7 @@ WEIGHT_DEFECTS = (
         where="data",
         needs="fp32",
         alter=_head_transposed,
+        caught_by=frozenset({"structure", "gates"}),
     ),
     Defect(
         name="tied head off by one row",
@@ -186,14 +192,24 @@ WEIGHT_DEFECTS = (
         where="data",
         needs="fp32",
         alter=_head_off_by_one,
+        caught_by=frozenset({"structure", "gates"}),
     ),
-    Defect(name="NaN in one row", about="of a projection", where="data", needs="fp32", alter=_nan, layer=_NAN),
+    Defect(
+        name="NaN in one row",
+        about="of a projection",
+        where="data",
+        needs="fp32",
+        alter=_nan,
+        caught_by=frozenset({"finite", "invariance"}),
+        layer=_NAN,
+    ),
     Defect(
         name="rows shuffled",
         about="a projection's output channels in another order",
         where="data",
         needs="fp32",
         alter=_shuffle_rows,
+        caught_by=frozenset({"gates"}),
         layer=_SHUFFLED,
     ),
     Defect(
@@ -202,6 +218,7 @@ WEIGHT_DEFECTS = (
         where="data",
         needs="fp32",
         alter=_flip_bit,
+        caught_by=frozenset({"files"}),
         layer=None,
         shows="bytes",
         rehash=False,
@@ -212,5 +229,6 @@ WEIGHT_DEFECTS = (
         where="data",
         needs="fp16 grown",
         alter=_drop_residual_scale,
+        caught_by=frozenset({"finite", "invariance"}),
     ),
 )

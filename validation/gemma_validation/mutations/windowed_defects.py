@@ -89,15 +89,11 @@ def _scale_local_positions(mutant: Mutant) -> None:
 
 
 def _query_norm_without_one(mutant: Mutant) -> None:
-    _drop_one(mutant, f"model.layers.{_QUERY_NORM}.self_attn.q_norm.gain")
+    mutant.write_without_one(f"model.layers.{_QUERY_NORM}.self_attn.q_norm")
 
 
 def _key_norm_without_one(mutant: Mutant) -> None:
-    _drop_one(mutant, f"model.layers.{_KEY_NORM}.self_attn.k_norm.gain")
-
-
-def _drop_one(mutant: Mutant, gain: str) -> None:
-    mutant.write(gain, mutant.tensor(gain) - 1)
+    mutant.write_without_one(f"model.layers.{_KEY_NORM}.self_attn.k_norm")
 
 
 def _skip_post_norm(mutant: Mutant) -> None:
@@ -128,6 +124,7 @@ WINDOWED_DEFECTS = (
         where="graph",
         needs="gemma2",
         alter=_drop_attention_softcap,
+        caught_by=frozenset({"structure", "gates"}),
         layer=_SOFTCAP,
     ),
     Defect(
@@ -136,6 +133,7 @@ WINDOWED_DEFECTS = (
         where="graph",
         needs="gemma2",
         alter=_drop_final_softcap,
+        caught_by=frozenset({"structure", "gates"}),
     ),
     Defect(
         name="window on the odd layers",
@@ -143,6 +141,7 @@ WINDOWED_DEFECTS = (
         where="graph",
         needs="gemma2",
         alter=_swap_windows,
+        caught_by=frozenset({"structure", "gates"}),
     ),
     Defect(
         name="window off by one",
@@ -150,6 +149,7 @@ WINDOWED_DEFECTS = (
         where="graph",
         needs="gemma3",
         alter=_window_off_by_one,
+        caught_by=frozenset({"structure", "invariance", "gates"}),
         layer=_OFF_BY_ONE,
     ),
     Defect(
@@ -158,6 +158,7 @@ WINDOWED_DEFECTS = (
         where="graph",
         needs="gemma3",
         alter=_local_rotary_on_a_global_layer,
+        caught_by=frozenset({"structure", "gates"}),
         layer=_GLOBAL,
     ),
     Defect(
@@ -166,6 +167,7 @@ WINDOWED_DEFECTS = (
         where="graph",
         needs="gemma3",
         alter=_scale_local_positions,
+        caught_by=frozenset({"structure", "gates"}),
     ),
     Defect(
         name="query norm's gain without +1",
@@ -173,6 +175,7 @@ WINDOWED_DEFECTS = (
         where="graph",
         needs="gemma3",
         alter=_query_norm_without_one,
+        caught_by=frozenset({"stored", "gates"}),
         layer=_QUERY_NORM,
     ),
     Defect(
@@ -181,6 +184,7 @@ WINDOWED_DEFECTS = (
         where="graph",
         needs="gemma3",
         alter=_key_norm_without_one,
+        caught_by=frozenset({"stored", "gates"}),
         layer=_KEY_NORM,
     ),
     Defect(
@@ -189,6 +193,7 @@ WINDOWED_DEFECTS = (
         where="graph",
         needs="gemma2",
         alter=_skip_post_norm,
+        caught_by=frozenset({"structure", "gates"}),
         layer=_POST_NORM,
     ),
     Defect(
@@ -197,6 +202,7 @@ WINDOWED_DEFECTS = (
         where="graph",
         needs="gemma3",
         alter=_scale_by_head_dim,
+        caught_by=frozenset({"structure", "gates"}),
         layer=_SCALE,
     ),
 )

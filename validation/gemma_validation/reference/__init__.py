@@ -16,8 +16,13 @@ from gemma_validation.reference.find import FoundReference, find_reference
 from gemma_validation.reference.folder_reference import FolderReference
 from gemma_validation.reference.greedy import greedy_divergences
 from gemma_validation.reference.identity import check_checkpoint, check_folder
-from gemma_validation.reference.inject import check_injection
-from gemma_validation.reference.select import open_source, runs_whole
+from gemma_validation.reference.inject import check_injection, not_exchanged
+from gemma_validation.reference.select import (
+    choose_reference_provider,
+    open_source,
+    require_folder,
+    runs_whole,
+)
 from gemma_validation.reference.source import ReferenceSource
 from gemma_validation.reference.transformers_reference import TransformersReference
 
@@ -30,9 +35,12 @@ __all__ = [
     "check_checkpoint",
     "check_folder",
     "check_injection",
+    "choose_reference_provider",
     "find_reference",
     "greedy_divergences",
+    "not_exchanged",
     "open_reference",
     "open_source",
+    "require_folder",
     "runs_whole",
 ]

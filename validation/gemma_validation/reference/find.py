@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 from gemma_export.checkpoint import BUILTIN_DIRECTORIES, BUILTIN_DIRECTORY, GENERATOR_VERSION
@@ -34,7 +34,9 @@ class FoundReference:
     adapter: Path | None = None
 
 
-def find_reference(directory: Path, manifest: Manifest, given: str | Path | None = None) -> FoundReference:
+def find_reference(
+    directory: Path, manifest: Manifest, given: str | PurePath | None = None, *, itself: bool = False
+) -> FoundReference:
     """Finds what an exported folder is to be compared with. Nothing is downloaded, no weights are read.
 
     Args:
@@ -43,16 +45,18 @@ def find_reference(directory: Path, manifest: Manifest, given: str | Path | None
         given: a checkpoint's folder, another exported folder, a golden pack, or a repository in the Hub cache; None
             looks for what the manifest names: the built-in checkpoint, a folder of the local checkpoint's name beside
             the export or in the working directory, the repository's commit in the Hub cache.
+        itself: whether the folder may be its own reference: it runs on another provider there.
 
     Raises:
         ReferenceMissingError: it is not here.
         MismatchError: the weights are generated, and this release generates others.
         ValidationUsageError: it is the folder itself.
     """
-    if given is not None and os.path.isdir(given) and os.path.samefile(given, directory):
+    if given is not None and not itself and os.path.isdir(given) and os.path.samefile(given, directory):
         raise ValidationUsageError(
             f"--reference {given} is the folder that is to be validated: it would agree with itself",
-            hint="Give its checkpoint, another exported folder or a golden pack, or leave --reference out.",
+            hint="Give its checkpoint, another exported folder or a golden pack, leave --reference out, or compare two "
+            "providers with --reference-provider.",
         )
     found = _from_source(directory, manifest) if given is None else _given(given, manifest)
     adapter = manifest.source.adapter
@@ -62,7 +66,7 @@ def find_reference(directory: Path, manifest: Manifest, given: str | Path | None
     return dataclasses.replace(found, adapter=_adapter(places, manifest))
 
 
-def _given(given: str | Path, manifest: Manifest) -> FoundReference:
+def _given(given: str | PurePath, manifest: Manifest) -> FoundReference:
     path = Path(given)
     name = os.path.basename(os.path.abspath(path))
     if path.is_file():
@@ -87,7 +91,8 @@ def _given(given: str | Path, manifest: Manifest) -> FoundReference:
             f"--reference {given} has neither {_CONFIG} nor {MANIFEST_FILE}",
             hint="Give a checkpoint's folder, another exported folder, or a golden pack.",
         )
-    text = str(given)
+    # the command line makes a path of ORG/NAME, which on Windows is written with a backslash
+    text = given.as_posix() if isinstance(given, PurePath) else given
     revision = manifest.source.revision if text == manifest.source.repository else None
     snapshot = cached_snapshot(text, revision)
     if snapshot is not None:

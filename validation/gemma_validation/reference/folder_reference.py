@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_runtime.manifest import Manifest
-from gemma_validation.artifact import ArtifactRunner
+from gemma_validation.artifact import ArtifactRunner, onnxruntime_version
 from gemma_validation.documents import Document
 from gemma_validation.findings import ReferenceAbout
-from gemma_validation.reference.greedy import greedy_steps
 
 __all__ = ["FolderReference"]
 
@@ -28,19 +26,20 @@ class FolderReference:
         directory: the folder.
         manifest: its manifest.
         provider: "cpu", "cuda" or "directml"; two folders on two providers may be compared.
+        name: for reports; None takes the folder's own.
 
     Raises:
         FolderUnreadableError, ProviderUnavailableError: as ArtifactRunner.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, *, provider: str = "cpu") -> None:
+    def __init__(self, directory: Path, manifest: Manifest, *, provider: str = "cpu", name: str | None = None) -> None:
         self._runner = ArtifactRunner(directory, manifest, provider=provider)
         self.vocab_size = manifest.vocab_size
         self.about = ReferenceAbout(
             kind="folder",
-            name=directory.resolve().name,
+            name=name or directory.resolve().name,
             dtype=manifest.precision.name,
-            versions={"onnxruntime": _onnxruntime_version(), "gemma-export": manifest.generator.version},
+            versions={"onnxruntime": onnxruntime_version(), "gemma-export": manifest.generator.version},
         )
         self._documents: tuple[Document, ...] = ()
         # the document that is being read, its blocks yet to come, and the block at hand with its first position
@@ -69,10 +68,6 @@ class FolderReference:
     def noise(self) -> None:
         """See ReferenceSource: the other folder's rounding is not known."""
 
-    def greedy(self, token_ids: Sequence[int], steps: int) -> list[tuple[int, float]]:
-        """See ReferenceSource."""
-        return list(greedy_steps(self._runner, token_ids, steps))
-
     def close(self) -> None:
         """See ReferenceSource."""
         self._reading = self._block = None
@@ -85,13 +80,3 @@ class FolderReference:
         # else the caller would wait for ever for a part that is behind it
         assert position >= self._block[0]
         return self._block
-
-
-def _onnxruntime_version() -> str:
-    """Whichever of its distributions is installed."""
-    for name in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml"):
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "unknown"

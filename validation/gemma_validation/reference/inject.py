@@ -12,10 +12,9 @@ from gemma_validation.artifact import ArtifactRunner
 from gemma_validation.artifact import Cache as ArtifactCache
 from gemma_validation.documents import Document
 from gemma_validation.findings import Check
-from gemma_validation.reference.source import ReferenceSource
-from gemma_validation.reference.transformers_reference import Cache, TransformersReference
+from gemma_validation.reference.source import Cache, CacheSource, ReferenceSource
 
-__all__ = ["INTO_ARTIFACT", "INTO_REFERENCE", "check_injection"]
+__all__ = ["INTO_ARTIFACT", "INTO_REFERENCE", "check_injection", "not_exchanged"]
 
 INTO_ARTIFACT, INTO_REFERENCE = "reference cache into artifact", "artifact cache into reference"
 
@@ -44,34 +43,39 @@ def check_injection(source: ReferenceSource, runner: ArtifactRunner, document: D
         document: at least two tokens.
 
     Returns:
-        Two checks of group "invariance"; skipped where the reference is not run whole or the cache holds integers.
+        Two checks of group "invariance"; skipped where another folder is the reference, or the cache holds integers.
     """
     dtypes = sorted({state.dtype for state in runner.graph.state})
     reason = None
-    if not isinstance(source, TransformersReference):
-        reason = f"the reference is no model in memory ({source.about.kind})"
+    if not isinstance(source, CacheSource):
+        reason = f"the reference shows no keys and values ({source.about.kind})"
     elif not set(dtypes) <= set(_FLOATING):
         reason = f"the cache holds {', '.join(dtypes)}, which only the export's scales explain"
     elif len(document.token_ids) < 2:
         reason = "the document has no two tokens"
-    if reason is not None or not isinstance(source, TransformersReference):
-        return tuple(
-            Check(group="invariance", name=name, outcome="skipped", message=reason or "")
-            for name in (INTO_ARTIFACT, INTO_REFERENCE)
-        )
+    if reason is not None or not isinstance(source, CacheSource):
+        return not_exchanged(reason or "")
     ids = document.token_ids
     split = max(1, len(ids) - _AFTER)
     head, tail = ids[:split], ids[split:]
-    reference = source.logits_after(source.cache_after(head), tail)
+    given, reference = source.cached(ids, split)
     plain, _ = _run(runner, None, 0, ids)
     _, cache = _run(runner, None, 0, head)
     rounding = max(_ROUNDING[dtype] for dtype in (*dtypes, runner.manifest.precision.activation_dtype))
     bound = max(rounding, _OWN_DISTANCE * _distance(plain[split:], reference))
-    into_artifact, _ = _run(runner, _stored(source.cache_after(head), _types(runner)), len(head), tail)
+    into_artifact, _ = _run(runner, _stored(given, _types(runner)), len(head), tail)
     into_reference = source.logits_after(_float32(cache, _types(runner)), tail)
     return (
         _check(INTO_ARTIFACT, into_artifact, reference, bound),
         _check(INTO_REFERENCE, into_reference, reference, bound),
+    )
+
+
+def not_exchanged(reason: str) -> tuple[Check, ...]:
+    """Both checks as skipped, so that a report tells of them, and why."""
+    return tuple(
+        Check(group="invariance", name=name, outcome="skipped", message=f"not run: {reason}")
+        for name in (INTO_ARTIFACT, INTO_REFERENCE)
     )
 
 

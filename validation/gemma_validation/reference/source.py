@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,10 @@ import numpy.typing as npt
 from gemma_validation.documents import Document
 from gemma_validation.findings import ReferenceAbout
 
-__all__ = ["ReferenceSource"]
+__all__ = ["Cache", "CacheSource", "ReferenceSource"]
+
+# a layer's keys and values, [1, heads, tokens, head_dim] each, keys rotated: key and value of layer 0, of layer 1, ...
+Cache = tuple[npt.NDArray[np.float32], ...]
 
 
 class ReferenceSource(Protocol):
@@ -21,7 +24,7 @@ class ReferenceSource(Protocol):
     vocab_size: int
 
     def prepare(self, documents: Sequence[Document]) -> None:
-        """Does what is slow once for all documents, before the first `logits`."""
+        """Does what is slow once for all documents, before the first `logits`; takes the place of earlier ones."""
 
     def logits(self, document: int, first: int, last: int) -> npt.NDArray[np.float32]:
         """Logits after positions first to last - 1 of a prepared document, [last - first, vocab_size].
@@ -34,16 +37,16 @@ class ReferenceSource(Protocol):
     def noise(self) -> ReferenceSource | None:
         """The same model in bfloat16, not yet prepared; None where there is none."""
 
-    def greedy(self, token_ids: Sequence[int], steps: int) -> list[tuple[int, float]] | None:
-        """Free-running greedy text: each token, and how many logits it is ahead of the second best.
-
-        Args:
-            token_ids: the prompt.
-            steps: tokens to make.
-
-        Returns:
-            None where that would take too long.
-        """
-
     def close(self) -> None:
         """Lets go of memory and files."""
+
+
+@runtime_checkable
+class CacheSource(Protocol):
+    """A reference whose keys and values can be looked at and replaced."""
+
+    def cached(self, token_ids: Sequence[int], split: int) -> tuple[Cache, npt.NDArray[np.float32]]:
+        """Keys and values of the first `split` tokens, and the logits of those behind them, [tokens, vocab_size]."""
+
+    def logits_after(self, past: Cache, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Logits of tokens that follow a cache from elsewhere, [tokens, vocab_size]."""

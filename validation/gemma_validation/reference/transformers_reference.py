@@ -16,15 +16,13 @@ from gemma_validation.errors import ReferenceMissingError
 from gemma_validation.findings import ReferenceAbout
 from gemma_validation.reference.checkpoint import ReferenceCheckpoint
 from gemma_validation.reference.packages import quiet_transformers
+from gemma_validation.reference.source import Cache
 from gemma_validation.softcap import soft_capped
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Cache", "TransformersReference"]
-
-# a layer's keys and values, [1, heads, tokens, head_dim] each, layer by layer
-Cache = tuple[npt.NDArray[np.float32], ...]
+__all__ = ["TransformersReference"]
 
 # Tokens that run at once. Eager attention holds heads * chunk * length scores several times over: 64 MB each for 8
 # heads at 4,096 tokens, 512 MB if a document of that length ran in one piece.
@@ -87,18 +85,10 @@ class TransformersReference:
         """See ReferenceSource."""
         return TransformersReference(self._checkpoint, dtype="bfloat16") if self.about.dtype == "float32" else None
 
-    def greedy(self, token_ids: Sequence[int], steps: int) -> list[tuple[int, float]]:
-        """See ReferenceSource; with transformers' own cache."""
-        states, cache = self._run(token_ids, None)
-        chosen: list[tuple[int, float]] = []
-        for step in range(steps):
-            row = self._head(states[-1:])[0]
-            second, best = np.partition(row, -2)[-2:]
-            token = int(row.argmax())
-            chosen.append((token, float(best - second)))
-            if step + 1 < steps:
-                states, cache = self._run((token,), cache)
-        return chosen
+    def cached(self, token_ids: Sequence[int], split: int) -> tuple[Cache, npt.NDArray[np.float32]]:
+        """See CacheSource."""
+        cache = self.cache_after(token_ids[:split])
+        return cache, self.logits_after(cache, token_ids[split:])
 
     def cache_after(self, token_ids: Sequence[int]) -> Cache:
         """Keys and values of a sequence, keys rotated: key, value of layer 0, then of layer 1, ..."""
@@ -109,7 +99,7 @@ class TransformersReference:
         return tuple(part.float().numpy() for layer in cache.layers for part in (layer.keys, layer.values))
 
     def logits_after(self, past: Cache, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Logits of tokens that follow a cache from elsewhere, [tokens, vocab_size]."""
+        """See CacheSource."""
         with quiet_transformers() as transformers:
             cache = transformers.DynamicCache(config=self.model.config)
             parts = [self._torch.from_numpy(np.array(part)).to(self.model.dtype) for part in past]

@@ -83,7 +83,7 @@ _UNFORESEEN = (
 
 
 def check_structure(directory: Path, manifest: Manifest, *, provider: str) -> tuple[Check, ...]:
-    """Looks at everything that can be seen without running the model, and runs one token for the providers.
+    """Looks at everything that can be seen without running the model, and runs two tokens for the providers.
 
     Args:
         directory: the exported folder.

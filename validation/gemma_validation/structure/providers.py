@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from collections import Counter
@@ -10,13 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from gemma_runtime.graph_choice import PROVIDERS
-from gemma_runtime.manifest import Manifest
+from gemma_runtime.manifest import Graph, Manifest
 from gemma_validation.artifact import ArtifactRunner
+from gemma_validation.errors import ProviderUnavailableError
 from gemma_validation.findings import Check
 
 __all__ = ["check_providers", "judge_providers"]
 
 _NAME = "providers"
+# tokens of a static graph's cache: a little more than are run
+_CAPACITY = 4
 # Arithmetic on shapes and row lengths, which onnxruntime keeps beside the CPU on purpose, and copies to and from it
 _SHAPES = frozenset(
     {
@@ -45,23 +49,58 @@ _SHAPES = frozenset(
 
 
 def check_providers(directory: Path, manifest: Manifest, *, provider: str) -> Check:
-    """Runs one token of the main graph and reads from onnxruntime's profile which provider ran each node.
+    """Runs two tokens of every graph, one behind the other's cache, and reads from onnxruntime's profiles who ran what.
+
+    A twin that needs a later onnxruntime is left out, and named.
 
     Raises:
-        FolderUnreadableError, ProviderUnavailableError: see ArtifactRunner.
+        FolderUnreadableError, ProviderUnavailableError: see ArtifactRunner; of a twin, the folder's graphs only.
     """
+    found: dict[str, Counter[tuple[str, str]]] = {}
+    left_out = []
+    # the main graph first: where the provider does not start, there is nothing to look at
+    for graph in sorted(manifest.graphs, key=lambda graph: graph.role != "main"):
+        try:
+            found[graph.file] = _ran(directory, manifest, graph, provider)
+        except ProviderUnavailableError:
+            if graph.role == "main":
+                raise
+            left_out.append(graph.file)
+    for file, ran in found.items():
+        judged = judge_providers(ran, provider)
+        if judged.outcome == "failed":
+            return dataclasses.replace(judged, message=f"{file}: {judged.message}")
+    judged = judge_providers(sum(found.values(), Counter()), provider)
+    told = f"{len(found)} graphs, two tokens each: {judged.message}"
+    not_run = f"; not run by this onnxruntime: {', '.join(left_out)}" if left_out else ""
+    return dataclasses.replace(judged, message=f"{told}{not_run}")
+
+
+def _ran(directory: Path, manifest: Manifest, graph: Graph, provider: str) -> Counter[tuple[str, str]]:
+    """How many nodes of each (provider, operator) ran, in onnxruntime's names."""
     with tempfile.TemporaryDirectory() as folder:
         profile = Path(folder) / "profile"
-        runner = ArtifactRunner(directory, manifest, provider=provider, role="main", profile=profile)
-        runner.step(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64))
-        events = json.loads(runner.end_profile().read_text(encoding="utf-8"))
-        runner.close()
-    ran = Counter(
+        with ArtifactRunner(directory, manifest, provider=provider, role=graph.role, profile=profile) as runner:
+            _two_tokens(runner)
+            events = json.loads(runner.end_profile().read_text(encoding="utf-8"))
+    return Counter(
         (str(event["args"]["provider"]), str(event["args"]["op_name"]))
         for event in events
         if event.get("cat") == "Node" and event.get("args", {}).get("provider")
     )
-    return judge_providers(ran, provider)
+
+
+def _two_tokens(runner: ArtifactRunner) -> None:
+    """A prompt of one token, and a token behind its cache, which kernels may run elsewhere than a prompt."""
+    token = np.zeros((1, 1), np.int64)
+    if runner.graph.role == "static":
+        state = runner.state_in_place(1, _CAPACITY)
+        for index in range(2):
+            runner.step_in_place(token, (np.arange(_CAPACITY) <= index).astype(np.int64)[None], state)
+        return
+    past = None
+    for index in range(2):
+        past = runner.step(token, np.ones((1, index + 1), np.int64), past).present
 
 
 def judge_providers(ran: Counter[tuple[str, str]], provider: str) -> Check:
