@@ -74,9 +74,20 @@ class Drift:
     positions: int
     # KL(reference || test), nats
     kl: Distribution
-    # upper ends of 95 % intervals, by paired block bootstrap over documents
+    # Upper ends of 95 % intervals, by paired block bootstrap over documents (metrics/bootstrap.py). Budgets are held
+    # against these. The largest KL and the largest difference have none: no draw exceeds what was seen.
     kl_mean_upper: float
+    kl_median_upper: float
+    kl_p95_upper: float
+    kl_p99_upper: float
+    kl_p999_upper: float
     top1_disagreement_upper: float
+    # as a share of all positions
+    decisive_flips_upper: float
+    top10_misses_upper: float
+    perplexity_ratio_upper: float
+    probability_shift_rms_upper: float
+    normalised_mse_upper: float
     # |p_test - p_reference| of the token that follows in the text: mean and root of the mean square
     probability_shift_mean: float
     probability_shift_rms: float
@@ -190,7 +201,7 @@ class Gate:
     # why it is what it is, from the budget file
     reason: str
     measured: float
-    # upper end of the 95 % interval, where there is one: it decides
+    # upper end of the 95 % interval: it decides. None for the largest values, and where a single event counts
     upper: float | None
     outcome: Outcome
 

@@ -28,29 +28,48 @@ _FINE = (_check("structure", "passed"), _check("invariance", "passed"), _check("
 
 
 def test_all_within_bounds_passes_and_says_how_close() -> None:
-    budget = _budget(("all", "kl_mean", 0.2), ("all", "kl_p99", 0.31), ("all", "decisive_flips", 1.0))
+    budget = _budget(
+        ("all", "kl_mean", 0.2), ("all", "kl_p99", 0.34), ("all", "decisive_flips", 1.0), ("all", "kl_max", 0.9)
+    )
     gates, verdict, reasons = judge(budget, [drift()], _FINE)
     assert [(gate.metric, gate.measured, gate.upper, gate.outcome) for gate in gates] == [
         ("kl_mean", 0.1, 0.11, "passed"),
-        ("kl_p99", 0.3, None, "passed"),
-        ("decisive_flips", 0.001, None, "passed"),
+        ("kl_p99", 0.3, 0.33, "passed"),
+        ("decisive_flips", 0.001, 0.0015, "passed"),
+        ("kl_max", 0.5, None, "passed"),
     ]
     assert verdict == "passed"
-    assert reasons == ("every bound holds; closest: kl_p99 of all positions 0.3 of at most 0.31",)
+    assert reasons == (
+        "every bound holds; closest: kl_p99 of all positions 0.33 of at most 0.34 (its 95 % interval ends there; "
+        "measured 0.3)",
+    )
+    assert judge(_budget(("all", "kl_max", 0.9)), [drift()], _FINE)[2] == (
+        "every bound holds; closest: kl_max of all positions 0.5 of at most 0.9",
+    )
 
 
 def test_a_ratio_counts_from_one_and_is_shown_in_full() -> None:
     budget = _budget(("all", "kl_mean", 0.12), ("all", "perplexity_ratio", 1.00002))
-    near = drift(perplexity_ratio=1.000019)
+    near = drift(perplexity_ratio=1.000012, perplexity_ratio_upper=1.000019)
     assert judge(budget, [near], ())[2] == (
-        "every bound holds; closest: perplexity_ratio of all positions 1.000019 of at most 1.00002",
+        "every bound holds; closest: perplexity_ratio of all positions 1.000019 of at most 1.00002 (its 95 % interval "
+        "ends there; measured 1.000012)",
     )
-    far = drift(perplexity_ratio=1.0)
-    assert judge(budget, [far], ())[2] == ("every bound holds; closest: kl_mean of all positions 0.11 of at most 0.12",)
+    far = drift(perplexity_ratio=1.0, perplexity_ratio_upper=1.0)
+    assert judge(budget, [far], ())[2] == (
+        "every bound holds; closest: kl_mean of all positions 0.11 of at most 0.12 (its 95 % interval ends there; "
+        "measured 0.1)",
+    )
+    open_end = drift(perplexity_ratio=1.000012, perplexity_ratio_upper=1.000021)
+    assert judge(budget, [open_end], ())[1:] == (
+        "inconclusive",
+        ("perplexity_ratio of all positions: 1.000012 is within 1.00002, but its 95 % interval ends at 1.000021",),
+    )
     assert judge(budget, [drift(perplexity_ratio=1.00003)], ())[2] == (
         "perplexity_ratio of all positions: 1.00003, at most 1.00002 passes",
     )
-    none = _budget(("all", "decisive_flips", 0.0))
+    none = _budget(("all", "decisive_flip_count", 0.0))
+    assert judge(none, [drift(decisive_flips=1)], ())[1] == "drift"
     assert judge(none, [drift(decisive_flips=0)], ())[1:] == ("passed", ("every bound holds",))
 
 

@@ -76,7 +76,8 @@ def _open_ends(
             words = (
                 f"{positions} positions, at least {budget.min_positions} are needed"
                 if few
-                else f"{gate.measured:.3g} is within {gate.bound:.3g}, but its 95 % interval ends at {gate.upper:.3g}"
+                else f"{_shown(gate, gate.measured)} is within {_shown(gate, gate.bound)}, "
+                f"but its 95 % interval ends at {_shown(gate, _deciding(gate))}"
             )
             yield f"{_name(gate)}: {words}"
     yield from (_check_line(check) for check in checks if check.outcome == "inconclusive")
@@ -89,7 +90,12 @@ def _passed(gates: Sequence[Gate]) -> str:
         return "every bound holds"
     closest = max(decided, key=_share_of_bound)
     value, bound = _shown(closest, _deciding(closest)), _shown(closest, closest.bound)
-    return f"every bound holds; closest: {_name(closest)} {value} of at most {bound}"
+    interval = (
+        ""
+        if closest.upper is None
+        else f" (its 95 % interval ends there; measured {_shown(closest, closest.measured)})"
+    )
+    return f"every bound holds; closest: {_name(closest)} {value} of at most {bound}{interval}"
 
 
 def _share_of_bound(gate: Gate) -> float:
