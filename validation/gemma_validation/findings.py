@@ -50,6 +50,8 @@ class Check:
     # where a number decides: what was measured, and the most that passes
     measured: float | None = None
     bound: float | None = None
+    # false where a value was NaN or infinite: the folder is broken then, whatever the group
+    finite: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from gemma_validation.budgets import METRICS, Bound, Budget, judge
 from gemma_validation.findings import Check
+from gemma_validation.invariances.bounds import Bounds
+from gemma_validation.invariances.differences import Difference
 
 
 def _budget(*bounds: tuple[str, str, float], least: int = 200) -> Budget:
@@ -23,6 +25,7 @@ def _check(group: Any, outcome: Any, name: str = "hashes") -> Check:
     return Check(group=group, name=name, outcome=outcome, message="what was found")
 
 
+_BOUNDS = Bounds(logits=1e-4, cache=1e-4, reason="why")
 _BOUND = _budget(("all", "kl_mean", 0.2))
 _FINE = (_check("structure", "passed"), _check("invariance", "passed"), _check("invariance", "skipped"))
 
@@ -143,6 +146,19 @@ def test_worst_first() -> None:
     assert judge(budget, [drift()], checks[:2])[1] == "drift"
     assert judge(_BOUND, [drift()], checks[:2])[1] == "drift"
     assert judge(_BOUND, [drift()], checks[:1])[1] == "inconclusive"
+
+
+def test_what_is_not_finite_is_broken() -> None:
+    """Wherever it was found, and whatever the gates say."""
+    wrong = Difference(logits=float("nan"), cache=0.1).judged("graph last8", _BOUNDS)
+    _, verdict, reasons = judge(_BOUND, [drift()], (*_FINE, wrong))
+    assert (verdict, reasons) == ("broken", ("graph last8: logits: not finite",))
+    assert (wrong.group, wrong.outcome, wrong.measured, wrong.finite) == ("invariance", "failed", None, False)
+    far = Difference(logits=0.5).judged("graph last8", _BOUNDS)
+    assert far.finite
+    assert judge(_BOUND, [drift()], (*_FINE, far))[1] == "drift"
+    # the worst first
+    assert judge(_BOUND, [drift()], (far, wrong))[2][0] == "graph last8: logits: not finite"
 
 
 def test_what_is_no_number_fails() -> None:

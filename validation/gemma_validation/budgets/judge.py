@@ -15,8 +15,9 @@ def judge(
 ) -> tuple[tuple[Gate, ...], Verdict, tuple[str, ...]]:
     """Holds everything against the budget.
 
-    Structure that is wrong is broken, whatever the numbers are; then drift: a failed gate or invariance; then
-    inconclusive: a gate or check that decided nothing, or no gate that was measured. Only what is left passes.
+    Structure that is wrong, and values that are not finite, are broken, whatever the numbers are; then drift: a failed
+    gate or invariance; then inconclusive: a gate or check that decided nothing, or no gate that was measured. Only what
+    is left passes.
 
     Args:
         budget: bounds.
@@ -30,12 +31,17 @@ def judge(
     gates = tuple(
         _gate(bound, found[bound.slice], budget.min_positions) for bound in budget.bounds if bound.slice in found
     )
-    broken = [_check_line(check) for check in checks if check.outcome == "failed" and check.group == "structure"]
+    failed = [check for check in checks if check.outcome == "failed"]
+    broken = [_check_line(check) for check in failed if _is_broken(check)]
     drift = [_gate_line(gate) for gate in gates if gate.outcome == "failed"]
-    drift += [_check_line(check) for check in checks if check.outcome == "failed" and check.group == "invariance"]
+    drift += [_check_line(check) for check in failed if not _is_broken(check)]
     open_ends = list(_open_ends(budget, gates, found, checks))
     verdict: Verdict = "broken" if broken else "drift" if drift else "inconclusive" if open_ends else "passed"
     return gates, verdict, (*broken, *drift, *open_ends) or (_passed(gates),)
+
+
+def _is_broken(check: Check) -> bool:
+    return check.group == "structure" or not check.finite
 
 
 def _gate(bound: Bound, drift: Drift, min_positions: int) -> Gate:

@@ -5,7 +5,7 @@ rows        the arithmetic of a position
 top         the most likely tokens
 collected   what is kept; summary makes figures of it, bootstrap their intervals
 finite      what stops a comparison
-greedy      where two greedy texts part
+greedy      the next token, and where two greedy texts part
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class FolderReference:
 
     def greedy(self, token_ids: Sequence[int], steps: int) -> list[tuple[int, float]]:
         """See ReferenceSource."""
-        return list(greedy_steps(self._runner, token_ids, steps))
+        return list(greedy_steps(self._runner, token_ids, steps, side="reference"))
 
     def close(self) -> None:
         """See ReferenceSource."""

@@ -9,6 +9,8 @@ import numpy as np
 from gemma_validation.artifact import ArtifactRunner
 from gemma_validation.documents import Document
 from gemma_validation.findings import GreedyDivergence
+from gemma_validation.metrics.finite import Side
+from gemma_validation.metrics.greedy import next_token
 from gemma_validation.reference.source import ReferenceSource
 
 __all__ = ["greedy_divergences", "greedy_steps"]
@@ -30,6 +32,9 @@ def greedy_divergences(
 
     Returns:
         One entry a document; none if the reference does not write.
+
+    Raises:
+        NotFinite: a step of either side computes what is no number.
     """
     found: list[GreedyDivergence] = []
     for document in documents:
@@ -40,7 +45,8 @@ def greedy_divergences(
             return ()
         first = margin = None
         # both are lazy: after the first difference the texts are of different stories, and nothing is computed
-        for index, (wanted, own) in enumerate(zip(expected, greedy_steps(runner, prompt, count), strict=False)):
+        written = greedy_steps(runner, prompt, count, side="test")
+        for index, (wanted, own) in enumerate(zip(expected, written, strict=False)):
             if wanted[0] != own[0]:
                 first, margin = index, wanted[1]
                 break
@@ -52,13 +58,17 @@ def greedy_divergences(
     return tuple(found)
 
 
-def greedy_steps(runner: ArtifactRunner, token_ids: Sequence[int], steps: int) -> Iterator[tuple[int, float]]:
-    """Greedy text of an exported graph token by token: each token, and its margin over the second best in logits."""
+def greedy_steps(
+    runner: ArtifactRunner, token_ids: Sequence[int], steps: int, *, side: Side
+) -> Iterator[tuple[int, float]]:
+    """Greedy text of an exported graph token by token: each token, and its margin over the second best in logits.
+
+    Raises:
+        NotFinite: a step computes what is no number; `side` says whose.
+    """
     past, fresh, length = None, list(token_ids), len(token_ids)
     for _ in range(steps):
         step = runner.step(np.array([fresh], np.int64), np.ones((1, length), np.int64), past)
-        row = step.logits[0, -1]
-        second, best = np.partition(row, -2)[-2:]
-        token = int(row.argmax())
-        yield token, float(best - second)
+        token, margin = next_token(step.logits[0, -1], side=side, position=length - 1)
+        yield token, margin
         past, fresh, length = step.present, [token], length + 1

@@ -43,6 +43,9 @@ class ReferenceSource(Protocol):
 
         Returns:
             None where that would take too long.
+
+        Raises:
+            NotFinite: a step computes what is no number.
         """
 
     def close(self) -> None:

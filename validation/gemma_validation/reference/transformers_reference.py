@@ -14,6 +14,7 @@ from gemma_export.errors import GemmaExportError
 from gemma_validation.documents import Document
 from gemma_validation.errors import ReferenceMissingError
 from gemma_validation.findings import ReferenceAbout
+from gemma_validation.metrics.greedy import next_token
 from gemma_validation.reference.checkpoint import ReferenceCheckpoint
 from gemma_validation.reference.packages import quiet_transformers
 from gemma_validation.softcap import soft_capped
@@ -93,9 +94,8 @@ class TransformersReference:
         chosen: list[tuple[int, float]] = []
         for step in range(steps):
             row = self._head(states[-1:])[0]
-            second, best = np.partition(row, -2)[-2:]
-            token = int(row.argmax())
-            chosen.append((token, float(best - second)))
+            token, margin = next_token(row, side="reference", position=len(token_ids) + step - 1)
+            chosen.append((token, margin))
             if step + 1 < steps:
                 states, cache = self._run((token,), cache)
         return chosen
