@@ -175,9 +175,10 @@ class LayerPoint:
     # squared difference with the reference's stream fed into this half of the layer, over the square of what the half
     # adds to the stream; None where it was not measured
     injected: float | None
-    # largest |value| of the test's stream, as it is stored
+    # largest |value| of the test's stream, as it is stored; of the reference's where the test's is not finite
     peak: float
-    # bits between it and the largest number of the activations' format; None for float32
+    # bits between it and the largest number of the activations' format (float32: of float16, which is what a float16
+    # export of the model would have to fit), negative where the stream overflows; None for a stream of zeros
     headroom_bits: float | None
 
 
