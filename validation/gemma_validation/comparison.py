@@ -15,6 +15,7 @@ from gemma_validation.errors import FolderUnreadableError
 from gemma_validation.findings import Check, Drift, Flip, GreedyDivergence, PositionDrift, ReferenceAbout
 from gemma_validation.golden import GoldenReference, measure_golden
 from gemma_validation.metrics import DriftMeter, NotFinite
+from gemma_validation.noise_floor import NoiseFloor
 from gemma_validation.reference import ReferenceSource, check_injection, greedy_divergences
 from gemma_validation.texts import folder_tokenizer
 
@@ -67,15 +68,13 @@ def compare(
         provider: of the folder.
         tau: margin above which a changed token is a decisive flip, logits.
 
-    A graph that does not run, and logits that are not finite, end it: a failed check is what is left.
+    A graph that does not run, and logits of a text that are not finite, end it: a failed check is what is left. Where
+    only greedy text meets such, its check fails and the rest is kept.
     """
     source.prepare(documents)
-    noise = source.noise()
-    meter, floor = DriftMeter(tau=tau), DriftMeter(tau=tau)
+    meter = DriftMeter(tau=tau)
     with contextlib.ExitStack() as stack:
-        if noise is not None:
-            stack.callback(noise.close)
-            noise.prepare(documents)
+        floor = stack.enter_context(contextlib.closing(NoiseFloor(source, documents, tau=tau)))
         try:
             runner = stack.enter_context(ArtifactRunner(directory, manifest, provider=provider))
         except FolderUnreadableError as error:
@@ -85,23 +84,32 @@ def compare(
                 for first, test in runner.logits(document.token_ids, rows=_ROWS):
                     expected = source.logits(index, first, first + len(test))
                     meter.add(document, first, expected, test)
-                    if noise is not None:
-                        floor.add(document, first, expected, noise.logits(index, first, first + len(test)))
+                    floor.add(index, first, expected)
         except NotFinite as error:
             return Comparison(about=source.about, checks=(_not_finite(error),))
         steps, count = _GREEDY[suite]
         chosen = list(_first_of_each_slice(documents))[:count]
-        greedy = greedy_divergences(source, runner, chosen, steps)
+        greedy, finite = _greedy(source, runner, chosen, steps)
         injected = check_injection(source, runner, min(documents, key=lambda document: len(document.token_ids)))
     return Comparison(
         about=source.about,
         drift=meter.drifts(),
-        noise_floor=floor.drifts() if noise is not None else (),
+        noise_floor=floor.drifts(),
         positions=meter.positions(),
         flips=meter.flips(_decoder(directory, manifest)),
         greedy=greedy,
-        checks=(_finite(), *injected),
+        checks=(finite, *floor.checks(), *injected),
     )
+
+
+def _greedy(
+    source: ReferenceSource, runner: ArtifactRunner, documents: Sequence[Document], steps: int
+) -> tuple[tuple[GreedyDivergence, ...], Check]:
+    """Greedy text, and the check of finite logits: a step behind a cache may be the first that gives others."""
+    try:
+        return greedy_divergences(source, runner, documents, steps), _finite()
+    except NotFinite as error:
+        return (), _not_finite(error)
 
 
 def compare_golden(

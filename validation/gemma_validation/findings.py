@@ -50,6 +50,8 @@ class Check:
     # where a number decides: what was measured, and the most that passes
     measured: float | None = None
     bound: float | None = None
+    # false where a value was NaN or infinite: the folder is broken then, whatever the group
+    finite: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,9 +76,20 @@ class Drift:
     positions: int
     # KL(reference || test), nats
     kl: Distribution
-    # upper ends of 95 % intervals, by paired block bootstrap over documents
+    # Upper ends of 95 % intervals, by paired block bootstrap over documents (metrics/bootstrap.py). Budgets are held
+    # against these. The largest KL and the largest difference have none: no draw exceeds what was seen.
     kl_mean_upper: float
+    kl_median_upper: float
+    kl_p95_upper: float
+    kl_p99_upper: float
+    kl_p999_upper: float
     top1_disagreement_upper: float
+    # as a share of all positions
+    decisive_flips_upper: float
+    top10_misses_upper: float
+    perplexity_ratio_upper: float
+    probability_shift_rms_upper: float
+    normalised_mse_upper: float
     # |p_test - p_reference| of the token that follows in the text: mean and root of the mean square
     probability_shift_mean: float
     probability_shift_rms: float
@@ -162,9 +175,10 @@ class LayerPoint:
     # squared difference with the reference's stream fed into this half of the layer, over the square of what the half
     # adds to the stream; None where it was not measured
     injected: float | None
-    # largest |value| of the test's stream, as it is stored
+    # largest |value| of the test's stream, as it is stored; of the reference's where the test's is not finite
     peak: float
-    # bits between it and the largest number of the activations' format; None for float32
+    # bits between it and the largest number of the activations' format (float32: of float16, which is what a float16
+    # export of the model would have to fit), negative where the stream overflows; None for a stream of zeros
     headroom_bits: float | None
 
 
@@ -190,7 +204,7 @@ class Gate:
     # why it is what it is, from the budget file
     reason: str
     measured: float
-    # upper end of the 95 % interval, where there is one: it decides
+    # upper end of the 95 % interval: it decides. None for the largest values, and where a single event counts
     upper: float | None
     outcome: Outcome
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from gemma_validation.budgets import METRICS, Bound, Budget, judge
 from gemma_validation.findings import Check
+from gemma_validation.invariances.bounds import Bounds
+from gemma_validation.invariances.differences import Difference
 
 
 def _budget(*bounds: tuple[str, str, float], least: int = 200) -> Budget:
@@ -23,34 +25,54 @@ def _check(group: Any, outcome: Any, name: str = "hashes") -> Check:
     return Check(group=group, name=name, outcome=outcome, message="what was found")
 
 
+_BOUNDS = Bounds(logits=1e-4, cache=1e-4, reason="why")
 _BOUND = _budget(("all", "kl_mean", 0.2))
 _FINE = (_check("structure", "passed"), _check("invariance", "passed"), _check("invariance", "skipped"))
 
 
 def test_all_within_bounds_passes_and_says_how_close() -> None:
-    budget = _budget(("all", "kl_mean", 0.2), ("all", "kl_p99", 0.31), ("all", "decisive_flips", 1.0))
+    budget = _budget(
+        ("all", "kl_mean", 0.2), ("all", "kl_p99", 0.34), ("all", "decisive_flips", 1.0), ("all", "kl_max", 0.9)
+    )
     gates, verdict, reasons = judge(budget, [drift()], _FINE)
     assert [(gate.metric, gate.measured, gate.upper, gate.outcome) for gate in gates] == [
         ("kl_mean", 0.1, 0.11, "passed"),
-        ("kl_p99", 0.3, None, "passed"),
-        ("decisive_flips", 0.001, None, "passed"),
+        ("kl_p99", 0.3, 0.33, "passed"),
+        ("decisive_flips", 0.001, 0.0015, "passed"),
+        ("kl_max", 0.5, None, "passed"),
     ]
     assert verdict == "passed"
-    assert reasons == ("every bound holds; closest: kl_p99 of all positions 0.3 of at most 0.31",)
+    assert reasons == (
+        "every bound holds; closest: kl_p99 of all positions 0.33 of at most 0.34 (its 95 % interval ends there; "
+        "measured 0.3)",
+    )
+    assert judge(_budget(("all", "kl_max", 0.9)), [drift()], _FINE)[2] == (
+        "every bound holds; closest: kl_max of all positions 0.5 of at most 0.9",
+    )
 
 
 def test_a_ratio_counts_from_one_and_is_shown_in_full() -> None:
     budget = _budget(("all", "kl_mean", 0.12), ("all", "perplexity_ratio", 1.00002))
-    near = drift(perplexity_ratio=1.000019)
+    near = drift(perplexity_ratio=1.000012, perplexity_ratio_upper=1.000019)
     assert judge(budget, [near], ())[2] == (
-        "every bound holds; closest: perplexity_ratio of all positions 1.000019 of at most 1.00002",
+        "every bound holds; closest: perplexity_ratio of all positions 1.000019 of at most 1.00002 (its 95 % interval "
+        "ends there; measured 1.000012)",
     )
-    far = drift(perplexity_ratio=1.0)
-    assert judge(budget, [far], ())[2] == ("every bound holds; closest: kl_mean of all positions 0.11 of at most 0.12",)
+    far = drift(perplexity_ratio=1.0, perplexity_ratio_upper=1.0)
+    assert judge(budget, [far], ())[2] == (
+        "every bound holds; closest: kl_mean of all positions 0.11 of at most 0.12 (its 95 % interval ends there; "
+        "measured 0.1)",
+    )
+    open_end = drift(perplexity_ratio=1.000012, perplexity_ratio_upper=1.000021)
+    assert judge(budget, [open_end], ())[1:] == (
+        "inconclusive",
+        ("perplexity_ratio of all positions: 1.000012 is within 1.00002, but its 95 % interval ends at 1.000021",),
+    )
     assert judge(budget, [drift(perplexity_ratio=1.00003)], ())[2] == (
         "perplexity_ratio of all positions: 1.00003, at most 1.00002 passes",
     )
-    none = _budget(("all", "decisive_flips", 0.0))
+    none = _budget(("all", "decisive_flip_count", 0.0))
+    assert judge(none, [drift(decisive_flips=1)], ())[1] == "drift"
     assert judge(none, [drift(decisive_flips=0)], ())[1:] == ("passed", ("every bound holds",))
 
 
@@ -124,6 +146,19 @@ def test_worst_first() -> None:
     assert judge(budget, [drift()], checks[:2])[1] == "drift"
     assert judge(_BOUND, [drift()], checks[:2])[1] == "drift"
     assert judge(_BOUND, [drift()], checks[:1])[1] == "inconclusive"
+
+
+def test_what_is_not_finite_is_broken() -> None:
+    """Wherever it was found, and whatever the gates say."""
+    wrong = Difference(logits=float("nan"), cache=0.1).judged("graph last8", _BOUNDS)
+    _, verdict, reasons = judge(_BOUND, [drift()], (*_FINE, wrong))
+    assert (verdict, reasons) == ("broken", ("graph last8: logits: not finite",))
+    assert (wrong.group, wrong.outcome, wrong.measured, wrong.finite) == ("invariance", "failed", None, False)
+    far = Difference(logits=0.5).judged("graph last8", _BOUNDS)
+    assert far.finite
+    assert judge(_BOUND, [drift()], (*_FINE, far))[1] == "drift"
+    # the worst first
+    assert judge(_BOUND, [drift()], (far, wrong))[2][0] == "graph last8: logits: not finite"
 
 
 def test_what_is_no_number_fails() -> None:

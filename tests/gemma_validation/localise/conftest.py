@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
+from gemma_export.pipeline import ExportRequest, export
 from gemma_runtime.manifest import read_manifest
 from gemma_validation.documents import Document
+from gemma_validation.mutations import write_grown
 
 _TEXTS = {
     "code": "def add(a, b):\n    return a + b\n\nclass Shape:\n    def __init__(self, name):\n        self.a = name\n",
@@ -30,6 +33,16 @@ def documents() -> tuple[Document, ...]:
         Document(slice=name, name=name, token_ids=(2, *tokenizer.encode(text, add_special_tokens=False).ids))
         for name, text in _TEXTS.items()
     )
+
+
+@pytest.fixture(scope="session")
+def export_grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """float16 of a model whose stream leaves float16, rescaled; its checkpoint stands beside it."""
+    root = tmp_path_factory.mktemp("grown")
+    request = ExportRequest(output=root / "folder", checkpoint=write_grown(root / "checkpoint"), precision="fp16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return export(request).folder.directory
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from decoders import CONFIGS, reference_model, write_checkpoint
@@ -21,6 +22,7 @@ from gemma_validation.findings import NOT_FINITE, Localisation
 from gemma_validation.localise import localise
 from gemma_validation.localise.points import stream_points
 from gemma_validation.localise.streams import excerpts
+from gemma_validation.mutations import DEFECTS
 
 Documents = tuple[Document, ...]
 Changed = Callable[[Path, Callable[[onnx.ModelProto], None]], Path]
@@ -82,7 +84,8 @@ def test_nothing_stands_out_in_a_good_export(tiny_fp32: Path, documents: Documen
         assert point.cumulative < 1e-10
         assert point.injected is not None
         assert point.injected < 1e-10
-        assert point.headroom_bits is None
+        # what a float16 export of it would have to fit, less its rescaling
+        assert point.headroom_bits == pytest.approx(math.log2(65504 / point.peak))
     assert [point.layer for point in result.points[:3]] == [None, 0, 0]
 
 
@@ -159,6 +162,47 @@ def test_later_layers_are_not_blamed(tiny_fp32: Path, documents: Documents, chan
             assert after.injected == pytest.approx(before.injected, rel=1e-3, abs=1e-13)
         reached = before.point in ("norm", "logits") or (before.layer or 0) > 1
         assert not reached or after.cumulative > 1e-7
+
+
+def test_a_stream_that_float16_does_not_hold(tmp_path: Path, documents: Documents, export_grown: Path) -> None:
+    """Times 2^15 without its rescaling: infinite, and NaN behind the next norm, so that the peak is the reference's."""
+    checkpoint, folder = export_grown.parent / "checkpoint", tmp_path / "overflow"
+    (defect,) = [defect for defect in DEFECTS if defect.name == "float16 overflow"]
+    sound = localise(export_grown, read_manifest(export_grown), layers_of(checkpoint), documents, provider="cpu")
+    assert all(point.headroom_bits is not None and point.headroom_bits > 0 for point in sound.points)
+    assert "overflows" not in sound.message
+    defect.inject(export_grown, folder)
+    result = localise(folder, read_manifest(folder), layers_of(checkpoint), documents, provider="cpu")
+    bits = {point.point: point.headroom_bits for point in result.points}
+    peaks = {point.point: point.peak for point in result.points}
+    shift = read_manifest(export_grown).precision.options["residual_scale"]["shift"]
+    for point in sound.points[:-2]:
+        # every value of the stream is 2^shift times what the sound folder stores
+        assert peaks[point.point] == pytest.approx(point.peak * 2**shift, rel=1e-2)
+        assert bits[point.point] == pytest.approx(math.log2(65504 / point.peak) - shift, abs=0.02)
+    assert min(value for value in bits.values() if value is not None) < -1
+    assert "float16 overflows from the" in result.message
+    json.dumps(dataclasses.asdict(result), allow_nan=False)
+
+
+def test_infinity_where_the_reference_is_small(tiny_fp16: Path, documents: Documents, changed: Changed) -> None:
+    """The stream overflows by a defect of its own: as far as can be known it is half a unit too large."""
+
+    def loud(model: onnx.ModelProto) -> None:
+        (factor,) = [tensor for tensor in model.graph.initializer if tensor.name == named_scale(model)]
+        factor.CopyFrom(onnx.numpy_helper.from_array(np.full(factor.dims, np.inf, np.float16), factor.name))
+
+    result = found(changed(tiny_fp16, loud), documents)
+    embedding = result.points[0]
+    assert embedding.headroom_bits == pytest.approx(math.log2(65504 / 65520))
+    assert result.message.endswith(
+        "float16 overflows from the embedding on: values reach 1 times its largest number at the embedding"
+    )
+
+
+def named_scale(model: onnx.ModelProto) -> str:
+    """The embedding's factor."""
+    return node_of(model, "model.embed_tokens.ScaledEmbedding").input[1]
 
 
 def test_values_that_are_not_finite(tiny_fp32: Path, documents: Documents, changed: Changed) -> None:

@@ -92,6 +92,21 @@ def _check(drift: Drift, documents: list[tuple[Document, formulas.Rows, formulas
     assert drift.max_difference == pytest.approx(np.abs(test - reference).max() / reference.std())
     assert drift.kl_mean_upper >= drift.kl.mean
     assert drift.top1_disagreement_upper >= 1 - drift.top1_agreement
+    for name, value in (
+        ("kl_median", drift.kl.median),
+        ("kl_p95", drift.kl.p95),
+        ("kl_p99", drift.kl.p99),
+        ("kl_p999", drift.kl.p999),
+        ("decisive_flips", drift.decisive_flips / drift.positions),
+        ("top10_misses", 1 - drift.top10_overlap),
+        ("perplexity_ratio", drift.perplexity_ratio),
+        ("probability_shift_rms", drift.probability_shift_rms),
+        ("normalised_mse", drift.normalised_mse),
+    ):
+        # a document of two positions has a handful of events, and hardly any spread
+        assert (
+            value * (1 - 1e-12) <= getattr(drift, f"{name}_upper") < 2 * value + (1 if drift.positions == 2 else 0.15)
+        ), name
     assert not drift.lower_bound
 
 

@@ -20,6 +20,7 @@ from gemma_validation.artifact import ArtifactRunner, Cache, Step
 from gemma_validation.documents import Document
 from gemma_validation.errors import ProviderUnavailableError
 from gemma_validation.layered import LayeredReference
+from gemma_validation.metrics import NotFinite
 from gemma_validation.reference import (
     FolderReference,
     ReferenceSource,
@@ -153,6 +154,9 @@ def test_the_first_of_several_differences() -> None:
     assert first_divergence(rows, [1, 2, 0, 0]) == (1, 0.25)
     assert first_divergence(rows, [1, 0, 2, 0]) == (None, None)
     assert first_divergence(rows[:0], []) == (None, None)
+    # not even where it lies behind the first difference
+    with pytest.raises(NotFinite, match="the reference's logits at position 3 of greedy text"):
+        first_divergence(np.where(np.arange(len(rows))[:, None] == 3, np.nan, rows), [1, 2, 0, 0])
 
 
 @dataclasses.dataclass(frozen=True)

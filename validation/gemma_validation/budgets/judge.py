@@ -15,8 +15,9 @@ def judge(
 ) -> tuple[tuple[Gate, ...], Verdict, tuple[str, ...]]:
     """Holds everything against the budget.
 
-    Structure that is wrong is broken, whatever the numbers are; then drift: a failed gate or invariance; then
-    inconclusive: a gate or check that decided nothing, or no gate that was measured. Only what is left passes.
+    Structure that is wrong, and values that are not finite, are broken, whatever the numbers are; then drift: a failed
+    gate or invariance; then inconclusive: a gate or check that decided nothing, or no gate that was measured. Only what
+    is left passes.
 
     Args:
         budget: bounds.
@@ -30,12 +31,17 @@ def judge(
     gates = tuple(
         _gate(bound, found[bound.slice], budget.min_positions) for bound in budget.bounds if bound.slice in found
     )
-    broken = [_check_line(check) for check in checks if check.outcome == "failed" and check.group == "structure"]
+    failed = [check for check in checks if check.outcome == "failed"]
+    broken = [_check_line(check) for check in failed if _is_broken(check)]
     drift = [_gate_line(gate) for gate in gates if gate.outcome == "failed"]
-    drift += [_check_line(check) for check in checks if check.outcome == "failed" and check.group == "invariance"]
+    drift += [_check_line(check) for check in failed if not _is_broken(check)]
     open_ends = list(_open_ends(budget, gates, found, checks))
     verdict: Verdict = "broken" if broken else "drift" if drift else "inconclusive" if open_ends else "passed"
     return gates, verdict, (*broken, *drift, *open_ends) or (_passed(gates),)
+
+
+def _is_broken(check: Check) -> bool:
+    return check.group == "structure" or not check.finite
 
 
 def _gate(bound: Bound, drift: Drift, min_positions: int) -> Gate:
@@ -76,7 +82,8 @@ def _open_ends(
             words = (
                 f"{positions} positions, at least {budget.min_positions} are needed"
                 if few
-                else f"{gate.measured:.3g} is within {gate.bound:.3g}, but its 95 % interval ends at {gate.upper:.3g}"
+                else f"{_shown(gate, gate.measured)} is within {_shown(gate, gate.bound)}, "
+                f"but its 95 % interval ends at {_shown(gate, _deciding(gate))}"
             )
             yield f"{_name(gate)}: {words}"
     yield from (_check_line(check) for check in checks if check.outcome == "inconclusive")
@@ -89,7 +96,12 @@ def _passed(gates: Sequence[Gate]) -> str:
         return "every bound holds"
     closest = max(decided, key=_share_of_bound)
     value, bound = _shown(closest, _deciding(closest)), _shown(closest, closest.bound)
-    return f"every bound holds; closest: {_name(closest)} {value} of at most {bound}"
+    interval = (
+        ""
+        if closest.upper is None
+        else f" (its 95 % interval ends there; measured {_shown(closest, closest.measured)})"
+    )
+    return f"every bound holds; closest: {_name(closest)} {value} of at most {bound}{interval}"
 
 
 def _share_of_bound(gate: Gate) -> float:

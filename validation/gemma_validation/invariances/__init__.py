@@ -24,6 +24,7 @@ from gemma_validation.invariances import batches, prompts, twins, windows
 from gemma_validation.invariances.bounds import Bounds, same_shape_bounds
 from gemma_validation.invariances.differences import Difference, passed, skipped
 from gemma_validation.invariances.scene import SIZES, Scene
+from gemma_validation.metrics import NotFinite
 
 __all__ = ["check_invariances"]
 
@@ -137,10 +138,13 @@ def _measured(name: str, scene: Scene, ask: Callable[[], Difference], bounds: Bo
 
 
 def _told(name: str, message: str, ask: Callable[[], str | None]) -> Check:
+    finite = True
     try:
         wrong = ask()
     except FolderUnreadableError as error:
         wrong = error.message
+    except NotFinite as error:
+        wrong, finite = str(error), False
     if wrong is None:
         return passed(name, message)
-    return Check(group="invariance", name=name, outcome="failed", message=wrong)
+    return Check(group="invariance", name=name, outcome="failed", message=wrong, finite=finite)

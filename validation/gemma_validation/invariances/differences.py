@@ -61,6 +61,7 @@ class Difference:
             message=message,
             measured=measured if finite else None,
             bound=bound,
+            finite=finite,
         )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from gemma_validation.artifact import Step
 from gemma_validation.invariances.differences import Difference, cache_difference, logits_difference, row_cache
 from gemma_validation.invariances.scene import Scene
+from gemma_validation.metrics.finite import require_finite
 
 __all__ = ["in_parts", "in_place", "later_tokens", "state_symbols"]
 
@@ -33,8 +36,10 @@ def later_tokens(scene: Scene) -> Difference:
     mask = np.ones(len(scene.prompt), np.int64)
     before, after = ([tensor[:, :kept] for tensor in scene.real_cache(run, 0, mask)] for run in (step, scene.whole))
     moved = logits_difference(step.logits[0, kept:], scene.whole.logits[0, kept:])
+    kept_logits = logits_difference(step.logits[0, :kept], scene.whole.logits[0, :kept])
     return Difference(
-        logits=logits_difference(step.logits[0, :kept], scene.whole.logits[0, :kept]),
+        # behind the change any number will do, but it has to be one
+        logits=math.nan if math.isnan(moved) else kept_logits,
         cache=cache_difference(before, after),
         wrong=None if moved else "other tokens at the end change nothing at all",
     )
@@ -56,7 +61,11 @@ def in_place(scene: Scene) -> Difference:
 
 
 def state_symbols(scene: Scene) -> str | None:
-    """The state's dimensions are what their symbols say, with and without a cache; else what is wrong."""
+    """The state's dimensions are what their symbols say, with and without a cache; else what is wrong.
+
+    Raises:
+        NotFinite: the step behind the cache computes what is no number.
+    """
     length = len(scene.prompt)
     # first: a cache of another shape is no cache to go on with
     wrong = _wrong_shape(scene, scene.whole, length)
@@ -65,6 +74,7 @@ def state_symbols(scene: Scene) -> str | None:
     last = scene.runner.step(
         np.array([scene.prompt[-1:]], np.int64), np.ones((1, length + 1), np.int64), scene.whole.present
     )
+    require_finite(last.logits[0], np.array([length]), side="test", document="a prompt and one token more")
     return _wrong_shape(scene, last, length + 1)
 
 

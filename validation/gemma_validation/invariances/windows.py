@@ -13,6 +13,7 @@ from gemma_runtime.element_types import ELEMENT_TYPES, ElementType
 from gemma_runtime.manifest import Graph
 from gemma_validation.artifact import Cache, load_graph
 from gemma_validation.invariances.scene import Scene
+from gemma_validation.metrics.finite import require_finite
 
 __all__ = ["layer_windows", "other_values", "unread_positions"]
 
@@ -51,11 +52,16 @@ def unread_positions(scene: Scene, windows: Mapping[int, int]) -> str | None:
 
     Returns:
         What is wrong, or None.
+
+    Raises:
+        NotFinite: the step behind the unchanged cache computes what is no number, which never equals itself.
     """
     longest = max(windows.values(), default=0)
     length = min(max(longest + 8, 24), scene.runner.context_length - 1)
     past = _made_up(scene, length)
     expected = _next_logits(scene, past, length)
+    # of the opposite values, four times as large, no number is promised
+    require_finite(expected[0], np.array([length]), side="test", document="a made-up cache")
     for layer, window in sorted(windows.items()):
         # of the positions before this one a window holds one less than its size: the last is the token's own
         oldest = length - window + 1 if window else 0

@@ -43,7 +43,9 @@ def conclude(measured: Sequence[Measured], manifest: Manifest) -> Localisation:
     suspects = [one for one in measured if _stands_out(one, measured, manifest)]
     culprit, message = _culprit(suspects, measured)
     return Localisation(
-        points=tuple(one.found for one in measured), culprit=culprit, message="; ".join([message, *_headroom(measured)])
+        points=tuple(one.found for one in measured),
+        culprit=culprit,
+        message="; ".join([message, *_headroom(measured, manifest)]),
     )
 
 
@@ -103,9 +105,17 @@ def _text(one: Measured) -> str:
     return "not finite, no part" if _injected(one) >= NOT_FINITE else f"{_injected(one):.2g}"
 
 
-def _headroom(measured: Sequence[Measured]) -> list[str]:
+def _headroom(measured: Sequence[Measured], manifest: Manifest) -> list[str]:
+    dtype = manifest.precision.activation_dtype
     bits = [(one.found.headroom_bits, one) for one in measured if one.found.headroom_bits is not None]
-    if not bits:
+    # float32 holds what float16 does not: the figures are there, and nothing has to be said of them
+    if not bits or dtype == "float32":
         return []
     least, one = min(bits, key=lambda pair: pair[0])
+    if least < 0:
+        first = next(point for headroom, point in bits if headroom < 0)
+        return [
+            f"{dtype} overflows from the {first.point} on: values reach {2**-least:.2g} times its largest number "
+            f"at the {one.point}"
+        ]
     return [f"{least:.1f} bits of headroom are left at the {one.point}"] if least < _LOW_HEADROOM else []

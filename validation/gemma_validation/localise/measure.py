@@ -30,6 +30,10 @@ __all__ = ["Measured", "measure_points"]
 
 # largest numbers of the activations' formats that end early
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
+# What a stream has to stay below: float32's is held against float16, as which the model may be exported next.
+_CEILING = {**_LARGEST, "float32": 65504.0}
+# the least that is stored as infinity: half a unit behind the largest number; of float32, its largest number
+_INFINITE = {"float16": 65520.0, "bfloat16": 3.3961775292304957e38, "float32": 3.4028234663852886e38}
 # rows of logits in float64 at a time: 64 MB of a vocabulary of 256,000
 _ROWS = 32
 
@@ -103,7 +107,7 @@ class _Runner:
 
     def __init__(self, points: Sequence[Point], streams: ReferenceStreams, dtype: str, scale: float) -> None:
         self._points, self._streams, self._dtype, self._scale = points, streams, dtype, scale
-        # by point: the largest |value| as it is stored; squares of what a half adds; squares of rounding
+        # by point: the largest |value| as it is stored (`_peak`); squares of what a half adds; squares of rounding
         self.peaks = dict.fromkeys((point.name for point in points), 0.0)
         self.branches = dict.fromkeys((point.name for point in points), 0.0)
         self.roundings = dict.fromkeys((point.name for point in points), 0.0)
@@ -115,10 +119,20 @@ class _Runner:
             found = session.run(document.token_ids, [tap_output(point) for point in self._points], {})
             for point in self._points:
                 stored = found.pop(tap_output(point))
-                finite = stored[np.isfinite(stored)]
-                self.peaks[point.name] = max(self.peaks[point.name], float(np.abs(finite).max(initial=0.0)))
-                self._add(sums[point.name], point, index, stored)
+                # a graph of the last positions alone has fewer rows of logits
+                expected = self._streams.value(point.name, index)[-len(stored) :]
+                self.peaks[point.name] = max(self.peaks[point.name], self._peak(point, stored, expected))
+                self._add(sums[point.name], point, stored, expected)
         return sums
+
+    def _peak(self, point: Point, stored: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+        """Largest |value|. What overflowed counts as the reference's stored alike, and as beyond the largest number."""
+        finite = np.isfinite(stored)
+        largest = float(np.abs(stored[finite]).max(initial=0.0))
+        if finite.all():
+            return largest
+        wanted = float(np.abs(expected).max(initial=0.0)) * (self._scale if point.scaled else 1.0)
+        return max(largest, wanted, _INFINITE[self._dtype] if np.isinf(stored).any() else 0.0)
 
     def fed(self, session: MemorySession) -> dict[str, _Sums]:
         """Squares of what each half makes of the reference's stream; notes what halves add, and rounding."""
@@ -128,15 +142,17 @@ class _Runner:
             feeds[ZEROS] = np.zeros_like(next(iter(feeds.values())))
             found = session.run(document.token_ids, [tap_output(point) for point in self._points], feeds)
             for point in self._points:
-                self._add(sums[point.name], point, index, found.pop(tap_output(point)))
+                stored = found.pop(tap_output(point))
+                self._add(sums[point.name], point, stored, self._streams.value(point.name, index)[-len(stored) :])
             self._note_branches(index)
         return sums
 
-    def _add(self, sums: _Sums, point: Point, index: int, stored: npt.NDArray[np.float32]) -> None:
+    def _add(
+        self, sums: _Sums, point: Point, stored: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]
+    ) -> None:
         values = stored / np.float32(self._scale) if point.scaled else stored
-        # a graph of the last positions alone has fewer rows of logits
         with np.errstate(invalid="ignore", over="ignore"):
-            sums.add(values, self._streams.value(point.name, index)[-len(values) :])
+            sums.add(values, expected)
 
     def _stored(self, point: Point, index: int) -> npt.NDArray[np.float32]:
         """The reference's values as the graph would hold them, within the format's range."""
@@ -170,16 +186,15 @@ _UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 def _measured(
     point: Point, own: Mapping[str, _Sums], fed: Mapping[str, _Sums], runner: _Runner, dtype: str
 ) -> Measured:
-    peak, largest = runner.peaks[point.name], _LARGEST.get(dtype)
+    peak = runner.peaks[point.name]
     branch = runner.branches[point.name]
-    headroom = None if largest is None else math.log2(largest / peak) if peak > 0 else math.inf
     found = LayerPoint(
         point=point.name,
         layer=point.layer,
         cumulative=own[point.name].ratio(),
         injected=fed[point.name].ratio(branch or None),
         peak=peak,
-        headroom_bits=None if headroom is None or math.isinf(headroom) else headroom,
+        headroom_bits=math.log2(_CEILING[dtype] / peak) if peak > 0 else None,
     )
     rounding = runner.roundings[point.name] / (branch or 1.0)
     return Measured(point=point, found=found, rounding=rounding)

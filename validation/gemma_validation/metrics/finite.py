@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NotFinite", "require_finite"]
+__all__ = ["NotFinite", "Side", "require_finite"]
 
 Side = Literal["reference", "test"]
 # a row's flags beside its logits: a quarter of their size, so few rows at a time

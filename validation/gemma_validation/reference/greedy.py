@@ -11,10 +11,13 @@ import numpy.typing as npt
 from gemma_validation.artifact import ArtifactRunner
 from gemma_validation.documents import Document
 from gemma_validation.findings import GreedyDivergence
+from gemma_validation.metrics.finite import require_finite
 from gemma_validation.reference.source import ReferenceSource
 
 __all__ = ["first_divergence", "greedy_divergences"]
 
+# what the text is called where something is found wrong with it
+_NAME = "greedy text"
 # Tokens of a document that are the prompt, at most; half of a shorter one.
 _PROMPT = 128
 
@@ -36,6 +39,9 @@ def greedy_divergences(
 
     Returns:
         One entry a document.
+
+    Raises:
+        NotFinite: a step of either side computes what is no number.
     """
     if not documents:
         return ()
@@ -67,7 +73,11 @@ def first_divergence(rows: npt.NDArray[np.float32], text: Sequence[int]) -> tupl
 
     Returns:
         Its index, and the reference's margin between its best two there in logits; None of both where none differs.
+
+    Raises:
+        NotFinite: the largest of such logits would be any; the position is the token's in the text.
     """
+    require_finite(rows, np.arange(len(rows)), side="reference", document=_NAME)
     for index, (row, token) in enumerate(zip(rows, text, strict=True)):
         if int(row.argmax()) != token:
             second, best = np.partition(row, -2)[-2:]
@@ -78,8 +88,10 @@ def first_divergence(rows: npt.NDArray[np.float32], text: Sequence[int]) -> tupl
 def _tokens(runner: ArtifactRunner, token_ids: Sequence[int], steps: int) -> Iterator[int]:
     """Free-running greedy text of an exported graph, token by token."""
     past, fresh, length = None, list(token_ids), len(token_ids)
-    for _ in range(steps):
+    for index in range(steps):
         step = runner.step(np.array([fresh], np.int64), np.ones((1, length), np.int64), past)
-        token = int(step.logits[0, -1].argmax())
+        row = step.logits[0, -1:]
+        require_finite(row, np.array([index]), side="test", document=_NAME)
+        token = int(row.argmax())
         yield token
         past, fresh, length = step.present, [token], length + 1

@@ -62,7 +62,8 @@ def check_injection(source: ReferenceSource, runner: ArtifactRunner, document: D
     plain, _ = _run(runner, None, 0, ids)
     _, cache = _run(runner, None, 0, head)
     rounding = max(_ROUNDING[dtype] for dtype in (*dtypes, runner.manifest.precision.activation_dtype))
-    bound = max(rounding, _OWN_DISTANCE * _distance(plain[split:], reference))
+    own = _distance(plain[split:], reference) if _finite(plain, reference) else 0.0
+    bound = max(rounding, _OWN_DISTANCE * own)
     into_artifact, _ = _run(runner, _stored(given, _types(runner)), len(head), tail)
     into_reference = source.logits_after(_float32(cache, _types(runner)), tail)
     return (
@@ -122,16 +123,21 @@ def _distance(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32])
     return float(np.sqrt(np.square(other - wide).mean() / np.square(wide).mean()))
 
 
+def _finite(*logits: npt.NDArray[np.float32]) -> bool:
+    return all(bool(np.isfinite(rows).all()) for rows in logits)
+
+
 def _check(name: str, found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], bound: float) -> Check:
+    if not _finite(found, expected):
+        message = f"{len(found)} tokens behind the cache: logits are not finite"
+        return Check(group="invariance", name=name, outcome="failed", message=message, bound=bound, finite=False)
     distance = _distance(found, expected)
-    # a comparison with NaN is false
-    passed = distance <= bound
     return Check(
         group="invariance",
         name=name,
-        outcome="passed" if passed else "failed",
+        outcome="passed" if distance <= bound else "failed",
         message=f"{len(found)} tokens behind the cache: logits are {distance:.2g} of their size from the reference's, "
         f"at most {bound:.2g} passes",
-        measured=distance if np.isfinite(distance) else None,
+        measured=distance,
         bound=bound,
     )

@@ -131,7 +131,8 @@ def _headroom_chart(points: Sequence[LayerPoint]) -> Markup:
         y_label="headroom (bits)",
         x_ticks=_layer_ticks(points),
     )
-    words = f"Headroom to the largest number of the activations' format; least {visible(least.label)}."
+    words = "Headroom to the largest number of the activations' format, of float16 where that is float32; below 0 the "
+    words += f"stream overflows; least {visible(least.label)}."
     return tag("figure", tag("figcaption", words), chart)
 
 

@@ -24,21 +24,30 @@ _ROWS: tuple[tuple[str, Callable[[Drift], str]], ...] = (
     ("KL, mean (nats)", lambda drift: number(drift.kl.mean)),
     ("KL, mean, upper 95 % bound (nats)", lambda drift: number(drift.kl_mean_upper)),
     ("KL, median (nats)", lambda drift: number(drift.kl.median)),
+    ("KL, median, upper 95 % bound (nats)", lambda drift: number(drift.kl_median_upper)),
     ("KL, 95th percentile (nats)", lambda drift: number(drift.kl.p95)),
+    ("KL, 95th percentile, upper 95 % bound (nats)", lambda drift: number(drift.kl_p95_upper)),
     ("KL, 99th percentile (nats)", lambda drift: number(drift.kl.p99)),
+    ("KL, 99th percentile, upper 95 % bound (nats)", lambda drift: number(drift.kl_p99_upper)),
     ("KL, 99.9th percentile (nats)", lambda drift: number(drift.kl.p999)),
+    ("KL, 99.9th percentile, upper 95 % bound (nats)", lambda drift: number(drift.kl_p999_upper)),
     ("KL, largest (nats)", lambda drift: number(drift.kl.max)),
     ("Probability shift, mean", lambda drift: number(drift.probability_shift_mean)),
     ("Probability shift, RMS", lambda drift: number(drift.probability_shift_rms)),
+    ("Probability shift, RMS, upper 95 % bound", lambda drift: number(drift.probability_shift_rms_upper)),
     ("NLL of the reference (nats a token)", lambda drift: number(drift.nll_reference)),
     ("NLL of the test (nats a token)", lambda drift: number(drift.nll_test)),
     ("Perplexity ratio", lambda drift: f"{drift.perplexity_ratio:.6f}"),
+    ("Perplexity ratio, upper 95 % bound", lambda drift: measure("perplexity_ratio", drift.perplexity_ratio_upper)),
     ("Most likely token the same", lambda drift: percent(drift.top1_agreement)),
     ("Most likely token differs, upper 95 % bound", lambda drift: percent(drift.top1_disagreement_upper)),
     ("Decisive flips (positions)", lambda drift: count(drift.decisive_flips)),
+    ("Decisive flips, upper 95 % bound", lambda drift: percent(drift.decisive_flips_upper)),
     ("Near ties (positions)", lambda drift: count(drift.near_ties)),
     ("Ten most likely tokens shared", lambda drift: percent(drift.top10_overlap)),
+    ("Ten most likely tokens missed, upper 95 % bound", lambda drift: percent(drift.top10_misses_upper)),
     ("Normalised squared error of logits", lambda drift: number(drift.normalised_mse)),
+    ("Normalised squared error of logits, upper 95 % bound", lambda drift: number(drift.normalised_mse_upper)),
     ("Largest logit difference (std. dev.)", lambda drift: number(drift.max_difference)),
 )
 
@@ -82,7 +91,8 @@ def gates(report: Report) -> Markup:
         bar = bound_bar(measured=gate.measured, upper=gate.upper, bound=gate.bound, outcome=gate.outcome, best=best)
         values = (measure(gate.metric, value) for value in (gate.measured, gate.upper, gate.bound))
         rows.append((shown(name), badge(gate.outcome), bar, *values, unit, shown(gate.slice), shown(gate.reason)))
-    note = "The upper end of the 95 % interval decides where there is one; the dashed line is the bound."
+    note = "The upper end of the 95 % interval decides; largest values have none and are held as they are. "
+    note += "The dashed line is the bound."
     return joined(tag("h2", "Gates"), tag("p", note, class_="soft"), table("Gates", columns, rows))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gemma_validation.findings import Drift, Report
 from gemma_validation.report.overview import VERDICTS
-from gemma_validation.report.text import count, metric, number, percent, public_name, shortened, visible
+from gemma_validation.report.text import count, measure, metric, number, percent, public_name, shortened, visible
 
 __all__ = ["terminal_text"]
 
@@ -63,7 +63,8 @@ def _gates(report: Report) -> Iterator[str]:
     for gate in report.gates:
         if gate.outcome in ("failed", "inconclusive"):
             name, unit = metric(gate.metric)
-            measured = f"{number(gate.measured)}, upper 95 % {number(gate.upper)}, bound {number(gate.bound)} {unit}"
+            values = [measure(gate.metric, value) for value in (gate.measured, gate.upper, gate.bound)]
+            measured = "{}, upper 95 % {}, bound {} ".format(*values) + unit
             yield f"{gate.outcome}: {name} of {gate.slice}: {measured}".rstrip()
 
 

@@ -28,6 +28,7 @@ METRICS = {
     "kl_max": ("KL, largest", "nats"),
     "top1_disagreement": ("Most likely token differs", "share"),
     "decisive_flips": ("Decisive flips", "share"),
+    "decisive_flip_count": ("Decisive flips, number", "positions"),
     "top10_misses": ("Ten most likely tokens missed", "share"),
     "perplexity_ratio": ("Perplexity ratio", ""),
     "normalised_mse": ("Normalised squared error", ""),

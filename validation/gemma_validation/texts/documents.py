@@ -44,7 +44,8 @@ class _Share:
 # Quick is 1,300 positions of a small vocabulary and 530 of a large one: there every position has a megabyte of logits
 # on each side and several times that in the metrics' float64, a bfloat16 run as noise floor comes on top, and a quick
 # run of a 2B may take five minutes on two cores and 4 GiB. Many short documents serve better than a few long ones,
-# because the confidence interval resamples documents. Full is ten times that.
+# because the confidence interval resamples whole documents, and parts of the long one (metrics/bootstrap.py). Full is
+# ten times that.
 _SHARES: Mapping[tuple[Suite, bool], Mapping[str, _Share]] = {
     ("quick", False): {
         "code": _Share(documents=4, tokens=72),
