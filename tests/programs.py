@@ -5,9 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+from forked_programs import run_forked
+
 __all__ = ["assert_error", "gemma_export", "gemma_run", "gemma_validate", "start"]
+
+
+_SECONDS = 300
+_TERMINAL = {"COLUMNS": "100", "PYTHONIOENCODING": "utf-8"}
+_READ_AT_THE_START = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "ORT_", "GLIBC_")
 
 
 def start(module: str, *arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
@@ -19,16 +27,35 @@ def start(module: str, *arguments: object, cwd: Path | None = None, **environmen
         stdin=subprocess.DEVNULL,
         text=True,
         cwd=cwd,
-        env={**os.environ, "COLUMNS": "100", "PYTHONIOENCODING": "utf-8", **environment},
+        env={**os.environ, **_TERMINAL, **environment},
     )
 
 
 def _run(
     module: str, *arguments: object, cwd: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    process = start(module, *arguments, cwd=cwd, **environment)
-    stdout, stderr = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    # what an interpreter or a package reads when it starts needs a start of its own
+    if os.name != "posix" or any(name.startswith(_READ_AT_THE_START) for name in environment):
+        process = start(module, *arguments, cwd=cwd, **environment)
+        stdout, stderr = process.communicate(timeout=_SECONDS)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        texts = list(map(str, arguments))
+        code = run_forked(
+            module,
+            texts,
+            cwd=cwd,
+            environment={**os.environ, **_TERMINAL, **environment},
+            seconds=_SECONDS,
+            stdout=out.fileno(),
+            stderr=err.fileno(),
+        )
+        said = []
+        for file in (out, err):
+            file.seek(0)
+            # as subprocess.PIPE with text=True has it
+            said.append(file.read().decode("utf-8").replace("\r\n", "\n").replace("\r", "\n"))
+    return subprocess.CompletedProcess([sys.executable, "-m", module, *texts], code, *said)
 
 
 def gemma_export(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
