@@ -28,6 +28,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torchlib import build_torchlib_once
+
 __all__ = ["run_forked"]
 
 _PACKAGES = (
@@ -86,8 +88,7 @@ def _server() -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _REQUEST_BYTES)
     command = [sys.executable, __file__, str(theirs.fileno())]
-    # ends when this end of the pair does
-    subprocess.Popen(
+    process = subprocess.Popen(
         command,
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
@@ -95,7 +96,14 @@ def _server() -> socket.socket:
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )
     theirs.close()
+    atexit.register(_end, ours, process)
     return ours
+
+
+def _end(ours: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    """The server ends when this end of the pair does."""
+    ours.close()
+    process.wait()
 
 
 def _serve(requests: socket.socket) -> str:
@@ -125,6 +133,7 @@ def _export_something() -> None:
     """For what torch imports when it is used first; its warnings are not of our tests."""
     import torch
 
+    build_torchlib_once()
     logging.disable()
     with warnings.catch_warnings(action="ignore"):
         torch.onnx.export(torch.nn.Identity().eval(), (torch.zeros(1),), dynamo=True, verbose=False)

@@ -9,8 +9,15 @@ import huggingface_hub
 import pytest
 from hub_server import HubServer, hub_server
 from huggingface_hub import constants
+from torchlib import build_torchlib_once
 
 from gemma_export.checkpoint.hub import backoff
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _torchlib() -> None:
+    """Most tests here export."""
+    build_torchlib_once()
 
 
 @pytest.fixture

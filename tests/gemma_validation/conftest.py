@@ -8,6 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torchlib import build_torchlib_once
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _torchlib() -> None:
+    """Most tests here export."""
+    build_torchlib_once()
 
 
 @pytest.fixture(scope="session")
