@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from typing import get_type_hints
 
 import pytest
 
+import gemma_runtime
 from gemma_runtime import AnswerKeywords, AnswerOptions, Constraint
 
 CALLS = """
@@ -41,7 +43,11 @@ def test_a_type_checker_finds_wrong_options(tmp_path: Path) -> None:
     (tmp_path / "calls.py").write_text(CALLS)
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--cache-dir", str(tmp_path), "calls.py"]
     command += ["--follow-imports", "silent", "--ignore-missing-imports"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    # mypy follows no import hook, by which an editable installation is found
+    environment = {**os.environ, "MYPYPATH": str(Path(gemma_runtime.__file__).parents[1])}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
     found = [line for line in done.stdout.splitlines() if ": error: " in line]
     assert [line.split(":")[1] for line in found] == [str(line) for line in range(6, 13)], done.stdout + done.stderr
     assert 'Unexpected keyword argument "max_tokens" for "generate"' in found[0]

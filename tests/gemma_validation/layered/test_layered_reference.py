@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import gc
 import json
 import sys
@@ -42,7 +43,11 @@ def whole(model: torch.nn.Module, document: Document) -> np.ndarray:
 
 
 def assert_same(reference: LayeredReference, model: torch.nn.Module) -> None:
-    """To float32 rounding: a block of the head is summed in another order than the whole of it."""
+    """To float32 rounding: a block of the head is summed in another order than the whole of it.
+
+    Kernels of another processor round otherwise, so more than usual may be as far as the whole model itself is from
+    what it computes in float64.
+    """
     reference.prepare(_DOCUMENTS)
     for index, document in enumerate(_DOCUMENTS):
         expected = whole(model, document)
@@ -51,7 +56,10 @@ def assert_same(reference: LayeredReference, model: torch.nn.Module) -> None:
         )
         assert found.shape == expected.shape
         assert found.dtype == np.float32
-        assert np.abs(found - expected).max() <= 2e-6 * np.abs(expected).max()
+        distance = np.abs(found - expected).max()
+        if distance > 2e-6 * np.abs(expected).max():
+            exact = whole(copy.deepcopy(model).double(), document)
+            assert distance <= np.abs(expected - exact).max() < 5e-6 * np.abs(expected).max()
 
 
 def test_built_in_checkpoint() -> None:

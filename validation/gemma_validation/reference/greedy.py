@@ -57,27 +57,30 @@ def greedy_divergences(
     found: list[GreedyDivergence] = []
     for index, (document, prompt, text) in enumerate(zip(documents, prompts, texts, strict=True)):
         rows = source.logits(index, len(prompt) - 1, len(prompt) - 1 + len(text))
-        first, margin = first_divergence(rows, text)
+        first, margin = first_divergence(rows, text, position=len(prompt) - 1)
         found.append(
             GreedyDivergence(slice=document.slice, document=document.name, tokens=len(text), first=first, margin=margin)
         )
     return tuple(found)
 
 
-def first_divergence(rows: npt.NDArray[np.float32], text: Sequence[int]) -> tuple[int | None, float | None]:
+def first_divergence(
+    rows: npt.NDArray[np.float32], text: Sequence[int], *, position: int = 0
+) -> tuple[int | None, float | None]:
     """The first token of a text that is not the reference's most likely one, and by how much it is not.
 
     Args:
         rows: the reference's logits before each token, [tokens, vocab_size].
         text: [tokens].
+        position: of the first row in its document.
 
     Returns:
         Its index, and the reference's margin between its best two there in logits; None of both where none differs.
 
     Raises:
-        NotFinite: the largest of such logits would be any; the position is the token's in the text.
+        NotFinite: the largest of such logits would be any.
     """
-    require_finite(rows, np.arange(len(rows)), side="reference", document=_NAME)
+    require_finite(rows, np.arange(position, position + len(rows)), side="reference", document=_NAME)
     for index, (row, token) in enumerate(zip(rows, text, strict=True)):
         if int(row.argmax()) != token:
             second, best = np.partition(row, -2)[-2:]
@@ -88,10 +91,10 @@ def first_divergence(rows: npt.NDArray[np.float32], text: Sequence[int]) -> tupl
 def _tokens(runner: ArtifactRunner, token_ids: Sequence[int], steps: int) -> Iterator[int]:
     """Free-running greedy text of an exported graph, token by token."""
     past, fresh, length = None, list(token_ids), len(token_ids)
-    for index in range(steps):
+    for _ in range(steps):
         step = runner.step(np.array([fresh], np.int64), np.ones((1, length), np.int64), past)
         row = step.logits[0, -1:]
-        require_finite(row, np.array([index]), side="test", document=_NAME)
+        require_finite(row, np.array([length - 1]), side="test", document=_NAME)
         token = int(row.argmax())
         yield token
         past, fresh, length = step.present, [token], length + 1
