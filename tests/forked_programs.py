@@ -27,6 +27,7 @@ import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torchlib import build_torchlib_once
 
@@ -69,7 +70,14 @@ def run_forked(
     Raises:
         TimeoutError: it was killed.
     """
-    request = {"module": module, "arguments": list(arguments), "cwd": str(cwd or Path.cwd()), "env": dict(environment)}
+    request: dict[str, object] = {
+        "module": module,
+        "arguments": list(arguments),
+        "cwd": str(cwd or Path.cwd()),
+        "env": dict(environment),
+        # a test may have changed it since the server was started
+        "cores": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+    }
     reading, writing = os.pipe()
     with open(reading, "rb") as answers:
         try:
@@ -140,7 +148,7 @@ def _export_something() -> None:
     logging.disable(logging.NOTSET)
 
 
-def _program(request: dict[str, object], stdout: int, stderr: int, answers: int) -> str:
+def _program(request: dict[str, Any], stdout: int, stderr: int, answers: int) -> str:
     """Forks once more, for a parent that waits; returns in the program's process."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if pid := os.fork():
@@ -151,6 +159,8 @@ def _program(request: dict[str, object], stdout: int, stderr: int, answers: int)
     for source, target in ((stdout, 1), (stderr, 2)):
         os.dup2(source, target)
         os.close(source)
+    if request["cores"] is not None:
+        os.sched_setaffinity(0, request["cores"])
     os.chdir(str(request["cwd"]))
     os.environ.clear()
     os.environ.update(request["env"])
