@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,26 @@ def test_what_cannot_be_written_leaves_the_file_as_it_was(tmp_path: Path) -> Non
     with pytest.raises(PromptError, match="cannot be written"):
         save_messages(str(file), [*SAID, Message(role="user", content="\ud800")])
     assert file.read_bytes() == before
+
+
+@pytest.mark.skipif("sys.platform == 'win32'", reason="Windows has no file size limits")
+def test_a_full_disk_leaves_what_was_saved(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    save_messages(str(file), SAID)
+    code = (
+        "import resource, signal, sys\n"
+        "from gemma_runtime import Message\n"
+        "from gemma_runtime.cli.conversation_file import save_messages\n"
+        "from gemma_runtime.errors import PromptError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))\n"
+        "try:\n"
+        "    save_messages(sys.argv[1], [Message(role='user', content='x' * 100_000)])\n"
+        "except PromptError as error:\n"
+        "    sys.exit(error.message)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{file} cannot be written: File too large\n"
+    assert tuple(load_messages(str(file))) == SAID
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -19,7 +19,7 @@ _CHECKPOINT = f"{INPUT}/checkpoint"
 # (name, options of gemma-export)
 _OURS = (
     ("int4 (default)", "--int4"),
-    ("fp32", ""),
+    ("fp32", "--fp32"),
     ("fp16", "--fp16"),
     ("int8", "--int8"),
     ("int8 + fp16", "--int8 --fp16"),

@@ -14,19 +14,15 @@ from gemma_validation.reference import FolderReference
 from gemma_validation.run import validate
 
 
-def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
-    """Only these of onnxruntime's distributions are there."""
-    found = importlib.metadata.version
-
-    def version(name: str) -> str:
-        if not name.startswith("onnxruntime"):
-            return found(name)
-        try:
-            return versions[name.replace("-", "_")]
-        except KeyError as error:
-            raise importlib.metadata.PackageNotFoundError(name) from error
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
+def installed(monkeypatch: pytest.MonkeyPatch, root: Path, **versions: str) -> None:
+    """Only these distributions are there."""
+    for name, version in versions.items():
+        directory = root / f"site/{name}-{version}.dist-info"
+        directory.mkdir(parents=True)
+        (directory / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (directory / "top_level.txt").write_text("onnxruntime\n")
+    found = importlib.metadata.distributions(path=[str(root / "site")])
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda found=tuple(found): iter(found))
 
 
 @pytest.mark.parametrize(
@@ -38,8 +34,10 @@ def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
         ({}, "unknown"),
     ],
 )
-def test_each_distribution(versions: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, **versions)
+def test_each_distribution(
+    versions: dict[str, str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(monkeypatch, tmp_path, **versions)
     assert onnxruntime_version() == expected
 
 
@@ -47,7 +45,7 @@ def test_reports_where_only_the_gpu_package_is_installed(
     tiny_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All measuring was lost there for a version of a package of another name."""
-    installed(monkeypatch, onnxruntime_gpu="1.31.1")
+    installed(monkeypatch, tmp_path, onnxruntime_gpu="1.31.1")
     reference = FolderReference(tiny_fp32, read_manifest(tiny_fp32))
     assert reference.about.versions["onnxruntime"] == "1.31.1"
     reference.close()

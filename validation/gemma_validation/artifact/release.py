@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+from gemma_runtime.doctor.installed import owners_of
 
 __all__ = ["onnxruntime_version"]
 
-# each of them installs the package `onnxruntime`
-_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml")
-
 
 def onnxruntime_version() -> str:
-    """The version of whichever of onnxruntime's distributions is installed; "unknown" where none of them is."""
-    for name in _DISTRIBUTIONS:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "unknown"
+    """The version of whichever distribution installs `onnxruntime`; "unknown" where none is known to."""
+    return next((owner.version for owner in owners_of("onnxruntime")), "unknown")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,15 +31,26 @@ def save_messages(name: str, messages: Sequence[Message]) -> None:
     """
     content = json.dumps({"messages": [dataclasses.asdict(each) for each in messages]}, ensure_ascii=False, indent=2)
     try:
-        # before the file is opened, which empties it
         encoded = (content + "\n").encode("utf-8")
         path = Path(name).expanduser()
         if path.exists():
             # never another file of the user's
             load_messages(name)
-        path.write_bytes(encoded)
+        _replace(path.resolve(), encoded)
     except _WRONG_PATH as error:
         raise PromptError(f"{name} cannot be written: {reason_of(error)}", hint="Check the path.") from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all: what was saved before outlives a full disk."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
 
 
 def load_messages(name: str) -> list[Message]:

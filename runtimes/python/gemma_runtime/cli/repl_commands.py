@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gemma_runtime.cli.conversation_file import load_messages, save_messages
 from gemma_runtime.cli.output import figures, notice
-from gemma_runtime.cli.settings import SAMPLES
+from gemma_runtime.cli.settings import SAMPLING_TEMPERATURE
 from gemma_runtime.errors import PromptError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _top_k(session: Session, argument: str) -> None:
     top_k = int(_number(argument, int))
     # as on the command line, asking for the most likely tokens means asking for sampling
     greedy = session.sampling.temperature == 0
-    _sample(session, top_k=top_k, **({"temperature": SAMPLES} if greedy else {}))
+    _sample(session, top_k=top_k, **({"temperature": SAMPLING_TEMPERATURE} if greedy else {}))
 
 
 def _seed(session: Session, argument: str) -> None:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from gemma_runtime.model import Gemma
     from gemma_runtime.sampling import Sampling
 
-__all__ = ["SAMPLES", "answer_settings", "load_model"]
+__all__ = ["SAMPLING_TEMPERATURE", "answer_settings", "load_model"]
 
 # the temperature of sampling where none is given: as the model was trained
-SAMPLES = 1.0
+SAMPLING_TEMPERATURE = 1.0
 
 
 def load_model(options: Options) -> Gemma:
@@ -73,7 +73,7 @@ def _sampling(options: Options) -> Sampling:
     if temperature is None:
         # asking for a nucleus means asking for sampling
         nucleus = options.top_k, options.top_p, options.min_p
-        temperature = SAMPLES if any(each is not None for each in nucleus) else 0.0
+        temperature = SAMPLING_TEMPERATURE if any(each is not None for each in nucleus) else 0.0
     return Sampling(
         temperature=temperature,
         top_k=options.top_k,
