@@ -67,9 +67,19 @@ class Weight(abc.ABC):
             NonFiniteError: a value is NaN or infinite, or becomes so in a cast.
         """
 
-    def tensor(self) -> torch.Tensor:
-        """The whole tensor in memory."""
-        whole = torch.empty(self.shape, dtype=self.dtype)
+    def tensor(self, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The whole tensor in memory.
+
+        Args:
+            out: of the same shape and type, to be overwritten: fresh memory costs more than a conversion.
+        """
+        whole = torch.empty(self.shape, dtype=self.dtype) if out is None else out
+        assert (*whole.shape, whole.dtype) == (*self.shape, self.dtype), (
+            whole.shape,
+            whole.dtype,
+            self.shape,
+            self.dtype,
+        )
         row = 0
         for chunk in self.chunks():
             whole[row : row + len(chunk)] = chunk

@@ -49,7 +49,10 @@ Observer = Callable[[Tap, torch.Tensor], None]
 
 
 class LoadedLayer:
-    """One layer with its weights. Its module's parameters may be changed: later calls see the changed layer."""
+    """One layer with its weights. Its module's parameters may be changed: later calls see the changed layer.
+
+    The next layer's weights overwrite them.
+    """
 
     def __init__(self, run: LayerwiseRun, index: int, module: torch.nn.Module) -> None:
         self.index, self.module = index, module
@@ -119,6 +122,8 @@ class LayerwiseRun:
         self.hidden = HiddenStates(shapes) if hidden is None else hidden
         self._weights = weights
         self._progress, self._label = progress or NullProgress(), label
+        # of the last layer, for the next one's weights
+        self._buffers: list[torch.Tensor] = []
 
     def layers(self, observer: Observer | None = None) -> Generator[LoadedLayer, None, None]:
         """Embeds the ids, then yields each layer with its weights in memory; leaving one advances it.
@@ -134,9 +139,10 @@ class LayerwiseRun:
                 yield layer
                 if not layer.advanced:
                     layer.advance(observer)
-                # its weights go before the next ones come
+                # the next layer's weights take the place of its own
                 _unload(layer.module)
         finally:
+            self._buffers = []
             self._progress.finish()
 
     def head(self, observer: Observer | None = None) -> Generator[tuple[int, int, torch.Tensor], None, None]:
@@ -208,15 +214,20 @@ class LayerwiseRun:
             self.hidden[batch] = states
 
     def _loaded_layer(self, index: int) -> torch.nn.Module:
-        return self._load(self.stack.layer(index), lambda name: self.stack.layer_weight(index, name))
+        layer = self._load(self.stack.layer(index), lambda name: self.stack.layer_weight(index, name), self._buffers)
+        self._buffers = [parameter.data for parameter in layer.parameters()]
+        return layer
 
-    def _load(self, module: torch.nn.Module, name_of: Callable[[str], str]) -> torch.nn.Module:
-        """Gives a module its weights, streamed in."""
+    def _load(
+        self, module: torch.nn.Module, name_of: Callable[[str], str], buffers: Sequence[torch.Tensor] = ()
+    ) -> torch.nn.Module:
+        """Gives a module its weights, streamed in; into buffers, where one has the shape."""
+        free = list(buffers)
         with one_thread():
             for name, parameter in list(module.named_parameters()):
                 weight = self._weights(name_of(name))
                 assert tuple(weight.shape) == tuple(parameter.shape), (name_of(name), weight.shape, parameter.shape)
-                _assign(module, name, weight.tensor())
+                _assign(module, name, weight.tensor(_taken(free, weight)))
                 self._progress.advance(_nbytes(weight))
         return module
 
@@ -299,6 +310,14 @@ def row_blocks(weight: Weight) -> Iterator[tuple[int, torch.Tensor]]:
 def _assign(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(path), leaf, torch.nn.Parameter(tensor, requires_grad=False))
+
+
+def _taken(buffers: list[torch.Tensor], weight: Weight) -> torch.Tensor | None:
+    """One of the weight's shape and type, no longer in the list."""
+    for index, buffer in enumerate(buffers):
+        if (*buffer.shape, buffer.dtype) == (*weight.shape, weight.dtype):
+            return buffers.pop(index)
+    return None
 
 
 def _unload(module: torch.nn.Module) -> None:

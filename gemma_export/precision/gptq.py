@@ -30,6 +30,8 @@ _JITTER = 2.0**-12
 _FACTORS = (1.0, 0.95, 0.9, 0.85)
 # Columns whose errors reach the later ones of their block by one product; within them, column by column.
 _STEP = 32
+# Rows of the matrix of second moments that one product makes.
+_STRIP = 1024
 
 
 class Gram:
@@ -46,7 +48,10 @@ class Gram:
     def add(self, inputs: torch.Tensor) -> None:
         """Adds inputs [..., columns]."""
         rows = inputs.reshape(-1, inputs.shape[-1]).flip(1)
-        self._reversed.addmm_(rows.t(), rows)
+        # the triangle that the factorisation reads: half the products
+        for first in range(0, rows.shape[1], _STRIP):
+            strip = self._reversed[first : first + _STRIP, first:]
+            strip.addmm_(rows[:, first : first + _STRIP].t(), rows[:, first:])
 
     def feedback(self, name: str, damping: float = _DAMPING) -> Feedback:
         """Factorises in place: this object is used up.

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gemma_export.weights import Weight
+from gemma_validation.artifact import ArtifactRunner
+from gemma_validation.documents import Document
+from gemma_validation.findings import GreedyDivergence
 from gemma_validation.layered import LayeredReference
-from gemma_validation.reference import FoundReference, ReferenceCheckpoint, open_reference
+from gemma_validation.reference import (
+    FoundReference,
+    ReferenceCheckpoint,
+    ReferenceSource,
+    greedy_divergences,
+    greedy_texts,
+    open_reference,
+)
 
-__all__ = ["layers_of", "opened", "weights_of"]
+__all__ = ["layers_of", "opened", "parting", "weights_of"]
 
 
 def opened(directory: Path) -> ReferenceCheckpoint:
@@ -26,3 +36,12 @@ def layers_of(directory: Path, *, name: str | None = None) -> LayeredReference:
     """A layer at a time."""
     checkpoint = opened(directory)
     return LayeredReference(checkpoint.config, name=name or checkpoint.name, weights=checkpoint.weight)
+
+
+def parting(
+    source: ReferenceSource, runner: ArtifactRunner, documents: Sequence[Document], steps: int
+) -> tuple[GreedyDivergence, ...]:
+    """Where greedy text behind the documents leaves the reference's."""
+    texts = greedy_texts(runner, documents, steps)
+    source.prepare([text.document for text in texts])
+    return greedy_divergences(source, texts, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from reference_exports import exported
 
 from gemma_export.errors import ResourceExhaustedError
+from gemma_validation.documents import Document
 from gemma_validation.errors import FolderUnreadableError, MissingPackageError
 from gemma_validation.layered import LayeredReference
 from gemma_validation.run import validate
@@ -41,3 +43,22 @@ def test_what_was_measured_outlives_the_search_for_the_layer(
     assert report.localisation is not None
     assert (report.localisation.culprit, report.localisation.points) == (None, ())
     assert report.localisation.message.endswith(message)
+
+
+def test_layers_are_read_once_for_texts_and_greedy_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And once more in bfloat16, which writes nothing: a large model takes as long to read as to run."""
+    made = exported(tmp_path, checkpoints.write(tmp_path / "base"))
+    monkeypatch.setattr("gemma_validation.reference.select._WHOLE_BYTES", 0)
+    readings: list[tuple[str, int]] = []
+    prepare = LayeredReference.prepare
+
+    def counted(reference: LayeredReference, documents: Sequence[Document]) -> None:
+        readings.append((reference.about.dtype, len(documents)))
+        prepare(reference, documents)
+
+    monkeypatch.setattr(LayeredReference, "prepare", counted)
+    report = validate(made.folder)
+    assert report.verdict == "passed", report.reasons
+    assert len(report.greedy) == 5
+    texts = readings[1][1]
+    assert readings == [("float32", texts + 5), ("bfloat16", texts)]

@@ -16,7 +16,7 @@ from gemma_validation.findings import Check, Drift, Flip, GreedyDivergence, Posi
 from gemma_validation.golden import GoldenReference, measure_golden
 from gemma_validation.metrics import DriftMeter, NotFinite
 from gemma_validation.noise_floor import NoiseFloor
-from gemma_validation.reference import ReferenceSource, check_injection, greedy_divergences
+from gemma_validation.reference import GreedyText, ReferenceSource, check_injection, greedy_divergences, greedy_texts
 from gemma_validation.texts import folder_tokenizer
 
 __all__ = ["Comparison", "compare", "compare_golden"]
@@ -71,14 +71,17 @@ def compare(
     A graph that does not run, and logits of a text that are not finite, end it: a failed check is what is left. Where
     only greedy text meets such, its check fails and the rest is kept.
     """
-    source.prepare(documents)
     meter = DriftMeter(tau=tau)
     with contextlib.ExitStack() as stack:
-        floor = stack.enter_context(contextlib.closing(NoiseFloor(source, documents, tau=tau)))
         try:
             runner = stack.enter_context(ArtifactRunner(directory, manifest, provider=provider))
         except FolderUnreadableError as error:
             return _not_loaded(source.about, error)
+        steps, count = _GREEDY[suite]
+        texts, finite = _written(runner, list(_first_of_each_slice(documents))[:count], steps)
+        # together: a reference that is read layer by layer reads its layers once
+        source.prepare([*documents, *(text.document for text in texts)])
+        floor = stack.enter_context(contextlib.closing(NoiseFloor(source, documents, tau=tau)))
         try:
             for index, document in enumerate(documents):
                 for first, test in runner.logits(document.token_ids, rows=_ROWS):
@@ -87,9 +90,11 @@ def compare(
                     floor.add(index, first, expected)
         except NotFinite as error:
             return Comparison(about=source.about, checks=(_not_finite(error),))
-        steps, count = _GREEDY[suite]
-        chosen = list(_first_of_each_slice(documents))[:count]
-        greedy, finite = _greedy(source, runner, chosen, steps)
+        greedy: tuple[GreedyDivergence, ...] = ()
+        try:
+            greedy = greedy_divergences(source, texts, len(documents))
+        except NotFinite as error:
+            finite = _not_finite(error)
         injected = check_injection(source, runner, min(documents, key=lambda document: len(document.token_ids)))
     return Comparison(
         about=source.about,
@@ -102,12 +107,10 @@ def compare(
     )
 
 
-def _greedy(
-    source: ReferenceSource, runner: ArtifactRunner, documents: Sequence[Document], steps: int
-) -> tuple[tuple[GreedyDivergence, ...], Check]:
+def _written(runner: ArtifactRunner, documents: Sequence[Document], steps: int) -> tuple[tuple[GreedyText, ...], Check]:
     """Greedy text, and the check of finite logits: a step behind a cache may be the first that gives others."""
     try:
-        return greedy_divergences(source, runner, documents, steps), _finite()
+        return greedy_texts(runner, documents, steps), _finite()
     except NotFinite as error:
         return (), _not_finite(error)
 

@@ -57,6 +57,15 @@ def logits(run: LayerwiseRun) -> list[torch.Tensor]:
     return [torch.cat(part, dim=-1) for part in parts]
 
 
+def test_a_layer_s_weights_take_the_place_of_the_last_one_s() -> None:
+    """Fresh memory for each layer costs as much as reading it."""
+    places = []
+    for layer in own_run(source()).layers():
+        places.append({name: parameter.data_ptr() for name, parameter in layer.module.named_parameters()})
+    assert len(places) > 1
+    assert all(set(place.values()) == set(places[0].values()) for place in places)
+
+
 def assert_equals_reference(found: list[torch.Tensor]) -> None:
     model = reference_model(_CONFIG)
     for ids, own in zip(_BATCHES, found, strict=True):

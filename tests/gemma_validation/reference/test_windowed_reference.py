@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from local_references import parting
 from windowed_decoders import WINDOWED_CONFIGS, windowed_reference
 
 from gemma_runtime.manifest import read_manifest
@@ -20,7 +21,6 @@ from gemma_validation.reference import (
     TransformersReference,
     check_injection,
     find_reference,
-    greedy_divergences,
     open_reference,
     open_source,
 )
@@ -85,7 +85,7 @@ def test_both_sides_write_and_exchange_caches(
     found = find_reference(folder, manifest, windowed_checkpoint(config))
     source = open_source(found, folder, manifest)
     with ArtifactRunner(folder, manifest) as runner:
-        (written,) = greedy_divergences(source, runner, [DOCUMENT], 20)
+        (written,) = parting(source, runner, [DOCUMENT], 20)
         assert (written.tokens, written.first) == (20, None)
         checks = check_injection(source, runner, DOCUMENT)
     assert [check.outcome for check in checks] == ["passed", "passed"], [check.message for check in checks]

@@ -10,6 +10,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 
 from gemma_export.layerwise import LayerStack
 from gemma_validation.layered.caches import LayerCache
+from gemma_validation.layered.products import widen_linears
 
 __all__ = ["module_stack"]
 
@@ -64,7 +65,7 @@ def module_stack(
         vocab_size=config.vocab_size,
         embedding="model.embed_tokens.weight",
         embedding_scale=config.hidden_size**0.5,
-        layer=lambda index: _on_meta(lambda: layer(index)),
+        layer=lambda index: widen_linears(_on_meta(lambda: layer(index))),
         call=call,
         final_softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
         norm=lambda: _on_meta(norm),

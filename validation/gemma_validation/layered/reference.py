@@ -15,6 +15,7 @@ import numpy.typing as npt
 from gemma_validation.documents import Document
 from gemma_validation.findings import ReferenceAbout
 from gemma_validation.layered.architecture import Architecture, architecture_of
+from gemma_validation.layered.like_lengths import groups_of_like_length
 from gemma_validation.softcap import soft_capped
 
 if TYPE_CHECKING:
@@ -101,8 +102,11 @@ class LayeredReference:
     def _run(
         self, texts: Sequence[Sequence[int]], observer: Observer | None = None, cache: LayerCache | None = None
     ) -> list[torch.Tensor]:
-        """One reading of all layers: final hidden states of each text, [tokens, hidden_size]."""
-        import torch
+        """One reading of all layers: final hidden states of each text, [tokens, hidden_size].
+
+        Texts that nobody looks at run side by side: what follows a causal text, a copy of its last token, changes
+        nothing in it.
+        """
 
         from gemma_export.layerwise import LayerwiseRun
 
@@ -111,7 +115,9 @@ class LayeredReference:
         stack = (
             self.stack if cache is None else dataclasses.replace(self.stack, call=functools.partial(call, cache=cache))
         )
-        batches = [torch.tensor([list(text)]) for text in texts]
+        alone = observer is not None or cache is not None
+        groups = [[index] for index in range(len(texts))] if alone else groups_of_like_length([*map(len, texts)])
+        batches = [_side_by_side([texts[index] for index in group]) for group in groups]
         run = LayerwiseRun(stack, self.weight, batches, progress=self._progress, label="running the reference")
         with contextlib.closing(run.layers(observer)) as layers:
             for layer in layers:
@@ -119,9 +125,13 @@ class LayeredReference:
                 _show_outputs(run, layer.index, observer)
         run.normalise(observer)
         self._threads = run.threads
-        states = [run.hidden[index][0] for index in range(len(texts))]
+        states = {
+            text: run.hidden[batch][row, : len(texts[text])]
+            for batch, group in enumerate(groups)
+            for row, text in enumerate(group)
+        }
         run.hidden.close()
-        return states
+        return [states[text] for text in range(len(texts))]
 
     def cached(self, token_ids: Sequence[int], split: int) -> tuple[Cache, npt.NDArray[np.float32]]:
         """See CacheSource; one reading of all layers and of the head."""
@@ -169,11 +179,12 @@ class LayeredReference:
         import torch
 
         from gemma_export.layerwise import row_blocks
+        from gemma_validation.layered.products import linear
 
         logits = np.empty((len(states), self.vocab_size), np.float32)
         with torch.no_grad(), self._threads():
             for first, rows in row_blocks(self.weight(self.stack.head)):
-                block = soft_capped(torch.nn.functional.linear(states, rows), self.stack.final_softcap)
+                block = soft_capped(linear(states, rows), self.stack.final_softcap)
                 logits[:, first : first + len(rows)] = block.float().numpy()
         return logits
 
@@ -193,6 +204,14 @@ class LayeredReference:
         """Lets go of hidden states and logits."""
         self._states = None
         self._block = (0, self._block[1][:0].copy())
+
+
+def _side_by_side(texts: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Token ids [texts, tokens of the longest]; the others' last tokens are repeated."""
+    import torch
+
+    longest = max(map(len, texts))
+    return torch.tensor([[*text, *[text[-1]] * (longest - len(text))] for text in texts])
 
 
 def _show_outputs(run: LayerwiseRun, index: int, observer: Observer | None) -> None:

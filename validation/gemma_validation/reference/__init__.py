@@ -14,7 +14,7 @@ from __future__ import annotations
 from gemma_validation.reference.checkpoint import ReferenceCheckpoint, open_reference
 from gemma_validation.reference.find import FoundReference, find_reference
 from gemma_validation.reference.folder_reference import FolderReference
-from gemma_validation.reference.greedy import greedy_divergences
+from gemma_validation.reference.greedy import GreedyText, greedy_divergences, greedy_texts
 from gemma_validation.reference.identity import check_checkpoint, check_folder
 from gemma_validation.reference.inject import check_injection, not_exchanged
 from gemma_validation.reference.select import (
@@ -29,6 +29,7 @@ from gemma_validation.reference.transformers_reference import TransformersRefere
 __all__ = [
     "FolderReference",
     "FoundReference",
+    "GreedyText",
     "ReferenceCheckpoint",
     "ReferenceSource",
     "TransformersReference",
@@ -38,6 +39,7 @@ __all__ = [
     "choose_reference_provider",
     "find_reference",
     "greedy_divergences",
+    "greedy_texts",
     "not_exchanged",
     "open_reference",
     "open_source",

@@ -14,7 +14,7 @@ from gemma_validation.findings import GreedyDivergence
 from gemma_validation.metrics.finite import require_finite
 from gemma_validation.reference.source import ReferenceSource
 
-__all__ = ["first_divergence", "greedy_divergences"]
+__all__ = ["GreedyText", "first_divergence", "greedy_divergences", "greedy_texts"]
 
 # what the text is called where something is found wrong with it
 _NAME = "greedy text"
@@ -22,44 +22,70 @@ _NAME = "greedy text"
 _PROMPT = 128
 
 
-def greedy_divergences(
-    source: ReferenceSource, runner: ArtifactRunner, documents: Sequence[Document], steps: int
-) -> tuple[GreedyDivergence, ...]:
-    """Lets the export write behind the first half of each document, and asks the reference what it would have written.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GreedyText:
+    """What an export wrote behind the first part of a document."""
 
-    Up to the first difference both texts are the same, so one pass of the reference over the export's text gives every
-    token of its own and the margin at the difference: what it would write behind that is never needed. A reference
-    that is read layer by layer reads its layers once for all documents.
+    # without the last token, behind which nothing is asked
+    document: Document
+    # tokens of it that are the prompt
+    prompt: int
+    # what was written
+    tokens: tuple[int, ...]
+
+
+def greedy_texts(runner: ArtifactRunner, documents: Sequence[Document], steps: int) -> tuple[GreedyText, ...]:
+    """Lets the export write behind the first half of each document.
 
     Args:
-        source: the reference; is prepared anew.
         runner: over any graph of the folder that takes single tokens.
         documents: prompts are taken from them.
         steps: tokens to write; fewer where the context ends.
 
+    Raises:
+        NotFinite: a step computes what is no number.
+    """
+    found = []
+    for document in documents:
+        prompt = document.token_ids[: max(1, min(_PROMPT, len(document.token_ids) // 2))]
+        tokens = tuple(_tokens(runner, prompt, min(steps, runner.context_length - len(prompt))))
+        whole = dataclasses.replace(document, token_ids=(*prompt, *tokens[:-1]))
+        found.append(GreedyText(document=whole, prompt=len(prompt), tokens=tokens))
+    return tuple(found)
+
+
+def greedy_divergences(
+    source: ReferenceSource, texts: Sequence[GreedyText], first: int
+) -> tuple[GreedyDivergence, ...]:
+    """Asks the reference what it would have written.
+
+    Up to the first difference both texts are the same, so one pass of the reference over the export's text gives every
+    token of its own and the margin at the difference: what it would write behind that is never needed.
+
+    Args:
+        source: the reference, prepared with the texts' documents.
+        texts: what the export wrote.
+        first: index of the first of these documents among the prepared ones.
+
     Returns:
-        One entry a document.
+        One entry a text.
 
     Raises:
-        NotFinite: a step of either side computes what is no number.
+        NotFinite: the reference computes what is no number.
     """
-    if not documents:
-        return ()
-    prompts = [document.token_ids[: max(1, min(_PROMPT, len(document.token_ids) // 2))] for document in documents]
-    texts = [tuple(_tokens(runner, prompt, min(steps, runner.context_length - len(prompt)))) for prompt in prompts]
-    # nothing is asked about what follows the last token
-    source.prepare(
-        [
-            dataclasses.replace(document, token_ids=(*prompt, *text[:-1]))
-            for document, prompt, text in zip(documents, prompts, texts, strict=True)
-        ]
-    )
     found: list[GreedyDivergence] = []
-    for index, (document, prompt, text) in enumerate(zip(documents, prompts, texts, strict=True)):
-        rows = source.logits(index, len(prompt) - 1, len(prompt) - 1 + len(text))
-        first, margin = first_divergence(rows, text, position=len(prompt) - 1)
+    for index, text in enumerate(texts, first):
+        begin = text.prompt - 1
+        rows = source.logits(index, begin, begin + len(text.tokens))
+        where, margin = first_divergence(rows, text.tokens, position=begin)
         found.append(
-            GreedyDivergence(slice=document.slice, document=document.name, tokens=len(text), first=first, margin=margin)
+            GreedyDivergence(
+                slice=text.document.slice,
+                document=text.document.name,
+                tokens=len(text.tokens),
+                first=where,
+                margin=margin,
+            )
         )
     return tuple(found)
 
