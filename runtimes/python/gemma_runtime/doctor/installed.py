@@ -109,10 +109,14 @@ def _distributions() -> Iterator[tuple[Distribution, str]]:
 def _owns(distribution: Distribution, package: str) -> bool:
     try:
         top_level = (distribution.read_text("top_level.txt") or "").split()
+        if package in top_level:
+            return True
         # an editable install lists no files of its own
-        return package in top_level or any(
-            file.parts[0] in (package, f"{package}.py") for file in distribution.files or ()
-        )
+        record = distribution.read_text("RECORD")
+        if record is not None:
+            # a path a line; parsed, the lists of torch alone take longer than all of these searches
+            return re.search(rf'^"?{re.escape(package)}(/|\.py[",])', record, re.MULTILINE) is not None
+        return any(file.parts[0] in (package, f"{package}.py") for file in distribution.files or ())
     except (OSError, UnicodeDecodeError, ValueError):
         # metadata that cannot be read owns nothing that we could name
         return False
