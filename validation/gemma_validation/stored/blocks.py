@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +38,8 @@ _RELATIVE = 0.4
 # The most that all of a matrix may lie to one side, in steps: zero points off by one move it by one. Measured on the
 # built-in model with every quantiser: at most 0.003.
 _SHIFT = 0.1
+# matrices at a time: numpy works outside the interpreter's lock
+_WORKERS = 2
 # bad blocks in a message
 _NAMED = 3
 
@@ -98,7 +102,8 @@ class BlocksFound:
 def compare_blocks(directory: Path, manifest: Manifest, weights: Callable[[str], Weight]) -> BlocksFound:
     """Holds every quantised matrix of a folder against the checkpoint's weights.
 
-    Memory: a few rows of a matrix; where codes lie across the rows, one matrix with a byte for each code.
+    Memory: a few rows and a number for each block of two matrices; where codes lie across the rows, two matrices with a
+    byte for each code.
 
     Args:
         directory: an exported folder.
@@ -110,6 +115,8 @@ def compare_blocks(directory: Path, manifest: Manifest, weights: Callable[[str],
         FolderUnreadableError: a graph or data file cannot be read.
         GemmaExportError: a weight cannot be read.
     """
+    import torch
+
     entry = manifest.graph("main")
     model = load_graph(directory / entry.file)
     stored = {
@@ -125,22 +132,16 @@ def compare_blocks(directory: Path, manifest: Manifest, weights: Callable[[str],
         kv_heads=int(state.shape[1]),
         head_dim=int(state.shape[3]),
     )
-    blocks, steps = 0, 0.0
-    bad: list[BadBlock] = []
-    shifted: list[ShiftedMatrix] = []
-    for matrix in stored.values():
-        source = _source(sources, matrix)
-        distances = _distances(matrix, source)
-        blocks += distances.steps.size
-        if not abs(distances.shift) <= _SHIFT:
-            shifted.append(ShiftedMatrix(tensor=source.row_name(0)[0], steps=distances.shift))
-        bound = max(_STEPS, _OUTLIER * float(np.quantile(distances.steps, 0.99)))
-        wrong = (distances.steps > bound) | (distances.relative > _RELATIVE)
-        steps = max(steps, float(distances.steps[~wrong].max(initial=0.0)))
-        bad += [_bad_block(matrix, source, distances, row, block, bound) for row, block in np.argwhere(wrong).tolist()]
-    bad.sort(key=lambda block: -block.steps)
-    shifted.sort(key=lambda one: -abs(one.steps))
-    return BlocksFound(matrices=len(stored), blocks=blocks, steps=steps, bad=tuple(bad), shifted=tuple(shifted))
+    # one torch thread each: more wait for one another
+    with concurrent.futures.ThreadPoolExecutor(_WORKERS, "compare", torch.set_num_threads, (1,)) as pool:
+        found = list(pool.map(functools.partial(_compare_matrix, sources), stored.values()))
+    return BlocksFound(
+        matrices=len(stored),
+        blocks=sum(one.blocks for one in found),
+        steps=max((one.steps for one in found), default=0.0),
+        bad=tuple(sorted((bad for one in found for bad in one.bad), key=lambda block: -block.steps)),
+        shifted=tuple(sorted((bad for one in found for bad in one.shifted), key=lambda matrix: -abs(matrix.steps))),
+    )
 
 
 def blocks_check(found: BlocksFound) -> Check:
@@ -170,6 +171,23 @@ def blocks_check(found: BlocksFound) -> Check:
 def _named(bad: Sequence[ShiftedMatrix | BadBlock]) -> str:
     more = f"; {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
     return "; ".join(map(str, bad[:_NAMED])) + more
+
+
+def _compare_matrix(sources: Sources, matrix: StoredMatrix) -> BlocksFound:
+    source = _source(sources, matrix)
+    distances = _distances(matrix, source)
+    bound = max(_STEPS, _OUTLIER * float(np.quantile(distances.steps, 0.99)))
+    wrong = (distances.steps > bound) | (distances.relative > _RELATIVE)
+    off = not abs(distances.shift) <= _SHIFT
+    return BlocksFound(
+        matrices=1,
+        blocks=distances.steps.size,
+        steps=float(distances.steps[~wrong].max(initial=0.0)),
+        bad=tuple(
+            _bad_block(matrix, source, distances, row, block, bound) for row, block in np.argwhere(wrong).tolist()
+        ),
+        shifted=(ShiftedMatrix(tensor=source.row_name(0)[0], steps=distances.shift),) if off else (),
+    )
 
 
 def _source(sources: Sources, matrix: StoredMatrix) -> SourceMatrix:
