@@ -43,7 +43,8 @@ def check_invariances(
         manifest: its manifest.
         documents: texts; without any, made-up tokens serve.
         provider: "cpu", "cuda" or "directml".
-        suite: "quick", half a minute for a 2B in 4 bits, or "full", which takes longer texts and more sizes.
+        suite: "quick", half a minute for a 2B in 4 bits (on slow cores a minute and a half), or "full", which takes
+            longer texts and more sizes.
 
     Returns:
         One check for each invariance; skipped where the folder promises nothing.
