@@ -158,9 +158,7 @@ class _Work:
             if tap.name == "norm.output":
                 gram.add(values)
 
-        with contextlib.closing(run.head(add)) as blocks:
-            # the first block of logits comes after the norm of every batch; no logits are needed here
-            next(blocks)
+        run.normalise(add)
         factor, placement = self.by_tensor[stack.head]
         with torch.no_grad(), run.threads():
             feedback = gram.feedback(stack.head)
