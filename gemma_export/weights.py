@@ -74,12 +74,7 @@ class Weight(abc.ABC):
             out: of the same shape and type, to be overwritten: fresh memory costs more than a conversion.
         """
         whole = torch.empty(self.shape, dtype=self.dtype) if out is None else out
-        assert (*whole.shape, whole.dtype) == (*self.shape, self.dtype), (
-            whole.shape,
-            whole.dtype,
-            self.shape,
-            self.dtype,
-        )
+        assert (tuple(whole.shape), whole.dtype) == (tuple(self.shape), self.dtype), str(self)
         row = 0
         for chunk in self.chunks():
             whole[row : row + len(chunk)] = chunk

@@ -31,13 +31,18 @@ _PIECE = 1 << 20
 def in_order(pieces: Iterable[_P], convert: Callable[[_P], _T]) -> Iterator[_T]:
     """What `convert` makes of each piece, on several threads."""
     pending: deque[concurrent.futures.Future[_T]] = deque()
-    with concurrent.futures.ThreadPoolExecutor(_WORKERS, "quantise", torch.set_num_threads, (1,)) as pool:
-        for piece in pieces:
-            pending.append(pool.submit(convert, piece))
-            if len(pending) > _AHEAD:
+    before = torch.get_num_threads()
+    try:
+        with concurrent.futures.ThreadPoolExecutor(_WORKERS, "quantise", torch.set_num_threads, (1,)) as pool:
+            for piece in pieces:
+                pending.append(pool.submit(convert, piece))
+                if len(pending) > _AHEAD:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+    finally:
+        # what a worker sets is the process's where nobody has asked before, and always MKL's
+        torch.set_num_threads(before)
 
 
 def converted_rows(weight: Weight, convert: Callable[[torch.Tensor], _T]) -> Iterator[_T]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -38,8 +37,6 @@ _RELATIVE = 0.4
 # The most that all of a matrix may lie to one side, in steps: zero points off by one move it by one. Measured on the
 # built-in model with every quantiser: at most 0.003.
 _SHIFT = 0.1
-# matrices at a time: numpy works outside the interpreter's lock
-_WORKERS = 2
 # bad blocks in a message
 _NAMED = 3
 
@@ -102,8 +99,8 @@ class BlocksFound:
 def compare_blocks(directory: Path, manifest: Manifest, weights: Callable[[str], Weight]) -> BlocksFound:
     """Holds every quantised matrix of a folder against the checkpoint's weights.
 
-    Memory: a few rows and a number for each block of two matrices; where codes lie across the rows, two matrices with a
-    byte for each code.
+    Memory: of as many matrices as there are threads, four at most, a few rows and two numbers for each block; where
+    codes lie across the rows, a byte for each code.
 
     Args:
         directory: an exported folder.
@@ -115,7 +112,7 @@ def compare_blocks(directory: Path, manifest: Manifest, weights: Callable[[str],
         FolderUnreadableError: a graph or data file cannot be read.
         GemmaExportError: a weight cannot be read.
     """
-    import torch
+    from gemma_export.precision.row_pieces import in_order
 
     entry = manifest.graph("main")
     model = load_graph(directory / entry.file)
@@ -132,9 +129,7 @@ def compare_blocks(directory: Path, manifest: Manifest, weights: Callable[[str],
         kv_heads=int(state.shape[1]),
         head_dim=int(state.shape[3]),
     )
-    # one torch thread each: more wait for one another
-    with concurrent.futures.ThreadPoolExecutor(_WORKERS, "compare", torch.set_num_threads, (1,)) as pool:
-        found = list(pool.map(functools.partial(_compare_matrix, sources), stored.values()))
+    found = list(in_order(stored.values(), functools.partial(_compare_matrix, sources)))
     return BlocksFound(
         matrices=len(stored),
         blocks=sum(one.blocks for one in found),
