@@ -14,7 +14,7 @@ import torch
 
 from gemma_export.errors import NonFiniteError
 from gemma_export.precision.block_format import SMALLEST_SCALE, BlockFormat
-from gemma_export.precision.block_kernels import round_blocks
+from gemma_export.precision.block_kernels import round_blocks, round_to_nibbles
 
 __all__ = [
     "BlockCodes",
@@ -78,16 +78,17 @@ def encode(blocks: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor
         layout: bits and symmetry.
     """
     rows, count, size = blocks.shape
-    codes = torch.empty(rows, count * size, dtype=torch.uint8)
-    round_blocks(
+    nibbles = layout.bits == 4
+    data = torch.empty(rows, count, size // 2 if nibbles else size, dtype=torch.uint8)
+    (round_to_nibbles if nibbles else round_blocks)(
         blocks.contiguous().view(-1, size).numpy(),
         scales.float().reshape(-1).numpy(),
         zero_points.reshape(-1).numpy(),
         np.float32(layout.top),
-        codes.view(-1, size).numpy(),
+        data.view(rows * count, -1).numpy(),
     )
     return BlockCodes(
-        data=pack(codes, layout.bits).view(rows, count, -1),
+        data=data,
         scales=scales.squeeze(-1),
         zero_points=None if layout.symmetric else pack(_narrow(zero_points.squeeze(-1)), layout.bits),
     )

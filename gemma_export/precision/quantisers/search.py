@@ -70,11 +70,10 @@ def search_scales(
     from gemma_export.precision.block_kernels import search_blocks
 
     rows, count, size = blocks.shape
-    weights = torch.ones(size) if importance is None else importance
     scales, zero_points = torch.empty(rows, count, 1), torch.empty(rows, count, 1)
     search_blocks(
         blocks.contiguous().view(rows * count, size).numpy(),
-        weights.contiguous().numpy(),
+        None if importance is None else importance.contiguous().numpy(),
         np.array(_SYMMETRIC if layout.symmetric else asymmetric, np.float32),
         np.float32(layout.middle),
         np.float32(layout.top),
