@@ -11,10 +11,12 @@ from pathlib import Path
 from benchmarks.harness import INPUT, OUTPUT, SCRATCH, Need, Program, Step
 
 __all__ = [
+    "GENAI_INT4",
     "PRECISIONS",
     "QUIET",
     "SUBJECT",
     "exporters",
+    "fixed_scale",
     "genai_program",
     "importable",
     "json_figures",
@@ -23,6 +25,12 @@ __all__ = [
 ]
 
 PRECISIONS = ("fp16", "int4")
+# layouts of 4 bits that onnxruntime-genai's builder is compared in: name, its options
+GENAI_INT4 = (
+    ("onnxruntime-genai int4", "-p int4 -e cpu"),
+    ("onnxruntime-genai int4 block 128", "-p int4 -e cpu --extra_options block_size=128"),
+    ("onnxruntime-genai int4 k_quant", "-p int4 -e cpu --extra_options algo_config=k_quant"),
+)
 SUBJECT = "gemma-export"
 
 _HERE = Path(__file__).resolve().parent
@@ -50,6 +58,11 @@ def importable() -> dict[str, str]:
     return {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
 
 
+def fixed_scale(options: str) -> tuple[str, ...]:
+    """The residual scale that known variants take: unknown checkpoints are measured first, which no peer does."""
+    return ("--residual-scale", "6") if "fp16" in options else ()
+
+
 def json_figures(stdout: str) -> Mapping[str, float]:
     """Figures that a step prints as its last line."""
     figures: dict[str, float] = json.loads(stdout.splitlines()[-1])
@@ -59,15 +72,22 @@ def json_figures(stdout: str) -> Mapping[str, float]:
 def _gemma_export(precision: str) -> Program:
     program = (sys.executable, "-m", "gemma_export")
     flag = f"--{precision}"
-    # what a known variant takes; an unknown checkpoint is measured first, which no peer does and the figure would hide
-    scale = ("--residual-scale", "6") if precision == "fp16" else ()
     return Program(
         name=SUBJECT,
         note=f"{precision} ONNX for onnxruntime, float16 activations" if precision == "fp16" else "4-bit ONNX",
         steps=(
             Step(
                 name="export",
-                command=(*program, "--checkpoint", INPUT, flag, *scale, "--output", f"{OUTPUT}/folder", "--json"),
+                command=(
+                    *program,
+                    "--checkpoint",
+                    INPUT,
+                    flag,
+                    *fixed_scale(flag),
+                    "--output",
+                    f"{OUTPUT}/folder",
+                    "--json",
+                ),
             ),
         ),
         python=Path(sys.executable),

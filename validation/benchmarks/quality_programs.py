@@ -6,7 +6,16 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from benchmarks.exporters import QUIET, genai_program, importable, json_figures, llama_program, openvino_program
+from benchmarks.exporters import (
+    GENAI_INT4,
+    QUIET,
+    fixed_scale,
+    genai_program,
+    importable,
+    json_figures,
+    llama_program,
+    openvino_program,
+)
 from benchmarks.harness import INPUT, OUTPUT, SCRATCH, Program, Step
 
 __all__ = ["IDS", "REFERENCE", "quality_programs"]
@@ -45,12 +54,6 @@ _OURS = (
         "--int4 --quantizer gptq --block-size 32 --embedding-bits 8 --fp16",
     ),
 )
-# (name, options of onnxruntime-genai's builder)
-_GENAI = (
-    ("onnxruntime-genai int4", "-p int4 -e cpu"),
-    ("onnxruntime-genai int4 block 128", "-p int4 -e cpu --extra_options block_size=128"),
-    ("onnxruntime-genai int4 k_quant", "-p int4 -e cpu --extra_options algo_config=k_quant"),
-)
 _LLAMA = (("llama.cpp Q4_0", "q4_0"), ("llama.cpp Q4_K_M", "q4_k_m"), ("llama.cpp Q8_0", "q8_0"))
 
 
@@ -62,16 +65,22 @@ def quality_programs(peers: Path) -> tuple[Program, ...]:
     """
     return (
         *(_gemma_export(name, options) for name, options in _OURS),
-        *(_genai(name, options, peers) for name, options in _GENAI),
+        *(_genai(name, options, peers) for name, options in GENAI_INT4),
         _openvino(peers),
         *(_llama(name, kind, peers) for name, kind in _LLAMA),
     )
 
 
 def _gemma_export(name: str, options: str) -> Program:
-    # what a known variant takes; an unknown checkpoint would be measured first
-    scale = ("--residual-scale", "6") if "--fp16" in options else ()
-    export = (sys.executable, "-m", "gemma_export", "--checkpoint", _CHECKPOINT, *options.split(), *scale)
+    export = (
+        sys.executable,
+        "-m",
+        "gemma_export",
+        "--checkpoint",
+        _CHECKPOINT,
+        *options.split(),
+        *fixed_scale(options),
+    )
     return Program(
         name=name,
         note=f"gemma-export {options}",

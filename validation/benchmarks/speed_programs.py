@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 from benchmarks.exporters import (
+    GENAI_INT4,
     QUIET,
+    fixed_scale,
     genai_program,
     importable,
     json_figures,
@@ -26,8 +28,18 @@ _HERE = Path(__file__).resolve().parent
 _OURS = (
     ("int4 (default)", "--int4", 0.3),
     ("int4 block 256", "--int4 --block-size 256", 0.3),
-    ("int4 block 32", "--int4 --block-size 32", 0.4),
+    ("int4 block 32", "--int4 --block-size 32", 0.33),
+    ("int4 block 32 symmetric", "--int4 --block-size 32 --symmetric", 0.33),
     ("int4 fp16", "--int4 --fp16", 0.3),
+    ("int4 block 32 fp16", "--int4 --block-size 32 --fp16", 0.3),
+    ("int4 block 32 symmetric fp16", "--int4 --block-size 32 --symmetric --fp16", 0.3),
+    ("int4 table 8 bits fp16", "--int4 --embedding-bits 8 --fp16", 0.33),
+    (
+        "int4 block 64 symmetric table 8 bits fp16",
+        "--int4 --block-size 64 --symmetric --embedding-bits 8 --fp16",
+        0.33,
+    ),
+    ("int4 block 32 table 8 bits fp16", "--int4 --block-size 32 --embedding-bits 8 --fp16", 0.36),
     ("int8", "--int8", 0.6),
     ("int8 fp16", "--int8 --fp16", 0.6),
     ("int8-dynamic", "--int8-dynamic --no-smoothing", 0.6),
@@ -74,7 +86,7 @@ def contestants(peers: Path, lengths: Lengths) -> tuple[Contestant, ...]:
     """
     return (
         *_ours(lengths),
-        _genai(peers, lengths),
+        *_genai(peers, lengths),
         _openvino(peers, lengths),
         *_llama(peers, lengths),
         *_torch(lengths),
@@ -85,7 +97,7 @@ def _ours(lengths: Lengths) -> list[Contestant]:
     found = []
     for name, options, size in _OURS:
         folder = name.translate(str.maketrans(" ()", "___"))
-        export = (sys.executable, "-m", "gemma_export", "--checkpoint", INPUT, *options.split())
+        export = (sys.executable, "-m", "gemma_export", "--checkpoint", INPUT, *options.split(), *fixed_scale(options))
         exporter = Program(
             name=name,
             note=f"gemma-export {options}",
@@ -100,12 +112,14 @@ def _ours(lengths: Lengths) -> list[Contestant]:
     return found
 
 
-def _genai(peers: Path, lengths: Lengths) -> Contestant:
-    exporter = genai_program(
-        "onnxruntime-genai int4", "its builder's int4, block 32", peers, options=("-p", "int4", "-e", "cpu")
-    )
-    script = (str(exporter.python), str(_HERE / "peers/genai_speed.py"), f"{INPUT}/genai", *lengths.arguments)
-    return _contestant("genai", 0.4, exporter, script)
+def _genai(peers: Path, lengths: Lengths) -> list[Contestant]:
+    found = []
+    for name, options in GENAI_INT4:
+        exporter = genai_program(name, f"its builder's {options}", peers, options=tuple(options.split()))
+        folder = name.replace(" ", "_")
+        script = (str(exporter.python), str(_HERE / "peers/genai_speed.py"), f"{INPUT}/{folder}", *lengths.arguments)
+        found.append(_contestant(folder, 0.4, exporter, script))
+    return found
 
 
 def _openvino(peers: Path, lengths: Lengths) -> Contestant:
