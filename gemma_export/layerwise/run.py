@@ -6,14 +6,14 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 
 from gemma_export.errors import NonFiniteError
 from gemma_export.layerwise.hidden_states import HiddenStates
-from gemma_export.layerwise.stack import LayerStack
+from gemma_export.layerwise.stack import Call, LayerStack
 from gemma_export.ops.taps import observing
 from gemma_export.progress import NullProgress, Progress
 from gemma_export.weights import Weight, one_thread
@@ -66,7 +66,8 @@ class LoadedLayer:
             stack.enter_context(self._run.threads())
             if observer is not None:
                 stack.enter_context(_taps(self.module, self.index, batch, observer))
-            return self._run.stack.call(self.module, self.index, self._run.hidden[batch])
+            call = self._run.calls.get(batch, self._run.stack.call)
+            return call(self.module, self.index, self._run.hidden[batch])
 
     def observe(self, observer: Observer) -> None:
         """Every batch through the layer, shown to the observer; the results are dropped."""
@@ -98,6 +99,7 @@ class LayerwiseRun:
         batches: token ids, int64 [batch_size, sequence_length] each, without padding: sequences of different lengths
             are batches of their own.
         hidden: where hidden states are kept between layers; in memory if not given.
+        calls: batch -> what runs it through a layer, where that is not the stack's own `call`.
         progress: told of the weights' bytes, as they are in memory.
         label: of the progress.
 
@@ -113,10 +115,12 @@ class LayerwiseRun:
         batches: Sequence[torch.Tensor],
         *,
         hidden: HiddenStates | None = None,
+        calls: Mapping[int, Call] | None = None,
         progress: Progress | None = None,
         label: str = "running layer by layer",
     ) -> None:
         self.stack = stack
+        self.calls = calls or {}
         self.batches = tuple(batches)
         shapes = [(len(ids), ids.shape[1], stack.hidden_size) for ids in self.batches]
         self.hidden = HiddenStates(shapes) if hidden is None else hidden

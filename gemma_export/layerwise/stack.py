@@ -14,7 +14,11 @@ from gemma_export.nn.attention import Context
 from gemma_export.tensors import TensorSource
 from gemma_export.weights import Cast, Stored, Weight
 
-__all__ = ["LayerStack", "checkpoint_weights", "reference_stack"]
+__all__ = ["Call", "LayerStack", "checkpoint_weights", "reference_stack"]
+
+# Runs a layer: (module with its weights, layer's index, hidden states [B, S, H]) -> hidden states [B, S, H]. Sequences
+# start at position 0, are causal and hold no padding.
+Call = Callable[[torch.nn.Module, int, torch.Tensor], torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,9 +36,7 @@ class LayerStack:
     embedding_scale: float
     # layer i
     layer: Callable[[int], torch.nn.Module]
-    # runs a layer: (module with its weights, layer's index, hidden states [B, S, H]) -> hidden states [B, S, H];
-    # sequences start at position 0, are causal and hold no padding
-    call: Callable[[torch.nn.Module, int, torch.Tensor], torch.Tensor]
+    call: Call
     # bound of the logits' soft-capping; 0 where there is none
     final_softcap: float
     # the norm before the head

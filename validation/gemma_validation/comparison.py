@@ -16,7 +16,7 @@ from gemma_validation.findings import Check, Drift, Flip, GreedyDivergence, Posi
 from gemma_validation.golden import GoldenReference, measure_golden
 from gemma_validation.metrics import DriftMeter, NotFinite
 from gemma_validation.noise_floor import NoiseFloor
-from gemma_validation.reference import GreedyText, ReferenceSource, check_injection, greedy_divergences, greedy_texts
+from gemma_validation.reference import GreedyText, ReferenceSource, ask_injection, greedy_divergences, greedy_texts
 from gemma_validation.texts import folder_tokenizer
 
 __all__ = ["Comparison", "compare", "compare_golden"]
@@ -80,6 +80,7 @@ def compare(
         steps, count = _GREEDY[suite]
         texts, finite = _written(runner, list(_first_of_each_slice(documents))[:count], steps)
         # together: a reference that is read layer by layer reads its layers once
+        injected = ask_injection(source, runner, min(documents, key=lambda document: len(document.token_ids)))
         source.prepare([*documents, *(text.document for text in texts)])
         floor = stack.enter_context(contextlib.closing(NoiseFloor(source, documents, tau=tau)))
         try:
@@ -95,7 +96,7 @@ def compare(
             greedy = greedy_divergences(source, texts, len(documents))
         except NotFinite as error:
             finite = _not_finite(error)
-        injected = check_injection(source, runner, min(documents, key=lambda document: len(document.token_ids)))
+        exchanged = injected()
     return Comparison(
         about=source.about,
         drift=meter.drifts(),
@@ -103,7 +104,7 @@ def compare(
         positions=meter.positions(),
         flips=meter.flips(_decoder(directory, manifest)),
         greedy=greedy,
-        checks=(finite, *floor.checks(), *injected),
+        checks=(finite, *floor.checks(), *exchanged),
     )
 
 

@@ -28,7 +28,7 @@ _DOCUMENTS = tuple(
     Document(slice="code", name=f"text {seed}", token_ids=(2, *np.random.default_rng(seed).integers(108, 3072, 120)))
     for seed in range(3)
 )
-_SIZE = Size(prompt=40, rows=(17, 9, 4))
+_SIZE = Size(prompt=40, beginning=12, rows=(17, 9, 4))
 _ONE_ROW = {
     "token by token": partial(prompts.in_parts, size=1),
     "chunks of 7": partial(prompts.in_parts, size=7),

@@ -210,25 +210,43 @@ def test_windows_softcaps_and_norms_behind_branches(name: str, windowed_checkpoi
 def test_a_cache_goes_in_and_out(
     name: str, windowed_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the whole model has it, outside windows too; each way in one reading of the layers."""
+    """As the whole model has it, outside windows too; both ways in one reading of the layers."""
     directory = BUILTIN_DIRECTORY if name == "built-in" else windowed_checkpoint(name)
     reference, whole_model = layers_of(directory), TransformersReference(opened(directory))
     ids, split = _DOCUMENTS[1].token_ids, 30
+    past = whole_model.cache_after(ids[:split])
     readings: list[int] = []
     run = reference._run
     monkeypatch.setattr(reference, "_run", lambda texts, **rest: readings.append(len(texts)) or run(texts, **rest))
-    cache, behind = reference.cached(ids, split)
-    assert readings == [1]
-    expected_cache, expected = whole_model.cached(ids, split)
-    assert {part.shape[2] for part in cache} == {split}
-    for part, wanted in zip(cache, expected_cache, strict=True):
-        assert part.dtype == np.float32
-        assert np.abs(part - wanted).max() < 1e-5 * wanted.std()
-    assert np.abs(behind - expected).max() < 1e-5 * expected.std()
-    assert np.abs(reference.logits_after(cache, ids[split:]) - expected).max() < 1e-5 * expected.std()
-    assert readings == [1, 1]
-    exchanged = tuple(cache[index ^ 1] for index in range(len(cache)))
-    assert np.abs(reference.logits_after(exchanged, ids[split:]) - expected).max() > 0.1
+    for given, prepared in ((past, False), (past, True), (tuple(past[index ^ 1] for index in range(len(past))), True)):
+        readings.clear()
+        for source in (reference, whole_model):
+            source.exchange(ids, given)
+        if prepared:
+            reference.prepare(_DOCUMENTS)
+        found, expected = reference.exchanged(), whole_model.exchanged()
+        assert readings == [2 + len(_DOCUMENTS) * prepared]
+        assert {part.shape[2] for part in found.cache} == {split}
+        for part, wanted in zip(found.cache, expected.cache, strict=True):
+            assert part.dtype == np.float32
+            assert np.abs(part - wanted).max() < 1e-5 * wanted.std()
+        assert np.abs(found.plain - expected.plain).max() < 1e-5 * expected.plain.std()
+        assert np.abs(found.behind - expected.behind).max() < 1e-4 * expected.behind.std()
+        assert (np.abs(found.behind - found.plain).max() > 0.1) == (given is not past)
+
+
+def test_a_cache_that_is_no_number_costs_the_documents_nothing() -> None:
+    reference = layers_of(BUILTIN_DIRECTORY)
+    ids = _DOCUMENTS[1].token_ids
+    reference.prepare(_DOCUMENTS)
+    expected = reference.logits(1, 0, len(ids)).copy()
+    past = TransformersReference(opened(BUILTIN_DIRECTORY)).cache_after(ids[:30])
+    reference.exchange(ids, tuple(np.full_like(part, np.nan) for part in past))
+    reference.prepare(_DOCUMENTS)
+    assert np.array_equal(reference.logits(1, 0, len(ids)), expected)
+    found = reference.exchanged()
+    assert np.isnan(found.behind).all()
+    assert np.abs(found.plain - expected[30:]).max() < 1e-5 * expected.std()
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3"])

@@ -165,7 +165,8 @@ def talkative() -> Iterator[None]:
 def test_nothing_is_printed(local: Any, capfd: pytest.CaptureFixture[str]) -> None:
     source = open_source(find_reference(local.folder, local.manifest), local.folder, local.manifest)
     every_logit(source)
-    source.cached(IDS[:4], 2)
+    source.exchange(IDS[:4], source.cache_after(IDS[:2]))
+    source.exchanged()
     noise = source.noise()
     assert noise is not None
     assert capfd.readouterr() == ("", "")

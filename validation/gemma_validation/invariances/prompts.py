@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from gemma_validation.artifact import Step
 from gemma_validation.invariances.differences import Difference, cache_difference, logits_difference, row_cache
@@ -15,39 +16,38 @@ __all__ = ["in_parts", "in_place", "later_tokens", "state_symbols"]
 
 
 def in_parts(scene: Scene, size: int) -> Difference:
-    """The prompt in steps of `size` tokens gives the logits and the cache of one run."""
-    tokens, past = scene.prompt, None
+    """The prompt in steps of `size` tokens gives the logits and the cache of one run; its beginning in small ones."""
+    tokens, past = scene.beginning if size < len(scene.beginning) else scene.prompt, None
     logits = []
     for first in range(0, len(tokens), size):
         part = np.array([tokens[first : first + size]], np.int64)
         step = scene.runner.step(part, np.ones((1, first + part.shape[1]), np.int64), past)
         past = step.present
-        logits.append(logits_difference(step.logits[0], scene.whole.logits[0, first : first + size]))
-    mask = np.ones(len(tokens), np.int64)
-    cache = cache_difference(scene.real_cache(step, 0, mask), scene.real_cache(scene.whole, 0, mask))
+        logits.append(logits_difference(step.logits[0], scene.whole.logits[0, first : first + part.shape[1]]))
+    cache = cache_difference(scene.real_cache(step, 0, np.ones(len(tokens), np.int64)), _first(scene, len(tokens)))
     return Difference(logits=float(np.max(logits)), cache=cache)
 
 
 def later_tokens(scene: Scene) -> Difference:
     """Other tokens at the end change nothing before them, and something after."""
-    kept = max(1, len(scene.prompt) * 2 // 3)
-    changed = [(token + 1) % scene.runner.vocab_size for token in scene.prompt[kept:]]
-    step = scene.run([*scene.prompt[:kept], *changed])
-    mask = np.ones(len(scene.prompt), np.int64)
-    before, after = ([tensor[:, :kept] for tensor in scene.real_cache(run, 0, mask)] for run in (step, scene.whole))
-    moved = logits_difference(step.logits[0, kept:], scene.whole.logits[0, kept:])
+    length = len(scene.beginning)
+    kept = max(1, length * 2 // 3)
+    changed = [(token + 1) % scene.runner.vocab_size for token in scene.beginning[kept:]]
+    step = scene.run([*scene.beginning[:kept], *changed])
+    held = [tensor[:, :kept] for tensor in scene.real_cache(step, 0, np.ones(length, np.int64))]
+    moved = logits_difference(step.logits[0, kept:], scene.whole.logits[0, kept:length])
     kept_logits = logits_difference(step.logits[0, :kept], scene.whole.logits[0, :kept])
     return Difference(
         # behind the change any number will do, but it has to be one
         logits=math.nan if math.isnan(moved) else kept_logits,
-        cache=cache_difference(before, after),
+        cache=cache_difference(held, _first(scene, kept)),
         wrong=None if moved else "other tokens at the end change nothing at all",
     )
 
 
 def in_place(scene: Scene) -> Difference:
     """Past and present in one buffer: a prompt, then single tokens, as generation does."""
-    runner, tokens = scene.runner, scene.prompt
+    runner, tokens = scene.runner, scene.beginning
     # with room behind the last token, which must not be read
     state = runner.state_in_place(1, min(runner.context_length, len(tokens) + 9))
     read = max(1, len(tokens) - 3)
@@ -57,7 +57,13 @@ def in_place(scene: Scene) -> Difference:
         logits = float(np.maximum(logits, logits_difference(found[0], scene.whole.logits[0, first:last])))
     mask = np.ones(len(tokens), np.int64)
     held = row_cache(runner.manifest, runner.graph, tuple(buffer.memory for buffer in state.buffers), 0, mask)
-    return Difference(logits=logits, cache=cache_difference(held, scene.real_cache(scene.whole, 0, mask)))
+    return Difference(logits=logits, cache=cache_difference(held, _first(scene, len(tokens))))
+
+
+def _first(scene: Scene, length: int) -> list[npt.NDArray[np.float32]]:
+    """Keys and values of the prompt's first tokens, of one run."""
+    whole = scene.real_cache(scene.whole, 0, np.ones(len(scene.prompt), np.int64))
+    return [tensor[:, :length] for tensor in whole]
 
 
 def state_symbols(scene: Scene) -> str | None:

@@ -30,14 +30,16 @@ class Size:
 
     # tokens of the prompt that goes through in parts
     prompt: int
+    # of them at its beginning: those that go through in small parts, with other ends and through the other graphs
+    beginning: int
     # tokens of each row of a batch, one more each for the step after it
     rows: tuple[int, ...]
 
 
-# quick: on a 2B in 4 bits about half a minute, and more than one part of 64 tokens
+# quick: few tokens, which a 2B pays for, and more than one part of 64
 SIZES = {
-    "quick": Size(prompt=80, rows=(33, 16, 9)),
-    "full": Size(prompt=300, rows=(65, 64, 21, 8, 1)),
+    "quick": Size(prompt=72, beginning=24, rows=(17, 9, 5)),
+    "full": Size(prompt=300, beginning=300, rows=(65, 64, 21, 8, 1)),
 }
 
 
@@ -79,6 +81,7 @@ class Scene:
         # one more token comes after a prompt
         most = runner.context_length - 1
         self.prompt = _tokens(documents, 0, min(size.prompt, most), runner.vocab_size)
+        self.beginning = self.prompt[: size.beginning]
         # one row more than tokens: the token of the step after the batch
         self.rows = tuple(
             _tokens(documents, index, min(length, most) + 1, runner.vocab_size)
@@ -89,6 +92,11 @@ class Scene:
     def whole(self) -> Step:
         """The prompt in one run."""
         return self.run(self.prompt)
+
+    @functools.cached_property
+    def begun(self) -> Step:
+        """The prompt's beginning in one run."""
+        return self.whole if self.beginning == self.prompt else self.run(self.beginning)
 
     @functools.cached_property
     def alone(self) -> tuple[Step, ...]:
@@ -110,7 +118,8 @@ class Scene:
         To be asked for while the runner is open. A step that it refuses is left out: an invariance of its own tells.
         """
         found = [self._behind(0)]
-        found += [self._behind(max(1, len(self.prompt) - count)) for count in ((1, _CHUNK) if self._chunked else (1,))]
+        counts = (1, _CHUNK) if self._chunked else (1,)
+        found += [self._behind(max(1, len(self.beginning) - count)) for count in counts]
         for side in ("left", "right"):
             with contextlib.suppress(FolderUnreadableError):
                 ids, mask = padded([row[:-1] for row in self.rows], side)
@@ -122,14 +131,14 @@ class Scene:
 
     @property
     def _chunked(self) -> bool:
-        return self.runner.chunked and len(self.prompt) > _CHUNK
+        return self.runner.chunked and len(self.beginning) > _CHUNK
 
     def _behind(self, read: int) -> Asked | None:
-        """The prompt's tokens from `read` on, behind the cache of those before."""
-        ids, mask = np.array([self.prompt[read:]], np.int64), np.ones((1, len(self.prompt)), np.int64)
+        """The beginning's tokens from `read` on, behind the cache of those before."""
+        ids, mask = np.array([self.beginning[read:]], np.int64), np.ones((1, len(self.beginning)), np.int64)
         if not read:
-            return Asked(input_ids=ids, attention_mask=mask, past=None, step=self.whole)
-        past = tuple(np.ascontiguousarray(array[:, :, :read]) for array in self.whole.present)
+            return Asked(input_ids=ids, attention_mask=mask, past=None, step=self.begun)
+        past = tuple(np.ascontiguousarray(array[:, :, :read]) for array in self.begun.present)
         try:
             step = self.runner.step(ids, mask, past)
         except FolderUnreadableError:

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from gemma_export.progress import Progress
     from gemma_export.weights import Weight
     from gemma_validation.layered.caches import LayerCache
-    from gemma_validation.reference.source import Cache
+    from gemma_validation.reference.source import Cache, Exchanged
 
 __all__ = ["LayeredReference"]
 
@@ -72,6 +73,7 @@ class LayeredReference:
         # logits of positions from the first number on
         self._block: tuple[int, npt.NDArray[np.float32]] = (0, np.empty((0, self.vocab_size), np.float32))
         self._threads: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+        self._exchange: _Exchange | None = None
 
     def weight(self, name: str) -> Weight:
         """A weight in the reference's type, lazily."""
@@ -94,31 +96,45 @@ class LayeredReference:
         """
         import torch
 
-        states = self._run([document.token_ids for document in documents], observer)
+        texts = [document.token_ids for document in documents]
+        states = self._run_with_exchange(texts) if observer is None else self._run(texts, observer)
         self._states = torch.cat(states)
         self._starts = tuple(np.cumsum([0, *(len(document.token_ids) for document in documents)]).tolist())
         self._block = (0, self._block[1][:0])
 
     def _run(
-        self, texts: Sequence[Sequence[int]], observer: Observer | None = None, cache: LayerCache | None = None
+        self,
+        texts: Sequence[Sequence[int]],
+        observer: Observer | None = None,
+        caches: Mapping[int, LayerCache] = MappingProxyType({}),
     ) -> list[torch.Tensor]:
         """One reading of all layers: final hidden states of each text, [tokens, hidden_size].
 
         Texts that nobody looks at run side by side: what follows a causal text, a copy of its last token, changes
         nothing in it.
-        """
 
+        Args:
+            texts: token ids.
+            observer: see `prepare`.
+            caches: of some texts, which run behind what is there and leave their own keys and values.
+        """
         from gemma_export.layerwise import LayerwiseRun
 
+        shared = [text for text in range(len(texts)) if text not in caches]
+        groups = [[text] for text in shared]
+        if observer is None:
+            found = groups_of_like_length([len(texts[text]) for text in shared])
+            groups = [[shared[index] for index in group] for group in found]
         # a stack of module_stack takes a cache
         call: Any = self.stack.call
-        stack = (
-            self.stack if cache is None else dataclasses.replace(self.stack, call=functools.partial(call, cache=cache))
+        calls = {
+            batch: functools.partial(call, cache=cache) for batch, cache in enumerate(caches.values(), len(groups))
+        }
+        groups += [[text] for text in caches]
+        batches = [_side_by_side([texts[text] for text in group]) for group in groups]
+        run = LayerwiseRun(
+            self.stack, self.weight, batches, calls=calls, progress=self._progress, label="running the reference"
         )
-        alone = observer is not None or cache is not None
-        groups = [[index] for index in range(len(texts))] if alone else groups_of_like_length([*map(len, texts)])
-        batches = [_side_by_side([texts[index] for index in group]) for group in groups]
-        run = LayerwiseRun(stack, self.weight, batches, progress=self._progress, label="running the reference")
         with contextlib.closing(run.layers(observer)) as layers:
             for layer in layers:
                 layer.advance(observer)
@@ -133,30 +149,65 @@ class LayeredReference:
         run.hidden.close()
         return [states[text] for text in range(len(texts))]
 
-    def cached(self, token_ids: Sequence[int], split: int) -> tuple[Cache, npt.NDArray[np.float32]]:
-        """See CacheSource; one reading of all layers and of the head."""
-        from gemma_validation.layered.caches import LayerCache
+    def exchange(self, token_ids: Sequence[int], past: Cache) -> None:
+        """See CacheSource."""
+        self._exchange = _Exchange(token_ids=token_ids, past=past)
 
-        cache = LayerCache()
-        (states,) = self._run([token_ids], cache=cache)
-        return tuple(part.float().numpy() for part in cache.parts(split)), self._head(states[split:])
-
-    def logits_after(self, past: Cache, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """See CacheSource; one reading of all layers and of the head. A cache that is no number gives NaN."""
+    def exchanged(self) -> Exchanged:
+        """See CacheSource; one reading of the head, and one of all layers if `prepare` has not made it."""
         import torch
 
+        from gemma_validation.reference.source import Exchanged
+
+        assert self._exchange is not None, "exchange() comes first"
+        for behind in (True, False):
+            if self._exchange.plain is None:
+                self._run_with_exchange([], behind=behind)
+        asked = self._exchange
+        assert asked.plain is not None
+        assert asked.own is not None
+        logits = self._head(asked.plain if asked.behind is None else torch.cat((asked.plain, asked.behind)))
+        count = len(asked.plain)
+        return Exchanged(
+            cache=tuple(part.float().numpy() for part in asked.own.parts(asked.split)),
+            plain=logits[:count],
+            behind=np.full_like(logits, np.nan) if asked.behind is None else logits[count:],
+        )
+
+    def _run_with_exchange(self, texts: Sequence[Sequence[int]], *, behind: bool = True) -> list[torch.Tensor]:
+        """Final hidden states of the texts; in the same reading what `exchange` asked for, if anything.
+
+        A cache that is no number must not end the run of the texts: they run again without it. The weights are known
+        to be finite, so whoever gave the cache is told by what comes of it.
+
+        Args:
+            texts: token ids.
+            behind: with the cache from elsewhere, too.
+        """
+        asked = self._exchange
+        if asked is None:
+            return self._run(texts)
         from gemma_export.errors import NonFiniteError
         from gemma_validation.layered.caches import LayerCache
 
-        dtype = getattr(torch, self.about.dtype)
-        parts = [torch.from_numpy(np.array(part)).to(dtype) for part in past]
-        cache = LayerCache(list(zip(parts[::2], parts[1::2], strict=True)))
+        more = [(asked.token_ids, LayerCache())]
+        if behind:
+            more.append((asked.token_ids[asked.split :], asked.given(self.about.dtype)))
+        caches = {len(texts) + index: cache for index, (_, cache) in enumerate(more)}
         try:
-            (states,) = self._run([token_ids], cache=cache)
+            states = self._run([*texts, *(ids for ids, _ in more)], caches=caches)
         except NonFiniteError:
-            # the weights are known to be finite: whoever gave the cache is told by what comes of it
-            return np.full((len(token_ids), self.vocab_size), np.nan, np.float32)
-        return self._head(states)
+            if not behind:
+                raise
+            return self._run(texts) if texts else []
+        _, own = more[0]
+        self._exchange = dataclasses.replace(
+            asked,
+            own=own,
+            plain=states[len(texts)][asked.split :].clone(),
+            behind=states[len(texts) + 1] if behind else None,
+        )
+        return states[: len(texts)]
 
     def logits(self, document: int, first: int, last: int) -> npt.NDArray[np.float32]:
         """Logits of positions [first, last) of a document, float32 [last - first, vocab_size].
@@ -202,8 +253,34 @@ class LayeredReference:
 
     def close(self) -> None:
         """Lets go of hidden states and logits."""
-        self._states = None
+        self._states = self._exchange = None
         self._block = (0, self._block[1][:0].copy())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Exchange:
+    """What `exchange` asks for, and final hidden states once they are there."""
+
+    token_ids: Sequence[int]
+    past: Cache
+    own: LayerCache | None = None
+    plain: torch.Tensor | None = None
+    # None: they are no numbers
+    behind: torch.Tensor | None = None
+
+    @property
+    def split(self) -> int:
+        """Tokens of `past`."""
+        return int(self.past[0].shape[2])
+
+    def given(self, dtype: str) -> LayerCache:
+        """`past` as layers read it."""
+        import torch
+
+        from gemma_validation.layered.caches import LayerCache
+
+        parts = [torch.from_numpy(np.array(part)).to(getattr(torch, dtype)) for part in self.past]
+        return LayerCache(list(zip(parts[::2], parts[1::2], strict=True)))
 
 
 def _side_by_side(texts: Sequence[Sequence[int]]) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from gemma_validation.documents import Document
 from gemma_validation.findings import Check
 from gemma_validation.reference.source import Cache, CacheSource, ReferenceSource
 
-__all__ = ["INTO_ARTIFACT", "INTO_REFERENCE", "check_injection", "not_exchanged"]
+__all__ = ["INTO_ARTIFACT", "INTO_REFERENCE", "ask_injection", "check_injection", "not_exchanged"]
 
 INTO_ARTIFACT, INTO_REFERENCE = "reference cache into artifact", "artifact cache into reference"
 
@@ -45,6 +47,13 @@ def check_injection(source: ReferenceSource, runner: ArtifactRunner, document: D
     Returns:
         Two checks of group "invariance"; skipped where another folder is the reference, or the cache holds integers.
     """
+    return ask_injection(source, runner, document)()
+
+
+def ask_injection(
+    source: ReferenceSource, runner: ArtifactRunner, document: Document
+) -> Callable[[], tuple[Check, ...]]:
+    """See `check_injection`: before the reference is prepared, which then needs no run of its own for what is asked."""
     dtypes = sorted({state.dtype for state in runner.graph.state})
     reason = None
     if not isinstance(source, CacheSource):
@@ -54,21 +63,24 @@ def check_injection(source: ReferenceSource, runner: ArtifactRunner, document: D
     elif len(document.token_ids) < 2:
         reason = "the document has no two tokens"
     if reason is not None or not isinstance(source, CacheSource):
-        return not_exchanged(reason or "")
-    ids = document.token_ids
-    split = max(1, len(ids) - _AFTER)
-    head, tail = ids[:split], ids[split:]
-    given, reference = source.cached(ids, split)
-    plain, _ = _run(runner, None, 0, ids)
+        return functools.partial(not_exchanged, reason or "")
+    head = document.token_ids[: max(1, len(document.token_ids) - _AFTER)]
     _, cache = _run(runner, None, 0, head)
+    source.exchange(document.token_ids, _float32(cache, _types(runner)))
+    return functools.partial(_judged, source, runner, document.token_ids, len(head))
+
+
+def _judged(source: CacheSource, runner: ArtifactRunner, token_ids: tuple[int, ...], split: int) -> tuple[Check, ...]:
+    found = source.exchanged()
+    plain, _ = _run(runner, None, 0, token_ids)
+    dtypes = {state.dtype for state in runner.graph.state}
     rounding = max(_ROUNDING[dtype] for dtype in (*dtypes, runner.manifest.precision.activation_dtype))
-    own = _distance(plain[split:], reference) if _finite(plain, reference) else 0.0
+    own = _distance(plain[split:], found.plain) if _finite(plain, found.plain) else 0.0
     bound = max(rounding, _OWN_DISTANCE * own)
-    into_artifact, _ = _run(runner, _stored(given, _types(runner)), len(head), tail)
-    into_reference = source.logits_after(_float32(cache, _types(runner)), tail)
+    into_artifact, _ = _run(runner, _stored(found.cache, _types(runner)), split, token_ids[split:])
     return (
-        _check(INTO_ARTIFACT, into_artifact, reference, bound),
-        _check(INTO_REFERENCE, into_reference, reference, bound),
+        _check(INTO_ARTIFACT, into_artifact, found.plain, bound),
+        _check(INTO_REFERENCE, found.behind, found.plain, bound),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from gemma_validation.documents import Document
 from gemma_validation.findings import ReferenceAbout
 
-__all__ = ["Cache", "CacheSource", "ReferenceSource"]
+__all__ = ["Cache", "CacheSource", "Exchanged", "ReferenceSource"]
 
 # a layer's keys and values, [1, heads, tokens, head_dim] each, keys rotated: key and value of layer 0, of layer 1, ...
 Cache = tuple[npt.NDArray[np.float32], ...]
@@ -41,12 +42,28 @@ class ReferenceSource(Protocol):
         """Lets go of memory and files."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exchanged:
+    """Some tokens behind two caches of those before them."""
+
+    # the reference's own
+    cache: Cache
+    # logits [tokens, vocab_size] behind that, and behind the one from elsewhere: NaN where that is no number
+    plain: npt.NDArray[np.float32]
+    behind: npt.NDArray[np.float32]
+
+
 @runtime_checkable
 class CacheSource(Protocol):
     """A reference whose keys and values can be looked at and replaced."""
 
-    def cached(self, token_ids: Sequence[int], split: int) -> tuple[Cache, npt.NDArray[np.float32]]:
-        """Keys and values of the first `split` tokens, and the logits of those behind them, [tokens, vocab_size]."""
+    def exchange(self, token_ids: Sequence[int], past: Cache) -> None:
+        """Asks for `exchanged`: before `prepare`, a reference that is read layer by layer is not read again for it.
 
-    def logits_after(self, past: Cache, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Logits of tokens that follow a cache from elsewhere, [tokens, vocab_size]."""
+        Args:
+            token_ids: at least one more than `past` has.
+            past: keys and values of the first of them, from elsewhere.
+        """
+
+    def exchanged(self) -> Exchanged:
+        """The tokens that follow `past`, behind it and behind the reference's own keys and values."""

@@ -16,7 +16,7 @@ from gemma_validation.errors import ReferenceMissingError
 from gemma_validation.findings import ReferenceAbout
 from gemma_validation.reference.checkpoint import ReferenceCheckpoint
 from gemma_validation.reference.packages import quiet_transformers
-from gemma_validation.reference.source import Cache
+from gemma_validation.reference.source import Cache, Exchanged
 from gemma_validation.softcap import soft_capped
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class TransformersReference:
         )
         # of each document: after the last norm, [tokens, hidden_size]
         self._states: list[torch.Tensor] = []
+        self._asked: tuple[Sequence[int], Cache] | None = None
 
     def prepare(self, documents: Sequence[Document]) -> None:
         """See ReferenceSource; keeps the final hidden states, 4 * hidden_size bytes a token."""
@@ -85,10 +86,18 @@ class TransformersReference:
         """See ReferenceSource."""
         return TransformersReference(self._checkpoint, dtype="bfloat16") if self.about.dtype == "float32" else None
 
-    def cached(self, token_ids: Sequence[int], split: int) -> tuple[Cache, npt.NDArray[np.float32]]:
+    def exchange(self, token_ids: Sequence[int], past: Cache) -> None:
         """See CacheSource."""
+        self._asked = (token_ids, past)
+
+    def exchanged(self) -> Exchanged:
+        """See CacheSource."""
+        assert self._asked is not None, "exchange() comes first"
+        token_ids, past = self._asked
+        split = past[0].shape[2]
         cache = self.cache_after(token_ids[:split])
-        return cache, self.logits_after(cache, token_ids[split:])
+        plain, behind = (self.logits_after(before, token_ids[split:]) for before in (cache, past))
+        return Exchanged(cache=cache, plain=plain, behind=behind)
 
     def cache_after(self, token_ids: Sequence[int]) -> Cache:
         """Keys and values of a sequence, keys rotated: key, value of layer 0, then of layer 1, ..."""
@@ -99,7 +108,7 @@ class TransformersReference:
         return tuple(part.float().numpy() for layer in cache.layers for part in (layer.keys, layer.values))
 
     def logits_after(self, past: Cache, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """See CacheSource."""
+        """Logits of tokens that follow a cache from elsewhere, [tokens, vocab_size]."""
         with quiet_transformers() as transformers:
             cache = transformers.DynamicCache(config=self.model.config)
             parts = [self._torch.from_numpy(np.array(part)).to(self.model.dtype) for part in past]
