@@ -260,7 +260,7 @@ def test_twins_are_asked_behind_a_cache(tiny_fp32: Path, tiny_int4: Path) -> Non
     """A token, a chunk, and a token for each padded row; and a check says so within the bounds of the same shapes."""
     with _scene(tiny_fp32) as scene:
         widths = [one.input_ids.shape for one in scene.asked if one.past is not None]
-    assert widths == [(1, 1), (1, 7), (3, 1), (3, 1)]
+    assert widths == [(1, 1), (1, 7), (2, 1), (2, 1)]
     checks = _checks(tiny_int4)
     assert checks["graph main"].bound == same_shape_bounds(read_manifest(tiny_int4)).logits
     assert checks["graph main"].bound < checks["chunks of several rows"].bound

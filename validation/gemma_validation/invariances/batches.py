@@ -72,9 +72,8 @@ def other_pad(scene: Scene) -> Difference:
     pad = scene.runner.vocab_size - 1
     worst = _SAME
     for side in ("left", "right"):
-        _, mask = padded([row[:-1] for row in scene.rows], side)
-        expected = scene.batch(side)
-        found = scene.runner.step(*padded([row[:-1] for row in scene.rows], side, pad))
+        ids, mask = padded([row[:-1] for row in scene.few], side, pad)
+        expected, found = scene.batch_of_few(side), scene.runner.step(ids, mask)
         for index in range(len(mask)):
             real = mask[index] == 1
             difference = Difference(

@@ -88,6 +88,11 @@ class Scene:
             for index, length in enumerate(size.rows)
         )
 
+    @property
+    def few(self) -> tuple[tuple[int, ...], ...]:
+        """The shorter rows, where the longest would tell no more."""
+        return self.rows[1:]
+
     @functools.cached_property
     def whole(self) -> Step:
         """The prompt in one run."""
@@ -107,7 +112,7 @@ class Scene:
         """The step behind `batch`: one token more for each row."""
         name = f"after {side}"
         if name not in self._batches:
-            ids, mask = self._next(side)
+            ids, mask = _next(self.rows, side)
             self._batches[name] = self.runner.step(ids, mask, self.batch(side).present)
         return self._batches[name]
 
@@ -122,11 +127,12 @@ class Scene:
         found += [self._behind(max(1, len(self.beginning) - count)) for count in counts]
         for side in ("left", "right"):
             with contextlib.suppress(FolderUnreadableError):
-                ids, mask = padded([row[:-1] for row in self.rows], side)
-                batch = self.batch(side)
+                ids, mask = padded([row[:-1] for row in self.few], side)
+                batch = self.batch_of_few(side)
                 found.append(Asked(input_ids=ids, attention_mask=mask, past=None, step=batch))
-                ids, mask = self._next(side)
-                found.append(Asked(input_ids=ids, attention_mask=mask, past=batch.present, step=self.after(side)))
+                ids, mask = _next(self.few, side)
+                after = self.runner.step(ids, mask, batch.present)
+                found.append(Asked(input_ids=ids, attention_mask=mask, past=batch.present, step=after))
         return tuple(one for one in found if one is not None)
 
     @property
@@ -145,12 +151,6 @@ class Scene:
             return None
         return Asked(input_ids=ids, attention_mask=mask, past=past, step=step)
 
-    def _next(self, side: str) -> tuple[Integers, Integers]:
-        """Each row's token behind its batch, and the mask of both."""
-        _, mask = padded([row[:-1] for row in self.rows], side)
-        longer = np.concatenate((mask, np.ones((len(mask), 1), np.int64)), axis=1)
-        return np.array([row[-1:] for row in self.rows], np.int64), longer
-
     def run(self, tokens: Sequence[int]) -> Step:
         """One row in one run."""
         return self.runner.step(np.array([tokens], np.int64), np.ones((1, len(tokens)), np.int64))
@@ -160,6 +160,13 @@ class Scene:
         if side not in self._batches:
             self._batches[side] = self.runner.step(*padded([row[:-1] for row in self.rows], side))
         return self._batches[side]
+
+    def batch_of_few(self, side: str) -> Step:
+        """`batch` of the shorter rows."""
+        name = f"few {side}"
+        if name not in self._batches:
+            self._batches[name] = self.runner.step(*padded([row[:-1] for row in self.few], side))
+        return self._batches[name]
 
     def real_cache(self, step: Step, row: int, mask: Integers) -> list[npt.NDArray[np.float32]]:
         """See `row_cache`."""
@@ -199,6 +206,13 @@ def padded(rows: Sequence[Sequence[int]], side: str, pad: int = 0) -> tuple[Inte
         columns = slice(width - len(row), None) if side == "left" else slice(0, len(row))
         ids[index, columns], mask[index, columns] = row, 1
     return ids, mask
+
+
+def _next(rows: Sequence[Sequence[int]], side: str) -> tuple[Integers, Integers]:
+    """Each row's last token, behind a batch of those before it, and the mask of both."""
+    _, mask = padded([row[:-1] for row in rows], side)
+    longer = np.concatenate((mask, np.ones((len(mask), 1), np.int64)), axis=1)
+    return np.array([row[-1:] for row in rows], np.int64), longer
 
 
 def _tokens(documents: Sequence[Document], first: int, length: int, vocab_size: int) -> tuple[int, ...]:

@@ -1,7 +1,10 @@
-"""bfloat16 matrix products on any CPU: summed in float32 and rounded once, as torch's own are.
+"""Matrix products whose weights stay as narrow as they are stored, and are widened in the processor's cache.
 
-Processors without bfloat16 instructions run torch's at a quarter of float32's speed (18 instead of 60 to 78 GFLOP/s for
-100 to 300 rows on two cores with AVX2), and how they sum would depend on the machine.
+A layer in float32 is twice as many bytes to write and to read as the same in bfloat16: pieces that fit a cache are
+widened when they are needed, which is exact, in half to three quarters of the time. bfloat16 products are summed in
+float32 and rounded once, as torch's own are: processors without bfloat16 instructions run those at a quarter of
+float32's speed (18 instead of 60 to 78 GFLOP/s for 100 to 300 rows on two cores with AVX2), and how they sum would
+depend on the machine.
 """
 
 from __future__ import annotations
@@ -12,28 +15,31 @@ import torch
 
 __all__ = ["linear", "widen_linears"]
 
-# of weights in float32 at a time
-_PIECE_BYTES = 64 << 20
+# Of weights in float32 at a time. 16,384 times 2,048 weights and 128 rows on two cores, AVX2: 87 ms; pieces of 64 MiB
+# in fresh memory 206 ms, weights that are float32 already 110 ms.
+_PIECE_BYTES = 8 << 20
 
 
 def linear(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """states @ weight^T in their type.
+    """states @ weight^T in the states' type, summed in float32.
 
     Args:
         states: [..., in_features].
-        weight: [out_features, in_features].
+        weight: [out_features, in_features], in that type or a narrower one.
 
     Returns:
         [..., out_features].
     """
-    if states.dtype != torch.bfloat16:
+    if states.dtype == weight.dtype != torch.bfloat16:
         return torch.nn.functional.linear(states, weight)
     result = states.new_empty(*states.shape[:-1], len(weight))
     wide = states.float()
-    step = max(1, _PIECE_BYTES // (4 * weight.shape[1]))
+    step = min(len(weight), max(1, _PIECE_BYTES // (4 * weight.shape[1])))
+    buffer = torch.empty(step, weight.shape[1])
     for first in range(0, len(weight), step):
         rows = weight[first : first + step]
-        result[..., first : first + len(rows)] = torch.nn.functional.linear(wide, rows.float())
+        piece = buffer[: len(rows)].copy_(rows)
+        result[..., first : first + len(rows)] = torch.nn.functional.linear(wide, piece)
     return result
 
 

@@ -83,6 +83,16 @@ class LayeredReference:
 
         return Cast(self._weights(name), getattr(torch, self.about.dtype))
 
+    def _matrix(self, name: str) -> Weight:
+        """A weight as `linear` takes it: in its own type where that is narrower than the reference's."""
+        stored, own = self._weights(name), self.weight(name)
+        return stored if stored.dtype.itemsize < own.dtype.itemsize else own
+
+    def _of_layers(self, name: str) -> Weight:
+        """A weight as the layers take it: rows of the embedding are scaled, and norms computed, in the wider type."""
+        is_matrix = len(self._weights(name).shape) > 1 and name != self.stack.embedding
+        return self._matrix(name) if is_matrix else self.weight(name)
+
     def prepare(self, documents: Sequence[Document], observer: Observer | None = None) -> None:
         """Runs all layers over all documents.
 
@@ -133,7 +143,7 @@ class LayeredReference:
         groups += [[text] for text in caches]
         batches = [_side_by_side([texts[text] for text in group]) for group in groups]
         run = LayerwiseRun(
-            self.stack, self.weight, batches, calls=calls, progress=self._progress, label="running the reference"
+            self.stack, self._of_layers, batches, calls=calls, progress=self._progress, label="running the reference"
         )
         with contextlib.closing(run.layers(observer)) as layers:
             for layer in layers:
@@ -234,7 +244,7 @@ class LayeredReference:
 
         logits = np.empty((len(states), self.vocab_size), np.float32)
         with torch.no_grad(), self._threads():
-            for first, rows in row_blocks(self.weight(self.stack.head)):
+            for first, rows in row_blocks(self._matrix(self.stack.head)):
                 block = soft_capped(linear(states, rows), self.stack.final_softcap)
                 logits[:, first : first + len(rows)] = block.float().numpy()
         return logits
