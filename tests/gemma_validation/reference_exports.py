@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gemma_export.pipeline import ExportRequest, export
 from gemma_runtime import Manifest, read_manifest
+from gemma_validation.artifact import ArtifactRunner
+from gemma_validation.findings import Check
+from gemma_validation.structure import PROVIDERS_CHECK, ProviderProfile, check_structure
 
-__all__ = ["Exported", "exported"]
+__all__ = ["Exported", "exported", "opens", "structure_of"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,3 +35,17 @@ def exported(root: Path, checkpoint: Path, **changes: Any) -> Exported:
         warnings.simplefilter("ignore")
         export(ExportRequest(checkpoint=checkpoint, output=root / "folder", **changes))
     return Exported(checkpoint=checkpoint, folder=root / "folder")
+
+
+def opens(folder: Path) -> Callable[[str], ArtifactRunner]:
+    """What opens a folder's graphs by their roles, on the CPU."""
+    return ProviderProfile(folder, read_manifest(folder), provider="cpu").open
+
+
+def structure_of(folder: Path) -> tuple[Check, ...]:
+    """Everything that is looked at without the model's numbers, the providers too."""
+    manifest = read_manifest(folder)
+    checks = check_structure(folder, manifest)
+    if any(check.name == PROVIDERS_CHECK for check in checks):
+        return checks
+    return (*checks, ProviderProfile(folder, manifest, provider="cpu").check())

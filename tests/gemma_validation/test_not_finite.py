@@ -12,6 +12,7 @@ import onnx
 import pytest
 from graph_edits import edited, named
 from local_references import layers_of
+from reference_exports import opens
 
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
 from gemma_export.errors import NonFiniteError
@@ -62,7 +63,7 @@ def test_a_twin_s_decode_step(tiny_fp32: Path, tmp_path: Path, monkeypatch: pyte
 def test_the_decode_step_of_what_is_compared(tiny_fp32: Path, tmp_path: Path) -> None:
     """No document ends with a single token, so that only greedy text, exchanged caches and invariances can tell."""
     folder = edited(tiny_fp32, tmp_path / "all", _single_steps_are_nan, roles=("all",))
-    manifest, arguments = read_manifest(folder), {"provider": "cpu", "suite": "quick"}
+    manifest, arguments = read_manifest(folder), {"opened": opens(folder), "suite": "quick"}
     found = FoundReference(kind="checkpoint", path=BUILTIN_DIRECTORY, name="tiny")
     with contextlib.closing(open_source(found, folder, manifest)) as source:
         compared = compare(folder, manifest, source, _DOCUMENTS, tau=TAU, **arguments)  # type: ignore[arg-type]
@@ -119,7 +120,7 @@ def test_a_noise_floor_that_overflows_is_left_out(at: int | None, why: str, tiny
     source = _Noisy(plain._config, name="noisy", weights=plain._weights)
     source.at = at
     manifest = read_manifest(tiny_fp32)
-    arguments = {"suite": "quick", "provider": "cpu", "tau": TAU}
+    arguments = {"suite": "quick", "opened": opens(tiny_fp32), "tau": TAU}
     found = compare(tiny_fp32, manifest, source, _DOCUMENTS, **arguments)  # type: ignore[arg-type]
     assert found.noise_floor == ()
     assert found.drift[0].kl.max < 1e-9

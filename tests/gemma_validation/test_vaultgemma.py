@@ -13,6 +13,7 @@ import pytest
 import torch
 from graph_edits import attribute, edited, named
 from local_references import layers_of, opened, weights_of
+from reference_exports import structure_of
 from stored_edits import alter, copy_of
 from windowed_decoders import VAULT_CONFIG, windowed_reference, write_windowed_checkpoint
 
@@ -25,7 +26,6 @@ from gemma_validation.findings import Localisation
 from gemma_validation.localise import localise
 from gemma_validation.reference import TransformersReference
 from gemma_validation.stored import StoredWeights, compare_stored
-from gemma_validation.structure import check_structure
 
 _NOTHING = Localisation(points=(), culprit=None, message="nothing stands out")
 _NORM = "pre_feedforward_layernorm"
@@ -104,7 +104,7 @@ def test_structure_and_stored_weights(
     options: dict[str, Any], told: str, exported: Callable[..., Path], checkpoint: Path
 ) -> None:
     folder = exported(**options)
-    checks = check_structure(folder, read_manifest(folder), provider="cpu")
+    checks = structure_of(folder)
     assert [check.message for check in checks if check.outcome != "passed"] == []
     blocks, gains = _stored(folder, checkpoint).checks
     assert blocks.outcome == ("passed" if "weights" in options else "skipped"), blocks.message
@@ -117,7 +117,7 @@ def test_a_norm_left_out_before_the_mlp(exported: Callable[..., Path], tmp_path:
         named(model, "model.layers.1.mlp.up_proj.Linear").input[0] = "layers.1.attn_residual"
 
     folder = edited(exported(), tmp_path / "edited", left_out)
-    found = {check.name: check.message for check in check_structure(folder, read_manifest(folder), provider="cpu")}
+    found = {check.name: check.message for check in structure_of(folder)}
     assert f"reads layers.1.attn_residual, expected model.layers.1.{_NORM}" in found["modules"]
 
 

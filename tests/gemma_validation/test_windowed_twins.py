@@ -10,6 +10,7 @@ import onnx
 import pytest
 from folders import rewrite_manifest
 from graph_edits import attribute, edited, nodes_of
+from reference_exports import opens, structure_of
 from windowed_decoders import WINDOWED_CONFIGS, windowed_reference, write_windowed_checkpoint
 
 from gemma_export.checkpoint import BUILTIN_DIRECTORY
@@ -17,7 +18,6 @@ from gemma_export.pipeline import ExportRequest, export
 from gemma_runtime.manifest import read_manifest
 from gemma_validation.findings import Check
 from gemma_validation.invariances import check_invariances
-from gemma_validation.structure import check_structure
 
 _ROLES = ("windowed", "windowed_last8")
 # one layer with a window of 9, one without
@@ -32,12 +32,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _invariances(folder: Path) -> dict[str, Check]:
-    found = check_invariances(folder, read_manifest(folder), (), provider="cpu", suite="quick")
+    found = check_invariances(folder, read_manifest(folder), (), opened=opens(folder), suite="quick")
     return {check.name: check for check in found}
 
 
 def _structure(folder: Path) -> dict[str, Check]:
-    return {check.name: check for check in check_structure(folder, read_manifest(folder), provider="cpu")}
+    return {check.name: check for check in structure_of(folder)}
 
 
 def test_the_same_steps_in_window_sized_caches(folder: Path) -> None:

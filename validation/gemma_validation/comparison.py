@@ -53,8 +53,8 @@ def compare(
     source: ReferenceSource,
     documents: Sequence[Document],
     *,
+    opened: Callable[[str], ArtifactRunner],
     suite: Literal["quick", "full"],
-    provider: str,
     tau: float,
 ) -> Comparison:
     """Runs all documents through the reference and the folder's graph with all positions.
@@ -64,8 +64,8 @@ def compare(
         manifest: its manifest.
         source: the reference.
         documents: what to run.
+        opened: opens the folder's graph of a role.
         suite: how much greedy text.
-        provider: of the folder.
         tau: margin above which a changed token is a decisive flip, logits.
 
     A graph that does not run, and logits of a text that are not finite, end it: a failed check is what is left. Where
@@ -74,7 +74,7 @@ def compare(
     meter = DriftMeter(tau=tau)
     with contextlib.ExitStack() as stack:
         try:
-            runner = stack.enter_context(ArtifactRunner(directory, manifest, provider=provider))
+            runner = stack.enter_context(opened("all"))
         except FolderUnreadableError as error:
             return _not_loaded(source.about, error)
         steps, count = _GREEDY[suite]
@@ -117,14 +117,19 @@ def _written(runner: ArtifactRunner, documents: Sequence[Document], steps: int) 
 
 
 def compare_golden(
-    directory: Path, manifest: Manifest, pack: GoldenReference, *, provider: str, tau: float
+    directory: Path,
+    manifest: Manifest,
+    pack: GoldenReference,
+    *,
+    opened: Callable[[str], ArtifactRunner],
+    tau: float,
 ) -> Comparison:
     """Runs a golden pack's documents through the folder's graph with all positions; see `compare`."""
     try:
-        opened = ArtifactRunner(directory, manifest, provider=provider)
+        runner = opened("all")
     except FolderUnreadableError as error:
         return _not_loaded(pack.about, error)
-    with opened as runner:
+    with runner:
         try:
             found = measure_golden(pack, lambda ids: runner.logits(ids, rows=_ROWS), tau=tau)
         except NotFinite as error:

@@ -38,7 +38,7 @@ from gemma_validation.reference import (
 )
 from gemma_validation.stages import StageClock
 from gemma_validation.stored import StoredWeights, compare_stored
-from gemma_validation.structure import check_structure
+from gemma_validation.structure import PROVIDERS_CHECK, ProviderProfile, check_structure
 from gemma_validation.texts import folder_documents
 
 __all__ = ["MadeGolden", "folder_manifest", "make_golden_pack", "validate"]
@@ -81,7 +81,8 @@ def validate(
     manifest = folder_manifest(directory)
     bounds = _budget(budget, manifest)
     with clock.stage("structure"):
-        checks = list(check_structure(directory, manifest, provider=provider))
+        checks = list(check_structure(directory, manifest))
+    profile = ProviderProfile(directory, manifest, provider=provider)
     comparison = Comparison.nothing()
     found: FoundReference | None = None
     stored = StoredWeights()
@@ -98,6 +99,7 @@ def validate(
             manifest,
             found,
             clock,
+            profile,
             suite=suite,
             provider=provider,
             reference_provider=reference_provider,
@@ -106,6 +108,9 @@ def validate(
         checks += comparison.checks
         stored = _stored(directory, manifest, found, clock)
         checks += stored.checks
+    if all(check.name != PROVIDERS_CHECK for check in checks):
+        with clock.stage("providers"):
+            checks.append(profile.check())
     gates, verdict, reasons = judge(bounds, comparison.drift, checks)
     localisation = None
     wanted = verdict in ("drift", "broken") if localise is None else localise
@@ -141,6 +146,7 @@ def _measured(
     manifest: Manifest,
     found: FoundReference,
     clock: StageClock,
+    profile: ProviderProfile,
     *,
     suite: Suite,
     provider: str,
@@ -154,18 +160,18 @@ def _measured(
         pack = GoldenReference.read(found.path)
         pack.require(directory, manifest)
         with clock.stage("golden pack"):
-            comparison = compare_golden(directory, manifest, pack, provider=provider, tau=tau)
+            comparison = compare_golden(directory, manifest, pack, opened=profile.open, tau=tau)
     else:
         source = open_source(found, directory, manifest, provider=provider, reference_provider=reference_provider)
         with contextlib.closing(source), clock.stage("drift"):
-            comparison = compare(directory, manifest, source, documents, suite=suite, provider=provider, tau=tau)
+            comparison = compare(directory, manifest, source, documents, opened=profile.open, suite=suite, tau=tau)
     if not comparison.loaded:
         return comparison
     if found.kind == "golden":
         told = not_exchanged("a golden pack has no keys and values")
         comparison = dataclasses.replace(comparison, checks=(*comparison.checks, *told))
     with clock.stage("invariances"):
-        own = check_invariances(directory, manifest, documents, provider=provider, suite=suite)
+        own = check_invariances(directory, manifest, documents, opened=profile.open, suite=suite)
     return dataclasses.replace(comparison, checks=(*comparison.checks, *own))
 
 

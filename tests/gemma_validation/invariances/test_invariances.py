@@ -13,6 +13,7 @@ import onnx
 import pytest
 from folders import altered, rewrite_manifest
 from graph_edits import attribute, constant, edited, named, nodes_of
+from reference_exports import opens
 
 from gemma_runtime.element_types import ELEMENT_TYPES
 from gemma_runtime.manifest import read_manifest
@@ -45,7 +46,7 @@ _ROWS = {
 
 
 def _checks(folder: Path, suite: str = "quick", documents: tuple[Document, ...] = _DOCUMENTS) -> dict[str, Check]:
-    found = check_invariances(folder, read_manifest(folder), documents, provider="cpu", suite=suite)
+    found = check_invariances(folder, read_manifest(folder), documents, opened=opens(folder), suite=suite)
     checks = {check.name: check for check in found}
     assert len(checks) == len(found)
     assert all(check.group == "invariance" and "\n" not in check.message for check in found)
@@ -390,7 +391,7 @@ def test_whether_texts_are_longer_than_the_window_is_told(
     text = Document(slice="code", name="x", token_ids=tuple(range(2, 2 + tokens)))
     found = {
         check.name: check
-        for check in check_invariances(folder, read_manifest(folder), [text], provider="cpu", suite="quick")
+        for check in check_invariances(folder, read_manifest(folder), [text], opened=opens(folder), suite="quick")
     }
     assert found["texts beyond the window"].outcome == outcome
     assert f"the longest text has {tokens} tokens, the largest window 9" in found["texts beyond the window"].message

@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 import pytest
 from graph_edits import attribute, constant, edited, named, nodes_of
+from reference_exports import opens, structure_of
 
 from gemma_runtime.manifest import read_manifest
 from gemma_validation.artifact import ArtifactRunner
 from gemma_validation.findings import Check
 from gemma_validation.invariances import check_invariances, windows
-from gemma_validation.structure import check_structure
 
 Folders = Callable[..., Path]
 Edit = Callable[[onnx.ModelProto], None]
@@ -27,7 +27,7 @@ _OWN = "model.layers.2.self_attn"
 
 
 def _failed(folder: Path) -> dict[str, str]:
-    checks = check_structure(folder, read_manifest(folder), provider="cpu")
+    checks = structure_of(folder)
     return {check.name: check.message for check in checks if check.outcome != "passed"}
 
 
@@ -233,7 +233,7 @@ def test_which_cached_positions_a_layer_reads(folders: Folders, tmp_path: Path) 
     """Windows are those of the masks; a mask that says another number than its name is seen in what is read."""
 
     def cached(folder: Path) -> Check:
-        checks = check_invariances(folder, read_manifest(folder), [], provider="cpu", suite="quick")
+        checks = check_invariances(folder, read_manifest(folder), [], opened=opens(folder), suite="quick")
         return next(check for check in checks if check.name == "cached positions")
 
     folder, manifest = folders("gemma2"), read_manifest(folders("gemma2"))

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import pytest
 from graph_edits import attribute, constant, edited, named, nodes_of
+from reference_exports import structure_of
 
 from gemma_export.precision import WeightOptions
 from gemma_runtime.manifest import read_manifest
-from gemma_validation.structure import check_structure
 
 Folders = Callable[..., Path]
 
@@ -23,7 +23,7 @@ _INT4 = WeightOptions(scheme="int4")
 
 
 def _failed(folder: Path) -> dict[str, str]:
-    checks = check_structure(folder, read_manifest(folder), provider="cpu")
+    checks = structure_of(folder)
     return {check.name: check.message for check in checks if check.outcome != "passed"}
 
 

@@ -7,9 +7,10 @@ release   which onnxruntime it is
 
 from __future__ import annotations
 
+from gemma_validation.artifact.opening import graph_of_role
 from gemma_validation.artifact.release import onnxruntime_version
 from gemma_validation.artifact.residual import residual_shift
 from gemma_validation.artifact.runner import ArtifactRunner, Cache, Step
 from gemma_validation.artifact.tapping import load_graph
 
-__all__ = ["ArtifactRunner", "Cache", "Step", "load_graph", "onnxruntime_version", "residual_shift"]
+__all__ = ["ArtifactRunner", "Cache", "Step", "graph_of_role", "load_graph", "onnxruntime_version", "residual_shift"]

@@ -32,7 +32,12 @@ _CHUNKS = {"quick": (7, 64), "full": (2, 7, 64, 128)}
 
 
 def check_invariances(
-    directory: Path, manifest: Manifest, documents: Sequence[Document], *, provider: str, suite: str
+    directory: Path,
+    manifest: Manifest,
+    documents: Sequence[Document],
+    *,
+    opened: Callable[[str], ArtifactRunner],
+    suite: str,
 ) -> tuple[Check, ...]:
     """Runs the artifact in many ways and compares them with one another; no reference is needed.
 
@@ -42,9 +47,8 @@ def check_invariances(
         directory: the exported folder.
         manifest: its manifest.
         documents: texts; without any, made-up tokens serve.
-        provider: "cpu", "cuda" or "directml".
-        suite: "quick", half a minute for a 2B in 4 bits (on slow cores a minute and a half), or "full", which takes
-            longer texts and more sizes.
+        opened: opens the graph of a role.
+        suite: "quick", less than a minute for a 2B in 4 bits, or "full", which takes longer texts and more sizes.
 
     Returns:
         One check for each invariance; skipped where the folder promises nothing.
@@ -53,7 +57,7 @@ def check_invariances(
         FolderUnreadableError: there is no graph of all positions, or it does not load.
         ProviderUnavailableError: the provider does not start.
     """
-    with ArtifactRunner(directory, manifest, provider=provider, role="all") as runner:
+    with opened("all") as runner:
         scene = Scene(runner, documents, SIZES[suite])
         try:
             # what everything else is compared with
@@ -66,7 +70,7 @@ def check_invariances(
         _ = scene.asked
     for graph in manifest.graphs:
         if graph.role != scene.runner.graph.role:
-            checks += _twin(directory, scene, graph, provider)
+            checks += _twin(scene, graph, opened)
     return tuple(checks)
 
 
@@ -111,10 +115,10 @@ def _windows(scene: Scene, found: Mapping[int, int], documents: Sequence[Documen
     return checks
 
 
-def _twin(directory: Path, scene: Scene, graph: Graph, provider: str) -> list[Check]:
+def _twin(scene: Scene, graph: Graph, opened: Callable[[str], ArtifactRunner]) -> list[Check]:
     name = f"graph {graph.role}"
     try:
-        runner = ArtifactRunner(directory, scene.runner.manifest, provider=provider, role=graph.role)
+        runner = opened(graph.role)
     except ProviderUnavailableError as error:
         # a twin may need a later onnxruntime than the main graph
         return [skipped(name, error.message)]

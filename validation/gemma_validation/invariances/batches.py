@@ -49,10 +49,10 @@ def padding(scene: Scene, side: str) -> Difference:
 
 def permuted(scene: Scene) -> Difference:
     """Rows in the opposite order give the same rows in the opposite order."""
-    rows = [row[:-1] for row in scene.rows]
+    rows = [row[:-1] for row in scene.few]
     _, mask = padded(rows, "left")
     found = scene.runner.step(*padded(rows[::-1], "left"))
-    expected = scene.batch("left")
+    expected = scene.batch_of_few("left")
     worst = _SAME
     for index in range(len(rows)):
         other = len(rows) - 1 - index

@@ -44,19 +44,20 @@ def same_steps(scene: Scene, twin: ArtifactRunner) -> Difference:
 
 def batched_chunks(scene: Scene, twin: ArtifactRunner) -> Difference:
     """Several rows in two steps of several tokens, padded left and right: each row's last position."""
-    middles = [max(1, len(row) // 3) for row in scene.rows]
+    alone = scene.alone[-len(scene.few) :]
+    middles = [max(1, len(row) // 3) for row in scene.few]
     worst = Difference(logits=0.0)
     for sides in (("left", "right"), ("right", "left")):
-        ids, mask = padded([row[:cut] for row, cut in zip(scene.rows, middles, strict=True)], sides[0])
+        ids, mask = padded([row[:cut] for row, cut in zip(scene.few, middles, strict=True)], sides[0])
         past = twin.step(ids, mask).present
-        ids, more = padded([row[cut:] for row, cut in zip(scene.rows, middles, strict=True)], sides[1])
+        ids, more = padded([row[cut:] for row, cut in zip(scene.few, middles, strict=True)], sides[1])
         mask = np.concatenate((mask, more), axis=1)
         found = twin.step(ids, mask, past)
-        for index, (row, alone) in enumerate(zip(scene.rows, scene.alone, strict=True)):
+        for index, (row, expected) in enumerate(zip(scene.few, alone, strict=True)):
             held = row_cache(twin.manifest, twin.graph, found.present, index, mask[index])
             difference = Difference(
-                logits=logits_difference(_own(twin, found, index, more)[-1:], alone.logits[0, -1:]),
-                cache=cache_difference(held, scene.real_cache(alone, 0, np.ones(len(row), np.int64))),
+                logits=logits_difference(_own(twin, found, index, more)[-1:], expected.logits[0, -1:]),
+                cache=cache_difference(held, scene.real_cache(expected, 0, np.ones(len(row), np.int64))),
             )
             worst = worst.worst(difference)
     return worst

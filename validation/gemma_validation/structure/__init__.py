@@ -25,16 +25,15 @@ from gemma_export.errors import FolderError, GemmaExportError
 from gemma_export.families import family_of
 from gemma_runtime.errors import GemmaRuntimeError, ManifestError
 from gemma_runtime.manifest import Manifest, verify_hashes
-from gemma_validation.errors import FolderUnreadableError, ProviderUnavailableError
 from gemma_validation.findings import Check
 from gemma_validation.structure import arithmetic, consumers, folder, interface, modules, wiring
 from gemma_validation.structure.attention import attention
 from gemma_validation.structure.facts import Finder, FolderFacts
 from gemma_validation.structure.norms import epsilons
-from gemma_validation.structure.providers import check_providers
+from gemma_validation.structure.providers import PROVIDERS_CHECK, ProviderProfile
 from gemma_validation.structure.rotary import rotary_nodes, rotary_tables
 
-__all__ = ["check_structure"]
+__all__ = ["PROVIDERS_CHECK", "ProviderProfile", "check_structure"]
 
 # name -> what looks for mistakes, and what it says when there are none
 _CHECKS: dict[str, tuple[Finder, str]] = {
@@ -82,41 +81,38 @@ _UNFORESEEN = (
 )
 
 
-def check_structure(directory: Path, manifest: Manifest, *, provider: str) -> tuple[Check, ...]:
-    """Looks at everything that can be seen without running the model, and runs two tokens for the providers.
+def check_structure(directory: Path, manifest: Manifest) -> tuple[Check, ...]:
+    """Looks at everything that can be seen without running the model.
 
     Args:
         directory: the exported folder.
         manifest: its manifest, read.
-        provider: "cpu", "cuda" or "directml".
 
     Returns:
-        One check for each thing looked at. What cannot be looked at after a failure is skipped.
-
-    Raises:
-        ProviderUnavailableError: the provider does not start.
+        One check for each thing looked at. What cannot be looked at after a failure is skipped; so is the check of the
+        providers then, which otherwise is for `ProviderProfile` to make.
     """
     checks = [_files(directory), _hashes(directory, manifest)]
     if checks[0].outcome == "failed":
         return (
             *checks,
-            *(_skipped(name, "the files are not those of the manifest") for name in (*_CHECKS, "providers")),
+            *(_skipped(name, "the files are not those of the manifest") for name in (*_CHECKS, PROVIDERS_CHECK)),
         )
     try:
         spec = _spec(directory)
     except GemmaExportError as error:
         checks.append(Check(group="structure", name="configuration", outcome="failed", message=error.message))
-        names = [name for name in (*_CHECKS, "providers") if name != "configuration"]
+        names = [name for name in (*_CHECKS, PROVIDERS_CHECK) if name != "configuration"]
         return (*checks, *(_skipped(name, "config.json cannot be read") for name in names))
     try:
         facts = _facts(directory, manifest, spec)
     except _UNFORESEEN as error:
         message = " ".join(f"a graph cannot be read: {type(error).__name__}: {error}".split())[:300]
         checks.append(Check(group="structure", name="names and symbols", outcome="failed", message=message))
-        names = [name for name in (*_CHECKS, "providers") if name != "names and symbols"]
+        names = [name for name in (*_CHECKS, PROVIDERS_CHECK) if name != "names and symbols"]
         return (*checks, *(_skipped(name, "a graph cannot be read") for name in names))
     checks += [_judge(name, find(facts), passed) for name, (find, passed) in _CHECKS.items()]
-    return (*checks, _providers(directory, manifest, provider))
+    return tuple(checks)
 
 
 def _files(directory: Path) -> Check:
@@ -165,12 +161,3 @@ def _judge(name: str, problems: Iterator[str], passed: str) -> Check:
 
 def _skipped(name: str, why: str) -> Check:
     return Check(group="structure", name=name, outcome="skipped", message=why)
-
-
-def _providers(directory: Path, manifest: Manifest, provider: str) -> Check:
-    try:
-        return check_providers(directory, manifest, provider=provider)
-    except ProviderUnavailableError:
-        raise
-    except FolderUnreadableError as error:
-        return Check(group="structure", name="providers", outcome="failed", message=error.message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import tempfile
 from collections import Counter
@@ -11,14 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from gemma_runtime.graph_choice import PROVIDERS
-from gemma_runtime.manifest import Graph, Manifest
-from gemma_validation.artifact import ArtifactRunner
-from gemma_validation.errors import ProviderUnavailableError
+from gemma_runtime.manifest import Manifest
+from gemma_validation.artifact import ArtifactRunner, graph_of_role
+from gemma_validation.errors import FolderUnreadableError, ProviderUnavailableError
 from gemma_validation.findings import Check
 
-__all__ = ["check_providers", "judge_providers"]
+__all__ = ["PROVIDERS_CHECK", "ProviderProfile", "judge_providers"]
 
-_NAME = "providers"
+PROVIDERS_CHECK = "providers"
 # tokens of a static graph's cache: a little more than are run
 _CAPACITY = 4
 # Arithmetic on shapes and row lengths, which onnxruntime keeps beside the CPU on purpose, and copies to and from it
@@ -48,41 +49,80 @@ _SHAPES = frozenset(
 )
 
 
-def check_providers(directory: Path, manifest: Manifest, *, provider: str) -> Check:
-    """Runs two tokens of every graph, one behind the other's cache, and reads from onnxruntime's profiles who ran what.
+class ProviderProfile:
+    """Who runs the nodes of a folder's graphs: two tokens of each, one behind the other's cache, in a profiled session.
 
-    A twin that needs a later onnxruntime is left out, and named.
+    Opening a session takes seconds where the weights are large, so whoever needs one gets it from `open`, and it is
+    profiled on the way.
 
-    Raises:
-        FolderUnreadableError, ProviderUnavailableError: see ArtifactRunner; of a twin, the folder's graphs only.
+    Args:
+        directory: the exported folder.
+        manifest: its manifest.
+        provider: "cpu", "cuda" or "directml".
     """
-    found: dict[str, Counter[tuple[str, str]]] = {}
-    left_out = []
-    # the main graph first: where the provider does not start, there is nothing to look at
-    for graph in sorted(manifest.graphs, key=lambda graph: graph.role != "main"):
-        try:
-            found[graph.file] = _ran(directory, manifest, graph, provider)
-        except ProviderUnavailableError:
-            if graph.role == "main":
+
+    def __init__(self, directory: Path, manifest: Manifest, *, provider: str) -> None:
+        self._directory, self._manifest, self._provider = directory, manifest, provider
+        # file -> how many nodes of each (provider, operator) ran, in onnxruntime's names
+        self._ran: dict[str, Counter[tuple[str, str]]] = {}
+
+    def open(self, role: str) -> ArtifactRunner:
+        """The graph of a role, opened.
+
+        Raises:
+            FolderUnreadableError, ProviderUnavailableError: see ArtifactRunner.
+        """
+        graph = graph_of_role(self._manifest, role)
+        opened = functools.partial(
+            ArtifactRunner, self._directory, self._manifest, provider=self._provider, role=graph.role
+        )
+        if graph.file in self._ran:
+            return opened()
+        with tempfile.TemporaryDirectory() as folder:
+            runner = opened(profile=Path(folder) / "profile")
+            try:
+                self._ran[graph.file] = _ran(runner)
+            except BaseException:
+                runner.close()
                 raise
-            left_out.append(graph.file)
-    for file, ran in found.items():
-        judged = judge_providers(ran, provider)
-        if judged.outcome == "failed":
-            return dataclasses.replace(judged, message=f"{file}: {judged.message}")
-    judged = judge_providers(sum(found.values(), Counter()), provider)
-    told = f"{len(found)} graphs, two tokens each: {judged.message}"
-    not_run = f"; not run by this onnxruntime: {', '.join(left_out)}" if left_out else ""
-    return dataclasses.replace(judged, message=f"{told}{not_run}")
+        return runner
+
+    def check(self) -> Check:
+        """Whether all nodes ran on the provider; graphs that nobody has opened are opened for it.
+
+        A twin that needs a later onnxruntime is left out, and named.
+
+        Raises:
+            ProviderUnavailableError: the main graph's provider does not start.
+        """
+        left_out = []
+        # the main graph first: where the provider does not start, there is nothing to look at
+        for graph in sorted(self._manifest.graphs, key=lambda graph: graph.role != "main"):
+            if graph.file in self._ran:
+                continue
+            try:
+                self.open(graph.role).close()
+            except ProviderUnavailableError:
+                if graph.role == "main":
+                    raise
+                left_out.append(graph.file)
+            except FolderUnreadableError as error:
+                return Check(group="structure", name=PROVIDERS_CHECK, outcome="failed", message=error.message)
+        found = {graph.file: self._ran[graph.file] for graph in self._manifest.graphs if graph.file in self._ran}
+        for file, ran in found.items():
+            judged = judge_providers(ran, self._provider)
+            if judged.outcome == "failed":
+                return dataclasses.replace(judged, message=f"{file}: {judged.message}")
+        judged = judge_providers(sum(found.values(), Counter()), self._provider)
+        told = f"{len(found)} graphs, two tokens each: {judged.message}"
+        not_run = f"; not run by this onnxruntime: {', '.join(left_out)}" if left_out else ""
+        return dataclasses.replace(judged, message=f"{told}{not_run}")
 
 
-def _ran(directory: Path, manifest: Manifest, graph: Graph, provider: str) -> Counter[tuple[str, str]]:
-    """How many nodes of each (provider, operator) ran, in onnxruntime's names."""
-    with tempfile.TemporaryDirectory() as folder:
-        profile = Path(folder) / "profile"
-        with ArtifactRunner(directory, manifest, provider=provider, role=graph.role, profile=profile) as runner:
-            _two_tokens(runner)
-            events = json.loads(runner.end_profile().read_text(encoding="utf-8"))
+def _ran(runner: ArtifactRunner) -> Counter[tuple[str, str]]:
+    """How many nodes of each (provider, operator) run for two tokens."""
+    _two_tokens(runner)
+    events = json.loads(runner.end_profile().read_text(encoding="utf-8"))
     return Counter(
         (str(event["args"]["provider"]), str(event["args"]["op_name"]))
         for event in events
@@ -118,7 +158,7 @@ def judge_providers(ran: Counter[tuple[str, str]], provider: str) -> Check:
     if strange or not there:
         told = ", ".join(f"{count} {operator} on {name}" for (name, operator), count in sorted(strange.items()))
         message = f"expected all nodes on {wanted}, found {told or 'none there'}"
-        return Check(group="structure", name=_NAME, outcome="failed", message=message)
+        return Check(group="structure", name=PROVIDERS_CHECK, outcome="failed", message=message)
     told = ", ".join(f"{count} {operator}" for (_, operator), count in sorted(helpers.items()))
     message = f"{there} nodes ran on {wanted}" + (f"; beside it on the CPU, shapes and lengths: {told}" if told else "")
-    return Check(group="structure", name=_NAME, outcome="passed", message=message)
+    return Check(group="structure", name=PROVIDERS_CHECK, outcome="passed", message=message)
