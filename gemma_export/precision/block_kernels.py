@@ -2,8 +2,8 @@
 
 float32 throughout, each step rounded once, nothing contracted or reordered: every machine gets the same bits. The
 search takes many blocks at a time, four lanes for each, so that no sum runs across more than those: laid out four
-weights at a time, a piece of blocks is copied at twice the speed of one weight at a time. Compiling takes a second, in
-each process: a cache on the disk would be one more thing that can be full, read-only or stale.
+weights at a time, a piece of blocks is copied three times as fast as one weight at a time. Compiling takes one to four
+seconds, in each process: a cache on the disk would be one more thing that can be full, read-only or stale.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 folder's structure -> reference found, known to be of the same model -> texts -> logits of both sides compared
   -> greedy text, caches exchanged -> the artifact against itself -> stored blocks and gains against the source
+  -> where every node ran, seen in the sessions of all that
   -> budget, verdict -> the layer that is to blame, where there is drift
 """
 

@@ -25,7 +25,7 @@ from gemma_validation.reference import (
     FolderReference,
     ReferenceSource,
     TransformersReference,
-    check_injection,
+    ask_injection,
     choose_reference_provider,
     find_reference,
     open_reference,
@@ -230,7 +230,7 @@ def layers(tiny_fp32: Path) -> Iterator[ReferenceSource]:
 def test_caches_can_be_exchanged(
     kind: str, runner: ArtifactRunner, documents: tuple[Document, ...], request: pytest.FixtureRequest
 ) -> None:
-    checks = check_injection(request.getfixturevalue(kind), runner, documents[0])
+    checks = ask_injection(request.getfixturevalue(kind), runner, documents[0])()
     assert [check.name for check in checks] == [INTO_ARTIFACT, INTO_REFERENCE]
     for check in checks:
         assert (check.group, check.outcome, check.bound) == ("invariance", "passed", 1e-4)
@@ -243,7 +243,7 @@ def test_other_precisions_pass_within_their_own_rounding(local: Any, tmp_path: P
     export = exported(tmp_path, local.checkpoint, **changes)
     (document, *_) = folder_documents(export.folder, export.manifest, suite="quick")
     source = opened(export.folder, local.checkpoint)
-    checks = check_injection(source, runner_of(export.folder), document)
+    checks = ask_injection(source, runner_of(export.folder), document)()
     assert [check.outcome for check in checks] == ["passed", "passed"]
     assert all(check.measured is not None and check.measured > 1e-6 for check in checks)
 
@@ -285,7 +285,7 @@ def test_a_wrong_cache_fails(
     kind: str, change: str, runner: ArtifactRunner, documents: tuple[Document, ...], request: pytest.FixtureRequest
 ) -> None:
     wrong: Any = Altered(runner, change)
-    checks = check_injection(request.getfixturevalue(kind), wrong, documents[0])
+    checks = ask_injection(request.getfixturevalue(kind), wrong, documents[0])()
     assert [check.outcome for check in checks] == ["failed", "failed"]
     for check in checks:
         assert check.bound is not None
@@ -312,7 +312,7 @@ def test_exchanges_that_cannot_be(
         ),
         (reference, runner, (2,), "not run: the document has no two tokens"),
     ):
-        checks = check_injection(source, other, dataclasses.replace(document, token_ids=ids))
+        checks = ask_injection(source, other, dataclasses.replace(document, token_ids=ids))()
         assert [check.outcome for check in checks] == ["skipped", "skipped"]
         assert all(words in check.message for check in checks)
 

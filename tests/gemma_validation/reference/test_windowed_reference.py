@@ -19,7 +19,7 @@ from gemma_validation.errors import MismatchError, ReferenceMissingError
 from gemma_validation.reference import (
     FoundReference,
     TransformersReference,
-    check_injection,
+    ask_injection,
     find_reference,
     open_reference,
     open_source,
@@ -87,7 +87,7 @@ def test_both_sides_write_and_exchange_caches(
     with ArtifactRunner(folder, manifest) as runner:
         (written,) = parting(source, runner, [DOCUMENT], 20)
         assert (written.tokens, written.first) == (20, None)
-        checks = check_injection(source, runner, DOCUMENT)
+        checks = ask_injection(source, runner, DOCUMENT)()
     assert [check.outcome for check in checks] == ["passed", "passed"], [check.message for check in checks]
     assert all(check.measured is not None and check.measured < SAME for check in checks)
 

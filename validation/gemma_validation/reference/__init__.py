@@ -16,7 +16,7 @@ from gemma_validation.reference.find import FoundReference, find_reference
 from gemma_validation.reference.folder_reference import FolderReference
 from gemma_validation.reference.greedy import GreedyText, greedy_divergences, greedy_texts
 from gemma_validation.reference.identity import check_checkpoint, check_folder
-from gemma_validation.reference.inject import ask_injection, check_injection, not_exchanged
+from gemma_validation.reference.inject import ask_injection, not_exchanged
 from gemma_validation.reference.select import (
     choose_reference_provider,
     open_source,
@@ -36,7 +36,6 @@ __all__ = [
     "ask_injection",
     "check_checkpoint",
     "check_folder",
-    "check_injection",
     "choose_reference_provider",
     "find_reference",
     "greedy_divergences",

@@ -16,7 +16,7 @@ from gemma_validation.documents import Document
 from gemma_validation.findings import Check
 from gemma_validation.reference.source import Cache, CacheSource, ReferenceSource
 
-__all__ = ["INTO_ARTIFACT", "INTO_REFERENCE", "ask_injection", "check_injection", "not_exchanged"]
+__all__ = ["INTO_ARTIFACT", "INTO_REFERENCE", "ask_injection", "not_exchanged"]
 
 INTO_ARTIFACT, INTO_REFERENCE = "reference cache into artifact", "artifact cache into reference"
 
@@ -33,27 +33,23 @@ _ROUNDING = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 8 * 2e-2}
 _OWN_DISTANCE = 2.0
 
 
-def check_injection(source: ReferenceSource, runner: ArtifactRunner, document: Document) -> tuple[Check, ...]:
+def ask_injection(
+    source: ReferenceSource, runner: ArtifactRunner, document: Document
+) -> Callable[[], tuple[Check, ...]]:
     """Runs the document's last tokens on each side behind the other side's cache of those before them.
 
     Both results are held against the reference's plain logits. The bound is the precision's rounding, or twice the
     distance of the export's own plain logits, so that what quantised weights cost does not count here.
 
     Args:
-        source: the reference.
+        source: the reference. Asked before it is prepared, one that is read layer by layer is not read again for this.
         runner: over the graph with all positions.
         document: at least two tokens.
 
     Returns:
-        Two checks of group "invariance"; skipped where another folder is the reference, or the cache holds integers.
+        What gives two checks of group "invariance"; skipped where another folder is the reference, or the cache holds
+        integers.
     """
-    return ask_injection(source, runner, document)()
-
-
-def ask_injection(
-    source: ReferenceSource, runner: ArtifactRunner, document: Document
-) -> Callable[[], tuple[Check, ...]]:
-    """See `check_injection`: before the reference is prepared, which then needs no run of its own for what is asked."""
     dtypes = sorted({state.dtype for state in runner.graph.state})
     reason = None
     if not isinstance(source, CacheSource):

@@ -10,7 +10,7 @@ attention    heads, scale, softcap, windows; `attention_parts` and `masks` where
 rotary       positions, frequencies, tables
 wiring       operators and their counts, weights, caches, the residual stream
 modules      what each module of a layer reads
-providers    where each node runs
+providers    where each node runs: looked at in the sessions that a validation opens anyway
 """
 
 from __future__ import annotations
