@@ -12,7 +12,7 @@ from gemma_export.pipeline import ExportRequest, export
 from gemma_runtime import Manifest, read_manifest
 from gemma_validation.artifact import ArtifactRunner
 from gemma_validation.findings import Check
-from gemma_validation.structure import PROVIDERS_CHECK, ProviderProfile, check_structure
+from gemma_validation.structure import PROVIDERS_CHECK, ProfiledSessions, check_structure
 
 __all__ = ["Exported", "exported", "opens", "structure_of"]
 
@@ -39,7 +39,7 @@ def exported(root: Path, checkpoint: Path, **changes: Any) -> Exported:
 
 def opens(folder: Path) -> Callable[[str], ArtifactRunner]:
     """What opens a folder's graphs by their roles, on the CPU."""
-    return ProviderProfile(folder, read_manifest(folder), provider="cpu").open
+    return ProfiledSessions(folder, read_manifest(folder), provider="cpu").open
 
 
 def structure_of(folder: Path) -> tuple[Check, ...]:
@@ -48,4 +48,4 @@ def structure_of(folder: Path) -> tuple[Check, ...]:
     checks = check_structure(folder, manifest)
     if any(check.name == PROVIDERS_CHECK for check in checks):
         return checks
-    return (*checks, ProviderProfile(folder, manifest, provider="cpu").check())
+    return (*checks, ProfiledSessions(folder, manifest, provider="cpu").check())

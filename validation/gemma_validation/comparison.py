@@ -64,7 +64,7 @@ def compare(
         manifest: its manifest.
         source: the reference.
         documents: what to run.
-        opened: opens the folder's graph of a role.
+        opened: the session of a role's graph, until another is asked for.
         suite: how much greedy text.
         tau: margin above which a changed token is a decisive flip, logits.
 
@@ -72,11 +72,11 @@ def compare(
     only greedy text meets such, its check fails and the rest is kept.
     """
     meter = DriftMeter(tau=tau)
+    try:
+        runner = opened("all")
+    except FolderUnreadableError as error:
+        return _not_loaded(source.about, error)
     with contextlib.ExitStack() as stack:
-        try:
-            runner = stack.enter_context(opened("all"))
-        except FolderUnreadableError as error:
-            return _not_loaded(source.about, error)
         steps, count = _GREEDY[suite]
         texts, finite = _written(runner, list(_first_of_each_slice(documents))[:count], steps)
         # together: a reference that is read layer by layer reads its layers once
@@ -129,11 +129,10 @@ def compare_golden(
         runner = opened("all")
     except FolderUnreadableError as error:
         return _not_loaded(pack.about, error)
-    with runner:
-        try:
-            found = measure_golden(pack, lambda ids: runner.logits(ids, rows=_ROWS), tau=tau)
-        except NotFinite as error:
-            return Comparison(about=pack.about, checks=(_not_finite(error),))
+    try:
+        found = measure_golden(pack, lambda ids: runner.logits(ids, rows=_ROWS), tau=tau)
+    except NotFinite as error:
+        return Comparison(about=pack.about, checks=(_not_finite(error),))
     return Comparison(
         about=pack.about,
         drift=found.drifts(),

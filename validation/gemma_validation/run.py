@@ -39,7 +39,7 @@ from gemma_validation.reference import (
 )
 from gemma_validation.stages import StageClock
 from gemma_validation.stored import StoredWeights, compare_stored
-from gemma_validation.structure import PROVIDERS_CHECK, ProviderProfile, check_structure
+from gemma_validation.structure import PROVIDERS_CHECK, ProfiledSessions, check_structure
 from gemma_validation.texts import folder_documents
 
 __all__ = ["MadeGolden", "folder_manifest", "make_golden_pack", "validate"]
@@ -83,7 +83,7 @@ def validate(
     bounds = _budget(budget, manifest)
     with clock.stage("structure"):
         checks = list(check_structure(directory, manifest))
-    profile = ProviderProfile(directory, manifest, provider=provider)
+    sessions = ProfiledSessions(directory, manifest, provider=provider)
     comparison = Comparison.nothing()
     found: FoundReference | None = None
     stored = StoredWeights()
@@ -95,23 +95,24 @@ def validate(
                 f"--localise needs a checkpoint's layers, {found.name} is a {_KINDS[found.kind]}",
                 hint="Give the checkpoint with --reference, or leave --localise out.",
             )
-        comparison = _measured(
-            directory,
-            manifest,
-            found,
-            clock,
-            profile,
-            suite=suite,
-            provider=provider,
-            reference_provider=reference_provider,
-            tau=tau,
-        )
+        with contextlib.closing(sessions):
+            comparison = _measured(
+                directory,
+                manifest,
+                found,
+                clock,
+                sessions,
+                suite=suite,
+                provider=provider,
+                reference_provider=reference_provider,
+                tau=tau,
+            )
         checks += comparison.checks
         stored = _stored(directory, manifest, found, clock)
         checks += stored.checks
     if all(check.name != PROVIDERS_CHECK for check in checks):
-        with clock.stage("providers"):
-            checks.append(profile.check())
+        with clock.stage("providers"), contextlib.closing(sessions):
+            checks.append(sessions.check())
     gates, verdict, reasons = judge(bounds, comparison.drift, checks)
     localisation = None
     wanted = verdict in ("drift", "broken") if localise is None else localise
@@ -147,7 +148,7 @@ def _measured(
     manifest: Manifest,
     found: FoundReference,
     clock: StageClock,
-    profile: ProviderProfile,
+    sessions: ProfiledSessions,
     *,
     suite: Suite,
     provider: str,
@@ -161,18 +162,18 @@ def _measured(
         pack = GoldenReference.read(found.path)
         pack.require(directory, manifest)
         with clock.stage("golden pack"):
-            comparison = compare_golden(directory, manifest, pack, opened=profile.open, tau=tau)
+            comparison = compare_golden(directory, manifest, pack, opened=sessions.open, tau=tau)
     else:
         source = open_source(found, directory, manifest, provider=provider, reference_provider=reference_provider)
         with contextlib.closing(source), clock.stage("drift"):
-            comparison = compare(directory, manifest, source, documents, opened=profile.open, suite=suite, tau=tau)
+            comparison = compare(directory, manifest, source, documents, opened=sessions.open, suite=suite, tau=tau)
     if not comparison.loaded:
         return comparison
     if found.kind == "golden":
         told = not_exchanged("a golden pack has no keys and values")
         comparison = dataclasses.replace(comparison, checks=(*comparison.checks, *told))
     with clock.stage("invariances"):
-        own = check_invariances(directory, manifest, documents, opened=profile.open, suite=suite)
+        own = check_invariances(directory, manifest, documents, opened=sessions.open, suite=suite)
     return dataclasses.replace(comparison, checks=(*comparison.checks, *own))
 
 

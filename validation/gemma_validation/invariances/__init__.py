@@ -41,13 +41,11 @@ def check_invariances(
 ) -> tuple[Check, ...]:
     """Runs the artifact in many ways and compares them with one another; no reference is needed.
 
-    One session at a time: each has the weights in memory.
-
     Args:
         directory: the exported folder.
         manifest: its manifest.
         documents: texts; without any, made-up tokens serve.
-        opened: opens the graph of a role.
+        opened: the session of a role's graph, until another is asked for.
         suite: "quick", less than a minute for a 2B in 4 bits, or "full", which takes longer texts and more sizes.
 
     Returns:
@@ -57,17 +55,16 @@ def check_invariances(
         FolderUnreadableError: there is no graph of all positions, or it does not load.
         ProviderUnavailableError: the provider does not start.
     """
-    with opened("all") as runner:
-        scene = Scene(runner, documents, SIZES[suite])
-        try:
-            # what everything else is compared with
-            _ = scene.whole, scene.alone
-        except FolderUnreadableError as error:
-            return (Check(group="invariance", name="one run", outcome="failed", message=error.message),)
-        found = windows.layer_windows(directory, runner.graph)
-        checks = [*_single_row(scene, suite), *_several_rows(scene), *_windows(scene, found, documents)]
-        # before the session closes: what the others are compared with
-        _ = scene.asked
+    scene = Scene(opened("all"), documents, SIZES[suite])
+    try:
+        # what everything else is compared with
+        _ = scene.whole, scene.alone
+    except FolderUnreadableError as error:
+        return (Check(group="invariance", name="one run", outcome="failed", message=error.message),)
+    found = windows.layer_windows(directory, scene.runner.graph)
+    checks = [*_single_row(scene, suite), *_several_rows(scene), *_windows(scene, found, documents)]
+    # before the session closes: what the others are compared with
+    _ = scene.asked
     for graph in manifest.graphs:
         if graph.role != scene.runner.graph.role:
             checks += _twin(scene, graph, opened)
@@ -124,14 +121,13 @@ def _twin(scene: Scene, graph: Graph, opened: Callable[[str], ArtifactRunner]) -
         return [skipped(name, error.message)]
     except FolderUnreadableError as error:
         return [Check(group="invariance", name=name, outcome="failed", message=error.message)]
-    with runner:
-        if graph.role == "static":
-            return [_measured(name, scene, partial(twins.static_step, scene, runner))]
-        bounds = same_shape_bounds(scene.runner.manifest)
-        checks = [_measured(name, scene, partial(twins.same_steps, scene, runner), bounds)]
-        if graph.role == "batched":
-            checks.append(_measured("chunks of several rows", scene, partial(twins.batched_chunks, scene, runner)))
-        return checks
+    if graph.role == "static":
+        return [_measured(name, scene, partial(twins.static_step, scene, runner))]
+    bounds = same_shape_bounds(scene.runner.manifest)
+    checks = [_measured(name, scene, partial(twins.same_steps, scene, runner), bounds)]
+    if graph.role == "batched":
+        checks.append(_measured("chunks of several rows", scene, partial(twins.batched_chunks, scene, runner)))
+    return checks
 
 
 def _measured(name: str, scene: Scene, ask: Callable[[], Difference], bounds: Bounds | None = None) -> Check:

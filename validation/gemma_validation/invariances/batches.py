@@ -10,7 +10,7 @@ from gemma_validation.invariances.scene import Scene, padded
 __all__ = ["other_pad", "padding", "permuted", "side_by_side"]
 
 _SAME = Difference(logits=0.0)
-_SHORT = 8
+_SHORT = 5
 
 
 def side_by_side(scene: Scene) -> Difference:

@@ -38,7 +38,7 @@ class Size:
 
 # quick: few tokens, which a 2B pays for, and more than one part of 64
 SIZES = {
-    "quick": Size(prompt=72, beginning=24, rows=(17, 9, 5)),
+    "quick": Size(prompt=67, beginning=17, rows=(13, 8, 4)),
     "full": Size(prompt=300, beginning=300, rows=(65, 64, 21, 8, 1)),
 }
 

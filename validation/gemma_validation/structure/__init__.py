@@ -30,10 +30,10 @@ from gemma_validation.structure import arithmetic, consumers, folder, interface,
 from gemma_validation.structure.attention import attention
 from gemma_validation.structure.facts import Finder, FolderFacts
 from gemma_validation.structure.norms import epsilons
-from gemma_validation.structure.providers import PROVIDERS_CHECK, ProviderProfile
+from gemma_validation.structure.providers import PROVIDERS_CHECK, ProfiledSessions
 from gemma_validation.structure.rotary import rotary_nodes, rotary_tables
 
-__all__ = ["PROVIDERS_CHECK", "ProviderProfile", "check_structure"]
+__all__ = ["PROVIDERS_CHECK", "ProfiledSessions", "check_structure"]
 
 # name -> what looks for mistakes, and what it says when there are none
 _CHECKS: dict[str, tuple[Finder, str]] = {
@@ -90,7 +90,7 @@ def check_structure(directory: Path, manifest: Manifest) -> tuple[Check, ...]:
 
     Returns:
         One check for each thing looked at. What cannot be looked at after a failure is skipped; so is the check of the
-        providers then, which otherwise is for `ProviderProfile` to make.
+        providers then, which otherwise is for `ProfiledSessions` to make.
     """
     checks = [_files(directory), _hashes(directory, manifest)]
     if checks[0].outcome == "failed":

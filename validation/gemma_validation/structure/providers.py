@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from gemma_runtime.graph_choice import PROVIDERS
-from gemma_runtime.manifest import Manifest
+from gemma_runtime.manifest import Graph, Manifest
 from gemma_validation.artifact import ArtifactRunner, graph_of_role
 from gemma_validation.errors import FolderUnreadableError, ProviderUnavailableError
 from gemma_validation.findings import Check
 
-__all__ = ["PROVIDERS_CHECK", "ProviderProfile", "judge_providers"]
+__all__ = ["PROVIDERS_CHECK", "ProfiledSessions", "judge_providers"]
 
 PROVIDERS_CHECK = "providers"
 # tokens of a static graph's cache: a little more than are run
@@ -49,11 +49,11 @@ _SHAPES = frozenset(
 )
 
 
-class ProviderProfile:
-    """Who runs the nodes of a folder's graphs: two tokens of each, one behind the other's cache, in a profiled session.
+class ProfiledSessions:
+    """A folder's graphs, opened one at a time, and who runs the nodes of each.
 
-    Opening a session takes seconds where the weights are large, so whoever needs one gets it from `open`, and it is
-    profiled on the way.
+    A session has the weights in memory and takes seconds to open where they are large. So there is one of them, whoever
+    needs it gets it from `open`, and the first of each graph is profiled over two tokens. `close` at the end.
 
     Args:
         directory: the exported folder.
@@ -65,14 +65,27 @@ class ProviderProfile:
         self._directory, self._manifest, self._provider = directory, manifest, provider
         # file -> how many nodes of each (provider, operator) ran, in onnxruntime's names
         self._ran: dict[str, Counter[tuple[str, str]]] = {}
+        self._open: ArtifactRunner | None = None
 
     def open(self, role: str) -> ArtifactRunner:
-        """The graph of a role, opened.
+        """The graph of a role: its session if it is the last one, else a new one, for which the last is closed.
 
         Raises:
             FolderUnreadableError, ProviderUnavailableError: see ArtifactRunner.
         """
         graph = graph_of_role(self._manifest, role)
+        if self._open is None or self._open.graph.file != graph.file:
+            self.close()
+            self._open = self._opened(graph)
+        return self._open
+
+    def close(self) -> None:
+        """Gives the memory of the session that is open back."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def _opened(self, graph: Graph) -> ArtifactRunner:
         opened = functools.partial(
             ArtifactRunner, self._directory, self._manifest, provider=self._provider, role=graph.role
         )
@@ -101,7 +114,7 @@ class ProviderProfile:
             if graph.file in self._ran:
                 continue
             try:
-                self.open(graph.role).close()
+                self.open(graph.role)
             except ProviderUnavailableError:
                 if graph.role == "main":
                     raise
