@@ -1,34 +1,40 @@
 """Compiled loops over blocks: the search for scales, rounding and packing.
 
-float32 throughout, each step rounded once, nothing contracted or reordered: every machine gets the same bits. The
-search takes many blocks at a time, four lanes for each, so that no sum runs across more than those: laid out four
-weights at a time, a piece of blocks is copied three times as fast as one weight at a time. Compiling takes one to four
-seconds, in each process: a cache on the disk would be one more thing that can be full, read-only or stale.
+float32 throughout, each step rounded once, nothing reordered: every machine gets the same bits. A block waits for its
+range, its scale, its sums and their quotient, one after the other: the search's candidates go through it together, side
+by side in all of them. Compiling takes half a second, in each process: a cache on the disk would be one more thing that
+can be full, read-only or stale.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
+import numba.extending
 import numpy as np
 import numpy.typing as npt
+from numba import types
+from numba.core import cgutils
 
 from gemma_export.precision.block_format import SMALLEST_SCALE
+from gemma_export.precision.lanes import Lanes, vector
 
-__all__ = ["round_blocks", "round_to_nibbles", "search_blocks"]
+__all__ = ["CANDIDATES", "round_blocks", "round_to_nibbles", "search_blocks"]
 
-# weights that are searched at a time, 16 KiB of them, and lanes that a block has
-_GROUP, _LANES = 4096, 4
+# ranges that the search tries for each block
+CANDIDATES = 4
+# weights that it takes at a time
+_LANES = 8
 _SMALLEST = np.float32(SMALLEST_SCALE)
 # float32 numbers around it are whole: adding and subtracting it rounds to the nearest, ties to even
 _WHOLE = np.float32(12582912.0)
 _ZERO, _ONE, _SIXTEEN = np.float32(0.0), np.float32(1.0), np.float32(16.0)
-_NOT_A_NUMBER = np.float32(np.nan)
 
 Floats = npt.NDArray[np.float32]
 
-# called from Python, and from one another alone: what else numba would compile for callers costs a quarter of the time
+# called from Python alone: what else numba would compile for callers costs a quarter of the time
 _compiled = numba.njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)
-_part = numba.njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True, no_cpython_wrapper=True)
 
 
 @numba.njit(nogil=True, error_model="numpy", inline="always")  # type: ignore[untyped-decorator]
@@ -85,6 +91,7 @@ def round_to_nibbles(
             found[index] = np.int32(first + second * _SIXTEEN)
 
 
+@_compiled  # type: ignore[untyped-decorator]
 def search_blocks(
     blocks: Floats,
     importance: Floats | None,
@@ -98,211 +105,139 @@ def search_blocks(
     """For each block the scale and zero point, of some candidates, whose refitted codes explain most of it.
 
     Args:
-        blocks: [n, block size], a multiple of 16.
+        blocks: [n, block size], a multiple of 16; contiguous.
         importance: [block size], of each weight's squared error; None where all count alike.
-        factors: of the candidates, on the block's own range.
+        factors: of the candidates, on the block's own range: [CANDIDATES].
         middle, top: codes of zero, where it is symmetric, and of the largest number.
         symmetric: without zero points.
-        scales, zero_points: [n], written.
+        scales, zero_points: [n], written. A block that holds what is no number gets a scale that is none.
     """
-    rows, together = blocks.shape[1] // _LANES, max(1, _GROUP // blocks.shape[1])
-    group = np.empty((rows, together * _LANES), np.float32)
-    counts = None
-    if importance is not None:
-        counts = np.ascontiguousarray(np.tile(importance.reshape(rows, _LANES), together))
-    # four float32 numbers are moved at a time
-    _search(
-        blocks.view(np.complex128),
-        group.view(np.complex128),
-        group,
-        counts,
-        factors,
-        (middle, top),
-        symmetric,
-        np.empty((5, together * _LANES), np.float32),
-        np.empty((10, together), np.float32),
-        scales,
-        zero_points,
+    for block in range(len(blocks)):
+        found = _best_candidate(blocks[block], importance, factors, middle, top, symmetric)
+        scales[block], zero_points[block] = found
+
+
+@numba.extending.intrinsic  # type: ignore[untyped-decorator]
+def _best_candidate(
+    context: Any, weights: Any, importance: Any, factors: Any, middle: Any, top: Any, symmetric: Any
+) -> Any:
+    """(scale, zero point) of one block; see `search_blocks`."""
+    signature = types.UniTuple(types.float32, 2)(weights, importance, factors, middle, top, symmetric)
+
+    def instructions(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kinds = signature.args
+        block = _Vectors(context, builder, kinds[0], arguments[0], _LANES)
+        counts = None if kinds[1] == types.none else _Vectors(context, builder, kinds[1], arguments[1], _LANES)
+        factor = _Vectors(context, builder, kinds[2], arguments[2], CANDIDATES)[context.get_constant(types.intp, 0)]
+        middle, top = (Lanes.spread(builder, number, CANDIDATES) for number in arguments[3:5])
+        scale, reciprocal, zero_point = _candidates(block, factor, middle, top, arguments[5])
+        fit, norm = _explained(block, counts, reciprocal, zero_point, top)
+        return context.make_tuple(builder, signature.return_type, _best(fit, norm, scale, zero_point))
+
+    return signature, instructions
+
+
+class _Vectors:
+    """A contiguous array of float32 numbers, so many at a time, and a loop over them."""
+
+    def __init__(self, context: Any, builder: Any, kind: Any, value: Any, lanes: int) -> None:
+        if kind.layout != "C":
+            raise numba.TypingError("expected contiguous arrays")
+        array = context.make_array(kind)(context, builder, value)
+        size = builder.udiv(array.nitems, array.nitems.type(lanes))
+        self.builder, self._size = builder, size
+        self._memory = builder.bitcast(array.data, vector(lanes).as_pointer())
+
+    def __getitem__(self, index: Any) -> Lanes:
+        return Lanes.load(self.builder, self.builder.gep(self._memory, [index]))
+
+    def loop(self) -> Any:
+        """A block of instructions that runs for each `index` of it."""
+        return cgutils.for_range(self.builder, self._size)
+
+
+class _Sum:
+    """A variable of a loop, which starts at zero."""
+
+    def __init__(self, builder: Any, lanes: int) -> None:
+        zero = Lanes.constant(builder, 0, lanes)
+        self._builder, self._memory = builder, cgutils.alloca_once(builder, zero.value.type)
+        self.set(zero)
+
+    def get(self) -> Lanes:
+        return Lanes(self._builder, self._builder.load(self._memory))
+
+    def set(self, lanes: Lanes) -> None:
+        self._builder.store(lanes.value, self._memory)
+
+
+def _candidates(
+    block: _Vectors, factor: Lanes, middle: Lanes, top: Lanes, symmetric: Any
+) -> tuple[Lanes, Lanes, Lanes]:
+    """Scales, their reciprocals and zero points of a factor times the block's range; each [CANDIDATES]."""
+    builder = block.builder
+    low, high = _Sum(builder, _LANES), _Sum(builder, _LANES)
+    with block.loop() as loop:
+        weights = block[loop.index]
+        low.set(low.get().lesser(weights))
+        high.set(high.get().greater(weights))
+    least = Lanes.spread(builder, low.get().folded(Lanes.lesser), CANDIDATES)
+    most = Lanes.spread(builder, high.get().folded(Lanes.greater), CANDIDATES)
+    zero, one, whole, smallest = (
+        Lanes.constant(builder, number, CANDIDATES) for number in (_ZERO, _ONE, _WHOLE, _SMALLEST)
     )
-
-
-@_compiled  # type: ignore[untyped-decorator]
-def _search(
-    sources: npt.NDArray[np.complex128],
-    targets: npt.NDArray[np.complex128],
-    group: Floats,
-    counts: Floats | None,
-    factors: Floats,
-    codes: tuple[np.float32, np.float32],
-    symmetric: bool,
-    of_lanes: Floats,
-    of_blocks: Floats,
-    scales: Floats,
-    zero_points: Floats,
-) -> None:
-    """`search_blocks` with its memory: `of_lanes` [5, lanes] and `of_blocks` [10, blocks of a group]."""
-    # least and greatest number, then codes less their zero point and what they explain
-    low, high, inverse, fit, norm = of_lanes[0], of_lanes[1], of_lanes[2], of_lanes[3], of_lanes[4]
-    least, most, scale, reciprocal, zero_point = of_blocks[0], of_blocks[1], of_blocks[2], of_blocks[3], of_blocks[4]
-    fitted, normed, explained, best_scale, best_zero_point = (
-        of_blocks[5],
-        of_blocks[6],
-        of_blocks[7],
-        of_blocks[8],
-        of_blocks[9],
-    )
-    middle, top = codes
-    count, together = len(sources), len(scale)
-    for first in range(0, count, together):
-        for block in range(together):
-            # blocks past the end repeat the last
-            source = sources[min(first + block, count - 1)]
-            for index in range(len(source)):
-                targets[index, block] = source[index]
-        _extremes(group, low, high, least, most)
-        for block in range(together):
-            # less than any share; where none is a number, neither is the scale, which is refused
-            explained[block], best_scale[block], best_zero_point[block] = -_ONE, _NOT_A_NUMBER, _ZERO
-        for candidate in range(len(factors)):
-            factor = factors[candidate]
-            if symmetric:
-                _symmetric_range(least, most, factor / -middle, middle, scale, reciprocal, zero_point)
-            else:
-                _range(least, most, factor, top, scale, reciprocal, zero_point)
-            for block in range(together):
-                inverted, below, above = reciprocal[block], -zero_point[block], top - zero_point[block]
-                for lane in range(block * _LANES, block * _LANES + _LANES):
-                    inverse[lane], low[lane], high[lane] = inverted, below, above
-            if counts is None:
-                _explain(group, inverse, low, high, fit, norm)
-            else:
-                _explain_weighted(group, counts, inverse, low, high, fit, norm)
-            _join(fit, fitted)
-            _join(norm, normed)
-            _keep_better(fitted, normed, scale, zero_point, explained, best_scale, best_zero_point)
-        for block in range(min(together, count - first)):
-            scales[first + block], zero_points[first + block] = best_scale[block], best_zero_point[block]
-
-
-@_part  # type: ignore[untyped-decorator]
-def _symmetric_range(
-    least: Floats,
-    most: Floats,
-    share: np.float32,
-    middle: np.float32,
-    scale: Floats,
-    reciprocal: Floats,
-    zero_point: Floats,
-) -> None:
-    """Scales of a share of the number of largest magnitude, and their reciprocals; all [blocks]."""
-    for block in range(len(scale)):
-        width = (most[block] if most[block] >= -least[block] else least[block]) * share
-        scale[block] = width
-        reciprocal[block] = _ZERO if abs(width) < _SMALLEST else _ONE / width
-        zero_point[block] = middle
-
-
-@_part  # type: ignore[untyped-decorator]
-def _range(
-    least: Floats,
-    most: Floats,
-    factor: np.float32,
-    top: np.float32,
-    scale: Floats,
-    reciprocal: Floats,
-    zero_point: Floats,
-) -> None:
-    """Scales and zero points of a factor times the range, and the scales' reciprocals; all [blocks]."""
+    # without zero points the number of largest magnitude gets the code that has no opposite
+    extreme = least.where(most < -least, most)
     # divided before the subtraction, which could overflow
     share = factor / top
-    for block in range(len(scale)):
-        width = most[block] * share - least[block] * share
-        inverted = _ZERO if abs(width) < _SMALLEST else _ONE / width
-        zero = (least[block] * -factor * inverted + _WHOLE) - _WHOLE
-        zero = _ZERO if zero < _ZERO else zero
-        zero_point[block] = top if zero > top else zero
-        scale[block], reciprocal[block] = width, inverted
+    scale = (extreme * (factor / -middle)).where(symmetric, most * share - least * share)
+    reciprocal = zero.where(abs(scale) < smallest, one / scale)
+    nearest = (least * -factor * reciprocal + whole) - whole
+    return scale, reciprocal, middle.where(symmetric, nearest.greater(zero).lesser(top))
 
 
-@_part  # type: ignore[untyped-decorator]
-def _keep_better(
-    fitted: Floats,
-    normed: Floats,
-    scale: Floats,
-    zero_point: Floats,
-    explained: Floats,
-    best_scale: Floats,
-    best_zero_point: Floats,
-) -> None:
-    """Refits the scales to what their codes explain, and keeps those that explain more; all [blocks]."""
-    for block in range(len(scale)):
-        refitted = fitted[block] / normed[block] if normed[block] > _ZERO else scale[block]
-        # what the codes explain of the block: the larger, the smaller the error
-        share = refitted * fitted[block]
-        better = share > explained[block]
-        explained[block] = share if better else explained[block]
-        best_scale[block] = refitted if better else best_scale[block]
-        best_zero_point[block] = zero_point[block] if better else best_zero_point[block]
+def _explained(
+    block: _Vectors, counts: _Vectors | None, reciprocal: Lanes, zero_point: Lanes, top: Lanes
+) -> tuple[Lanes, Lanes]:
+    """<codes, weights> and <codes, codes> of codes less their zero point; each [CANDIDATES]."""
+    builder, candidates = block.builder, range(CANDIDATES)
+    whole = Lanes.constant(builder, _WHOLE, CANDIDATES)
+    # of whole numbers with _WHOLE added, which rounds a product on its way
+    inverse, least, most = (
+        [lanes.take([one] * _LANES) for one in candidates]
+        for lanes in (reciprocal, whole - zero_point, whole + (top - zero_point))
+    )
+    whole = Lanes.constant(builder, _WHOLE, _LANES)
+    fits, norms = ([_Sum(builder, _LANES) for _ in candidates] for _ in range(2))
+    with block.loop() as loop:
+        weights = block[loop.index]
+        for one in candidates:
+            code = weights.times_plus(inverse[one], whole).greater(least[one]).lesser(most[one]) - whole
+            counted = code if counts is None else code * counts[loop.index]
+            fits[one].set(counted.times_plus(weights, fits[one].get()))
+            norms[one].set(counted.times_plus(code, norms[one].get()))
+    return _sums([fit.get() for fit in fits]), _sums([norm.get() for norm in norms])
 
 
-@_part  # type: ignore[untyped-decorator]
-def _extremes(group: Floats, low: Floats, high: Floats, least: Floats, most: Floats) -> None:
-    """The least and the greatest number, or zero, of each lane of `group` [rows, lanes], then of each block."""
-    for lane in range(len(low)):
-        low[lane] = high[lane] = _ZERO
-    for index in range(0, len(group), 2):
-        row, second = group[index], group[index + 1]
-        for lane in range(len(low)):
-            weight, later = row[lane], second[lane]
-            # no min and max: what they do with NaN does not vectorise
-            below = weight if weight < low[lane] else low[lane]
-            above = weight if weight > high[lane] else high[lane]
-            low[lane] = later if later < below else below
-            high[lane] = later if later > above else above
-    for block in range(len(least)):
-        below, above = _ZERO, _ZERO
-        for lane in range(block * _LANES, block * _LANES + _LANES):
-            below = low[lane] if low[lane] < below else below
-            above = high[lane] if high[lane] > above else above
-        least[block], most[block] = below, above
+def _sums(four: list[Lanes]) -> Lanes:
+    """The sum of each of four, of eight lanes, side by side."""
+    first, second, third, fourth = (lanes.take(range(4)) + lanes.take(range(4, 8)) for lanes in four)
+    pairs = first.take((0, 1, 4, 5), second) + first.take((2, 3, 6, 7), second)
+    others = third.take((0, 1, 4, 5), fourth) + third.take((2, 3, 6, 7), fourth)
+    return pairs.take((0, 2, 4, 6), others) + pairs.take((1, 3, 5, 7), others)
 
 
-@_part  # type: ignore[untyped-decorator]
-def _explain(group: Floats, inverse: Floats, lowest: Floats, highest: Floats, fit: Floats, norm: Floats) -> None:
-    """<codes, weights> and <codes, codes> of each lane, written to `fit` and `norm`."""
-    for lane in range(len(fit)):
-        fit[lane] = norm[lane] = _ZERO
-    for index in range(0, len(group), 4):
-        row, second, third, fourth = group[index], group[index + 1], group[index + 2], group[index + 3]
-        for lane in range(len(fit)):
-            inverted, least, most = inverse[lane], lowest[lane], highest[lane]
-            fitted, normed = fit[lane], norm[lane]
-            for weight in (row[lane], second[lane], third[lane], fourth[lane]):
-                code = _code(weight, inverted, least, most)
-                fitted += code * weight
-                normed += code * code
-            fit[lane], norm[lane] = fitted, normed
-
-
-@_part  # type: ignore[untyped-decorator]
-def _explain_weighted(
-    group: Floats, counts: Floats, inverse: Floats, lowest: Floats, highest: Floats, fit: Floats, norm: Floats
-) -> None:
-    """`_explain` with the importance of each weight, `counts` [rows, lanes]."""
-    for lane in range(len(fit)):
-        fit[lane] = norm[lane] = _ZERO
-    for index in range(len(group)):
-        row, importance = group[index], counts[index]
-        for lane in range(len(fit)):
-            code = _code(row[lane], inverse[lane], lowest[lane], highest[lane])
-            counted = code * importance[lane]
-            fit[lane] += counted * row[lane]
-            norm[lane] += counted * code
-
-
-@_part  # type: ignore[untyped-decorator]
-def _join(lanes: Floats, blocks: Floats) -> None:
-    """The sum of each block's four lanes."""
-    for block in range(len(blocks)):
-        lane = block * _LANES
-        blocks[block] = (lanes[lane] + lanes[lane + 1]) + (lanes[lane + 2] + lanes[lane + 3])
+def _best(fit: Lanes, norm: Lanes, scale: Lanes, zero_point: Lanes) -> list[Any]:
+    """Scales refitted to what their codes explain; the one that explains most, and its zero point."""
+    builder = fit.builder
+    zero, less, none = (Lanes.constant(builder, number, CANDIDATES) for number in (0, -1, np.nan))
+    refitted = (fit / norm).where(zero < norm, scale)
+    # what the codes explain of the block: the larger, the smaller the error
+    explained = refitted * fit
+    is_number = less < explained
+    found = [explained.where(is_number, less), refitted.where(is_number, none), zero_point]
+    for count in (4, 2):
+        pairs = [(lanes.take(range(0, count, 2)), lanes.take(range(1, count, 2))) for lanes in found]
+        better = pairs[0][0] < pairs[0][1]
+        found = [second.where(better, first) for first, second in pairs]
+    return [lanes.first for lanes in found[1:]]

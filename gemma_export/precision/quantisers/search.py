@@ -62,19 +62,22 @@ def search_scales(
         blocks: float32 [rows, blocks, block size].
         layout: bits and symmetry.
         importance: of each weight's squared error, [block size]; all alike if not given.
-        asymmetric: factors on the range of blocks with zero points.
+        asymmetric: four factors on the range of blocks with zero points.
     """
     import numpy as np
     import torch
 
-    from gemma_export.precision.block_kernels import search_blocks
+    from gemma_export.precision.block_kernels import CANDIDATES, search_blocks
 
+    factors = _SYMMETRIC if layout.symmetric else asymmetric
+    if len(factors) != CANDIDATES:
+        raise ValueError(f"expected {CANDIDATES} factors, found {len(factors)}")
     rows, count, size = blocks.shape
     scales, zero_points = torch.empty(rows, count, 1), torch.empty(rows, count, 1)
     search_blocks(
         blocks.contiguous().view(rows * count, size).numpy(),
         None if importance is None else importance.contiguous().numpy(),
-        np.array(_SYMMETRIC if layout.symmetric else asymmetric, np.float32),
+        np.array(factors, np.float32),
         np.float32(layout.middle),
         np.float32(layout.top),
         layout.symmetric,
