@@ -34,16 +34,20 @@ from torchlib import build_torchlib_once
 __all__ = ["run_forked"]
 
 _PACKAGES = (
+    "numba",
     "numpy",
     "onnx",
     "onnx_ir",
     "onnxscript",
     "safetensors",
     "sentencepiece",
+    "sympy.tensor.tensor",
     "tokenizers",
     "torch",
 )
 _UNTOUCHED = ("gemma_export", "gemma_runtime", "gemma_validation", "huggingface_hub", "transformers")
+# gemma_export's own
+_OPSET = 23
 _REQUEST_BYTES = 1 << 20
 
 
@@ -143,8 +147,11 @@ def _export_something() -> None:
 
     build_torchlib_once()
     logging.disable()
+    layer, inputs = torch.nn.Linear(2, 2).eval(), torch.zeros(3, 4, 2)
+    # as programs do: other opsets have a table of their own, and shapes that are not known other parts of torch
+    shapes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
     with warnings.catch_warnings(action="ignore"):
-        torch.onnx.export(torch.nn.Identity().eval(), (torch.zeros(1),), dynamo=True, verbose=False)
+        torch.onnx.export(layer, (inputs,), dynamic_shapes=(shapes,), opset_version=_OPSET, dynamo=True, verbose=False)
     logging.disable(logging.NOTSET)
 
 
