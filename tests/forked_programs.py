@@ -2,7 +2,7 @@
 
 A server imports other people's packages once and forks for each program; the child is a process of its own with the
 streams, directory and environment asked for, and runs the module as `python -m` does. No module of ours is imported
-before the fork, and none of the packages that read the environment when they are imported (huggingface_hub,
+before the fork, and none of the packages that read the environment of tests when they are imported (huggingface_hub,
 transformers). POSIX only.
 
 Run as a file: forked_programs.py SOCKET, the descriptor of the server's end of a socket pair.
@@ -41,6 +41,7 @@ _PACKAGES = (
     "onnxscript",
     "safetensors",
     "sentencepiece",
+    # torch imports it when it makes symbols
     "sympy.tensor.tensor",
     "tokenizers",
     "torch",

@@ -15,7 +15,7 @@ __all__ = ["assert_error", "gemma_export", "gemma_run", "gemma_validate", "start
 
 _SECONDS = 300
 _TERMINAL = {"COLUMNS": "100", "PYTHONIOENCODING": "utf-8"}
-_READ_AT_THE_START = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "ORT_", "GLIBC_")
+_READ_AT_THE_START = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "ORT_", "GLIBC_", "NUMBA_")
 
 
 def start(module: str, *arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:

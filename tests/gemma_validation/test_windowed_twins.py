@@ -41,7 +41,7 @@ def _structure(folder: Path) -> dict[str, Check]:
 
 
 def test_the_same_steps_in_window_sized_caches(folder: Path) -> None:
-    """A prompt of nine windows, chunks and tokens behind it, and padded rows where the graph takes them."""
+    """A prompt longer than the window, chunks and tokens behind it, and padded rows where the graph takes them."""
     checks = _invariances(folder)
     assert [checks[f"graph {role}"].outcome for role in _ROLES] == ["passed", "passed"]
 

@@ -59,7 +59,7 @@ def search_scales(
     """The best float32 scales and zero points, [rows, blocks, 1] each.
 
     Args:
-        blocks: float32 [rows, blocks, block size].
+        blocks: float32 [rows, blocks, block size]; of any size, as a last one that is not padded may be.
         layout: bits and symmetry.
         importance: of each weight's squared error, [block size]; all alike if not given.
         asymmetric: four factors on the range of blocks with zero points.
@@ -67,11 +67,16 @@ def search_scales(
     import numpy as np
     import torch
 
-    from gemma_export.precision.block_kernels import CANDIDATES, search_blocks
+    from gemma_export.precision.block_kernels import CANDIDATES, LANES, search_blocks
 
     factors = _SYMMETRIC if layout.symmetric else asymmetric
     if len(factors) != CANDIDATES:
         raise ValueError(f"expected {CANDIDATES} factors, found {len(factors)}")
+    missing = -blocks.shape[-1] % LANES
+    if missing:
+        # zeros, which change neither a range nor what codes explain
+        blocks = torch.nn.functional.pad(blocks, (0, missing))
+        importance = None if importance is None else torch.nn.functional.pad(importance, (0, missing))
     rows, count, size = blocks.shape
     scales, zero_points = torch.empty(rows, count, 1), torch.empty(rows, count, 1)
     search_blocks(

@@ -49,7 +49,7 @@ def _least_error(block: Floats, symmetric: bool, importance: Floats) -> float:
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("size", [16, 32, 48, 128, 256])
+@pytest.mark.parametrize("size", [8, 32, 40, 128, 256])
 def test_no_candidate_is_better_than_the_one_that_is_found(size: int, weighted: bool, symmetric: bool) -> None:
     blocks = _blocks(50, size)
     importance = np.random.default_rng(1).uniform(0.1, 9, size).astype(np.float32)
@@ -67,7 +67,8 @@ def test_a_block_that_holds_no_number_gets_no_scale_and_its_neighbours_theirs(wr
     expected = _searched(blocks, symmetric)
     blocks[2, 17] = wrong
     scales, zero_points = _searched(blocks, symmetric)
-    assert not np.isfinite(scales[2])
+    assert np.isnan(scales[2])
+    assert zero_points[2] == 0
     others = [0, 1, 3]
     assert np.array_equal(scales[others], expected[0][others])
     assert np.array_equal(zero_points[others], expected[1][others])
@@ -87,6 +88,8 @@ def test_the_first_of_equal_candidates_is_taken() -> None:
     assert (scales[0], zero_points[0]) == (1.0, 15.0)
 
 
-def test_memory_that_is_not_contiguous_is_refused() -> None:
+def test_memory_that_is_not_contiguous_float32_is_refused() -> None:
     with pytest.raises(numba.TypingError, match="contiguous"):
         _searched(_blocks(8, 64)[:, ::2], symmetric=True)
+    with pytest.raises(numba.TypingError, match="float32"):
+        _searched(_blocks(8, 64).astype(np.float64), symmetric=True)  # type: ignore[arg-type]

@@ -117,3 +117,17 @@ def test_moments_that_are_not_finite_are_refused_by_name(value: float) -> None:
     gram.add(inputs)
     with pytest.raises(NonFiniteError, match=r"inputs of model\.x"):
         gram.feedback("model.x")
+
+
+@pytest.mark.parametrize("columns", [100, 101, 40, 33, 5])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_last_block_of_any_width_is_quantised_as_well_as_the_others(columns: int, symmetric: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight, inputs = (torch.randn(count, columns, generator=generator) for count in (_ROWS, 600))
+    gram = Gram(columns)
+    gram.add(inputs)
+    layout = BlockFormat(bits=4, block_size=32, symmetric=symmetric)
+    found = dequantise(gptq(weight.t().contiguous(), gram.feedback("w"), layout, torch.float32), layout)
+    last = slice(columns // 32 * 32, columns)
+    lost = (found[:, :columns] - weight)[:, last].norm() / weight[:, last].norm()
+    assert lost < 0.15

@@ -453,6 +453,20 @@ def test_a_twin_of_a_later_onnxruntime_is_left_out_and_named(tiny_fp32: Path) ->
         ProfiledSessions(tiny_fp32, dataclasses.replace(manifest, graphs=none), provider="cpu").check()
 
 
+def test_one_session_is_open_at_a_time(tiny_fp32: Path) -> None:
+    sessions, token = ProfiledSessions(tiny_fp32, read_manifest(tiny_fp32), provider="cpu"), np.ones((1, 1), np.int64)
+    first = sessions.open("all")
+    assert sessions.open("all") is first
+    other = sessions.open("main")
+    assert other.graph.role == "main"
+    with pytest.raises(AttributeError):
+        # its memory has been given back
+        first.step(token, token)
+    other.step(token, token)
+    sessions.close()
+    sessions.open("all").step(token, token)
+
+
 def test_nodes_elsewhere_than_asked_for() -> None:
     """No device is needed to judge a profile."""
     cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"

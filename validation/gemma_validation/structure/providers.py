@@ -53,7 +53,8 @@ class ProfiledSessions:
     """A folder's graphs, opened one at a time, and who runs the nodes of each.
 
     A session has the weights in memory and takes seconds to open where they are large. So there is one of them, whoever
-    needs it gets it from `open`, and the first of each graph is profiled over two tokens. `close` at the end.
+    needs it gets it from `open` and leaves it open, and the first of each graph is profiled over two tokens. `close`
+    gives the memory back; what is asked for afterwards is opened again.
 
     Args:
         directory: the exported folder.
@@ -74,9 +75,9 @@ class ProfiledSessions:
             FolderUnreadableError, ProviderUnavailableError: see ArtifactRunner.
         """
         graph = graph_of_role(self._manifest, role)
-        if self._open is None or self._open.graph.file != graph.file:
+        if self._open is None or self._open.graph != graph:
             self.close()
-            self._open = self._opened(graph)
+            self._open = self._new(graph)
         return self._open
 
     def close(self) -> None:
@@ -85,14 +86,14 @@ class ProfiledSessions:
             self._open.close()
             self._open = None
 
-    def _opened(self, graph: Graph) -> ArtifactRunner:
-        opened = functools.partial(
+    def _new(self, graph: Graph) -> ArtifactRunner:
+        make = functools.partial(
             ArtifactRunner, self._directory, self._manifest, provider=self._provider, role=graph.role
         )
         if graph.file in self._ran:
-            return opened()
+            return make()
         with tempfile.TemporaryDirectory() as folder:
-            runner = opened(profile=Path(folder) / "profile")
+            runner = make(profile=Path(folder) / "profile")
             try:
                 self._ran[graph.file] = _ran(runner)
             except BaseException:
