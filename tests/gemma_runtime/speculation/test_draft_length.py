@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gemma_runtime.speculation import DraftLength
+from gemma_export.precision.schemes import SCHEMES
+from gemma_runtime.manifest import read_manifest
+from gemma_runtime.speculation import DraftLength, row_cost
 
 KIND = 4
 
@@ -99,3 +102,14 @@ def test_what_was_not_looked_at_says_nothing() -> None:
 
 def test_the_same_text_gets_the_same_guesses() -> None:
     assert run(0.17, 0.6, seed=3).counts == run(0.17, 0.6, seed=3).counts
+
+
+def test_rows_cost_what_the_types_of_weights_make_them_cost(tiny_fp32: Path) -> None:
+    manifest = read_manifest(tiny_fp32)
+    found = {}
+    for name in ("float32", *SCHEMES):
+        precision = dataclasses.replace(manifest.precision, weight_dtype=name)
+        found[name] = row_cost(dataclasses.replace(manifest, precision=precision))
+    assert sorted(found, key=found.__getitem__) == ["int8-dynamic", "float32", "int4", "int8"]
+    wide = dataclasses.replace(manifest.precision, activation_dtype="float16")
+    assert row_cost(dataclasses.replace(manifest, precision=wide)) > found["float32"]
