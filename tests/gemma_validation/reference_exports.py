@@ -12,7 +12,7 @@ from gemma_export.pipeline import ExportRequest, export
 from gemma_runtime import Manifest, read_manifest
 from gemma_validation.artifact import ArtifactRunner
 from gemma_validation.findings import Check
-from gemma_validation.structure import PROVIDERS_CHECK, ProfiledSessions, check_structure
+from gemma_validation.structure import PROVIDERS_CHECK, ProfiledSessions, check_providers, check_structure
 
 __all__ = ["Exported", "exported", "opens", "structure_of"]
 
@@ -48,4 +48,4 @@ def structure_of(folder: Path) -> tuple[Check, ...]:
     checks = check_structure(folder, manifest)
     if any(check.name == PROVIDERS_CHECK for check in checks):
         return checks
-    return (*checks, ProfiledSessions(folder, manifest, provider="cpu").check())
+    return (*checks, check_providers(ProfiledSessions(folder, manifest, provider="cpu")))

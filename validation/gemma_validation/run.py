@@ -39,7 +39,7 @@ from gemma_validation.reference import (
 )
 from gemma_validation.stages import StageClock
 from gemma_validation.stored import StoredWeights, compare_stored
-from gemma_validation.structure import PROVIDERS_CHECK, ProfiledSessions, check_structure
+from gemma_validation.structure import PROVIDERS_CHECK, ProfiledSessions, check_providers, check_structure
 from gemma_validation.texts import folder_documents
 
 __all__ = ["MadeGolden", "folder_manifest", "make_golden_pack", "validate"]
@@ -112,7 +112,7 @@ def validate(
         checks += stored.checks
     if all(check.name != PROVIDERS_CHECK for check in checks):
         with clock.stage("providers"), contextlib.closing(sessions):
-            checks.append(sessions.check())
+            checks.append(check_providers(sessions))
     gates, verdict, reasons = judge(bounds, comparison.drift, checks)
     localisation = None
     wanted = verdict in ("drift", "broken") if localise is None else localise

@@ -67,7 +67,7 @@ def search_scales(
     import numpy as np
     import torch
 
-    from gemma_export.precision.block_kernels import CANDIDATES, LANES, search_blocks
+    from gemma_export.precision.block_search import CANDIDATES, LANES, search_blocks
 
     factors = _SYMMETRIC if layout.symmetric else asymmetric
     if len(factors) != CANDIDATES:

@@ -20,7 +20,8 @@ from gemma_runtime.manifest import MANIFEST_FILE, read_manifest
 from gemma_validation.artifact import ArtifactRunner, Step
 from gemma_validation.errors import ProviderUnavailableError
 from gemma_validation.findings import Check
-from gemma_validation.structure.providers import ProfiledSessions, judge_providers
+from gemma_validation.structure.providers import check_providers, judge_providers
+from gemma_validation.structure.sessions import ProfiledSessions
 
 _LAYER_1 = "model.layers.1.self_attn"
 
@@ -425,11 +426,11 @@ def test_every_graph_is_profiled_in_a_prompt_and_behind_a_cache(
     monkeypatch.setattr(ArtifactRunner, "step", told)
     monkeypatch.setattr(ArtifactRunner, "step_in_place", told_in_place)
     manifest = read_manifest(tiny_fp32)
-    assert ProfiledSessions(tiny_fp32, manifest, provider="cpu").check().outcome == "passed"
+    assert check_providers(ProfiledSessions(tiny_fp32, manifest, provider="cpu")).outcome == "passed"
     assert seen == {graph.role: [0, 1] for graph in manifest.graphs}
     assert {"main", "all"} < set(seen)
     monkeypatch.setattr(ArtifactRunner, "end_profile", elsewhere)
-    found = ProfiledSessions(tiny_fp32, manifest, provider="cpu").check()
+    found = check_providers(ProfiledSessions(tiny_fp32, manifest, provider="cpu"))
     assert (found.outcome, found.message) == (
         "failed",
         "onnx/model_all.onnx: expected all nodes on CPUExecutionProvider, found 1 GroupQueryAttention on "
@@ -443,14 +444,14 @@ def test_a_twin_of_a_later_onnxruntime_is_left_out_and_named(tiny_fp32: Path) ->
         dataclasses.replace(graph, min_onnxruntime="99.0") if graph.role == "batched" else graph
         for graph in manifest.graphs
     )
-    found = ProfiledSessions(tiny_fp32, dataclasses.replace(manifest, graphs=graphs), provider="cpu").check()
+    found = check_providers(ProfiledSessions(tiny_fp32, dataclasses.replace(manifest, graphs=graphs), provider="cpu"))
     assert (found.outcome, found.message.partition("; ")[2]) == (
         "passed",
         "not run by this onnxruntime: onnx/model_batched.onnx",
     )
     none = tuple(dataclasses.replace(graph, min_onnxruntime="99.0") for graph in manifest.graphs)
     with pytest.raises(ProviderUnavailableError, match=r"needs onnxruntime 99\.0"):
-        ProfiledSessions(tiny_fp32, dataclasses.replace(manifest, graphs=none), provider="cpu").check()
+        check_providers(ProfiledSessions(tiny_fp32, dataclasses.replace(manifest, graphs=none), provider="cpu"))
 
 
 def test_one_session_is_open_at_a_time(tiny_fp32: Path) -> None:

@@ -10,7 +10,8 @@ attention    heads, scale, softcap, windows; `attention_parts` and `masks` where
 rotary       positions, frequencies, tables
 wiring       operators and their counts, weights, caches, the residual stream
 modules      what each module of a layer reads
-providers    where each node runs: looked at in the sessions that a validation opens anyway
+sessions     the folder's sessions, one at a time, each graph profiled once
+providers    where each node runs, by those profiles
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from gemma_validation.structure import arithmetic, consumers, folder, interface,
 from gemma_validation.structure.attention import attention
 from gemma_validation.structure.facts import Finder, FolderFacts
 from gemma_validation.structure.norms import epsilons
-from gemma_validation.structure.providers import PROVIDERS_CHECK, ProfiledSessions
+from gemma_validation.structure.providers import PROVIDERS_CHECK, check_providers
 from gemma_validation.structure.rotary import rotary_nodes, rotary_tables
+from gemma_validation.structure.sessions import ProfiledSessions
 
-__all__ = ["PROVIDERS_CHECK", "ProfiledSessions", "check_structure"]
+__all__ = ["PROVIDERS_CHECK", "ProfiledSessions", "check_providers", "check_structure"]
 
 # name -> what looks for mistakes, and what it says when there are none
 _CHECKS: dict[str, tuple[Finder, str]] = {
@@ -90,7 +92,7 @@ def check_structure(directory: Path, manifest: Manifest) -> tuple[Check, ...]:
 
     Returns:
         One check for each thing looked at. What cannot be looked at after a failure is skipped; so is the check of the
-        providers then, which otherwise is for `ProfiledSessions` to make.
+        providers then, which otherwise is for `check_providers` to make.
     """
     checks = [_files(directory), _hashes(directory, manifest)]
     if checks[0].outcome == "failed":

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gemma_export.precision.block_kernels import search_blocks
+from gemma_export.precision.block_search import search_blocks
 
 Floats = npt.NDArray[np.float32]
 _FACTORS = {True: (1.12, 1.0, 0.9, 0.8), False: (1.0, 0.97, 0.94, 0.91)}
