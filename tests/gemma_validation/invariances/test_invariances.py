@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ from reference_exports import opens
 
 from gemma_runtime.element_types import ELEMENT_TYPES
 from gemma_runtime.manifest import read_manifest
-from gemma_validation.artifact import ArtifactRunner
+from gemma_validation.artifact import ArtifactRunner, Step
 from gemma_validation.documents import Document
 from gemma_validation.findings import Check
 from gemma_validation.invariances import batches, check_invariances, prompts, twins, windows
@@ -335,6 +336,36 @@ def test_windows_are_read_from_the_graph_and_kept(tiny_fp32: Path, tmp_path: Pat
         assert prompts.in_parts(scene, 7).judged("chunks", scene.bounds).outcome == "passed"
 
 
+def test_a_run_of_the_comparison_is_not_made_again(tiny_fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt is the beginning of a text that has been run, where one is long enough; so is the first row."""
+    short = Document(slice="code", name="short", token_ids=_DOCUMENTS[0].token_ids[:20])
+    steps: list[tuple[int, ...]] = []
+    step = ArtifactRunner.step
+
+    def counted(self: ArtifactRunner, input_ids: np.ndarray, *rest: Any) -> Step:
+        steps.append(input_ids.shape)
+        return step(self, input_ids, *rest)
+
+    with ArtifactRunner(tiny_fp32, read_manifest(tiny_fp32), threads=1) as runner:
+        for document in (_DOCUMENTS[2], short):
+            for _, logits in runner.logits(document.token_ids):
+                assert len(logits) == len(document.token_ids)
+        monkeypatch.setattr(ArtifactRunner, "step", counted)
+        scene = Scene(runner, (short, _DOCUMENTS[2], _DOCUMENTS[1]), _SIZE)
+        assert scene.prompt == _DOCUMENTS[2].token_ids[:40]
+        assert scene.whole.logits.shape[1] == 40
+        assert {array.shape[2] for array in scene.whole.present} == {40}
+        assert [one.logits.shape[1] for one in scene.alone] == [18, 10, 5]
+        assert steps == [(1, 10), (1, 5)]
+        assert scene.compare(scene.run(scene.prompt), 0, np.ones(40, np.int64), scene.whole, 40).logits < 1e-5
+        # a text that nobody has run
+        other = Scene(runner, (short, _DOCUMENTS[1]), _SIZE)
+        assert other.prompt == _DOCUMENTS[1].token_ids[:40]
+        assert other.whole.logits.shape[1] == 40
+    assert steps[2:] == [(1, 40), (1, 40)]
+    assert runner.longest is None
+
+
 def test_a_present_of_another_length(tiny_portable: Path, tmp_path: Path) -> None:
     def doubled(model: onnx.ModelProto) -> None:
         node = nodes_of(model, "Attention")[1]
@@ -344,7 +375,7 @@ def test_a_present_of_another_length(tiny_portable: Path, tmp_path: Path) -> Non
 
     with _scene(edited(tiny_portable, tmp_path / "edited", doubled, ["all"])) as scene:
         told = prompts.state_symbols(scene)
-    assert told == "present.1.key is [1, 2, 80, 64] after 40 tokens, expected [1, 2, 40, 64]"
+    assert told == "present.1.key is [1, 2, 24, 64] after 12 tokens, expected [1, 2, 12, 64]"
 
 
 def test_bounds_follow_what_rounds(tiny_fp32: Path, tiny_fp16: Path, tiny_int4: Path) -> None:

@@ -46,6 +46,15 @@ class Step:
     taps: dict[str, npt.NDArray[np.float32]]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Begun:
+    """The first part of a sequence, in one run."""
+
+    # of the part
+    token_ids: tuple[int, ...]
+    step: Step
+
+
 class ArtifactRunner:
     """One graph of a folder, opened; `close` gives its memory back.
 
@@ -79,6 +88,8 @@ class ArtifactRunner:
         self.graph = graph_of_role(manifest, role)
         self.vocab_size, self.context_length = manifest.vocab_size, manifest.context_length
         self.taps = tuple(dict.fromkeys(taps))
+        # the longest first part that `logits` has run, for whoever needs a run of it again
+        self.longest: Begun | None = None
         # before the session takes its seconds: an unknown tap is known from the graph alone
         content = tapped(directory / self.graph.file, self.taps) if self.taps else None
         self._onnxruntime, self._session = open_graph(
@@ -198,6 +209,8 @@ class ArtifactRunner:
             part = np.array([token_ids[first : first + size]], np.int64)
             step = self.step(part, np.ones((1, first + part.shape[1]), np.int64), past)
             past = step.present
+            if not first and (self.longest is None or part.size > len(self.longest.token_ids)):
+                self.longest = Begun(token_ids=tuple(token_ids[:size]), step=step)
             yield first, step.logits[0]
 
     def end_profile(self) -> Path:
@@ -206,7 +219,7 @@ class ArtifactRunner:
 
     def close(self) -> None:
         """Gives the session's memory back; no step after it."""
-        self._session = None
+        self._session = self.longest = None
 
     def __enter__(self) -> ArtifactRunner:
         return self

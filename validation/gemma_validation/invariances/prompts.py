@@ -72,13 +72,13 @@ def state_symbols(scene: Scene) -> str | None:
     Raises:
         NotFinite: the step behind the cache computes what is no number.
     """
-    length = len(scene.prompt)
+    length = len(scene.beginning)
     # first: a cache of another shape is no cache to go on with
-    wrong = _wrong_shape(scene, scene.whole, length)
+    wrong = _wrong_shape(scene, scene.begun, length)
     if wrong is not None:
         return wrong
     last = scene.runner.step(
-        np.array([scene.prompt[-1:]], np.int64), np.ones((1, length + 1), np.int64), scene.whole.present
+        np.array([scene.beginning[-1:]], np.int64), np.ones((1, length + 1), np.int64), scene.begun.present
     )
     require_finite(last.logits[0], np.array([length]), side="test", document="a prompt and one token more")
     return _wrong_shape(scene, last, length + 1)

@@ -38,7 +38,7 @@ class Size:
 
 # quick: few tokens, which a 2B pays for, and more than one part of 64
 SIZES = {
-    "quick": Size(prompt=67, beginning=17, rows=(13, 8, 4)),
+    "quick": Size(prompt=67, beginning=17, rows=(11, 6, 3)),
     "full": Size(prompt=300, beginning=300, rows=(65, 64, 21, 8, 1)),
 }
 
@@ -80,6 +80,7 @@ class Scene:
         self._batches: dict[str, Step] = {}
         # one more token comes after a prompt
         most = runner.context_length - 1
+        documents = _long_first(documents, min(size.prompt, most))
         self.prompt = _tokens(documents, 0, min(size.prompt, most), runner.vocab_size)
         self.beginning = self.prompt[: size.beginning]
         # one row more than tokens: the token of the step after the batch
@@ -95,7 +96,10 @@ class Scene:
 
     @functools.cached_property
     def whole(self) -> Step:
-        """The prompt in one run."""
+        """The prompt in one run; of a text that the comparison with the reference has run, that run's beginning."""
+        held = self.runner.longest
+        if held is not None and held.token_ids[: len(self.prompt)] == self.prompt:
+            return _first(held.step, len(self.prompt))
         return self.run(self.prompt)
 
     @functools.cached_property
@@ -105,8 +109,10 @@ class Scene:
 
     @functools.cached_property
     def alone(self) -> tuple[Step, ...]:
-        """Each row in a run of its own, its next token included."""
-        return tuple(self.run(row) for row in self.rows)
+        """Each row by itself, its next token included; the first is the beginning of the prompt."""
+        return tuple(
+            _first(self.whole, len(row)) if row == self.prompt[: len(row)] else self.run(row) for row in self.rows
+        )
 
     def after(self, side: str) -> Step:
         """The step behind `batch`: one token more for each row."""
@@ -144,7 +150,7 @@ class Scene:
         ids, mask = np.array([self.beginning[read:]], np.int64), np.ones((1, len(self.beginning)), np.int64)
         if not read:
             return Asked(input_ids=ids, attention_mask=mask, past=None, step=self.begun)
-        past = tuple(np.ascontiguousarray(array[:, :, :read]) for array in self.begun.present)
+        past = _first(self.begun, read).present
         try:
             step = self.runner.step(ids, mask, past)
         except FolderUnreadableError:
@@ -213,6 +219,17 @@ def _next(rows: Sequence[Sequence[int]], side: str) -> tuple[Integers, Integers]
     _, mask = padded([row[:-1] for row in rows], side)
     longer = np.concatenate((mask, np.ones((len(mask), 1), np.int64)), axis=1)
     return np.array([row[-1:] for row in rows], np.int64), longer
+
+
+def _first(step: Step, length: int) -> Step:
+    """The first tokens of a run of one row: those behind them change nothing, which `later_tokens` looks at."""
+    return Step(logits=step.logits[:, :length], present=tuple(array[:, :, :length] for array in step.present), taps={})
+
+
+def _long_first(documents: Sequence[Document], length: int) -> list[Document]:
+    """From the first one on that has so many tokens, if one has."""
+    first = next((index for index, document in enumerate(documents) if len(document.token_ids) >= length), 0)
+    return [*documents[first:], *documents[:first]]
 
 
 def _tokens(documents: Sequence[Document], first: int, length: int, vocab_size: int) -> tuple[int, ...]:

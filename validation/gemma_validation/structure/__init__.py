@@ -17,6 +17,7 @@ providers    where each node runs, by those profiles
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from gemma_export.artifact import verify_folder
@@ -94,12 +95,19 @@ def check_structure(directory: Path, manifest: Manifest) -> tuple[Check, ...]:
         One check for each thing looked at. What cannot be looked at after a failure is skipped; so is the check of the
         providers then, which otherwise is for `check_providers` to make.
     """
-    checks = [_files(directory), _hashes(directory, manifest)]
+    # reading gigabytes takes one core and no lock of Python's
+    with ThreadPoolExecutor(1) as beside:
+        hashes = beside.submit(_hashes, directory, manifest)
+        files, *checks = _seen_in_files(directory, manifest)
+        return files, hashes.result(), *checks
+
+
+def _seen_in_files(directory: Path, manifest: Manifest) -> tuple[Check, ...]:
+    """All of them but the hashes, the check of the files first."""
+    checks = [_files(directory)]
     if checks[0].outcome == "failed":
-        return (
-            *checks,
-            *(_skipped(name, "the files are not those of the manifest") for name in (*_CHECKS, PROVIDERS_CHECK)),
-        )
+        names = (*_CHECKS, PROVIDERS_CHECK)
+        return (*checks, *(_skipped(name, "the files are not those of the manifest") for name in names))
     try:
         spec = _spec(directory)
     except GemmaExportError as error:

@@ -12,7 +12,8 @@ from gemma_runtime.manifest.json_object import HINT
 
 __all__ = ["verify_hashes", "verify_structure"]
 
-_CHUNK_BYTES = 1 << 20
+# each waits for Python's lock twice where another thread has it
+_CHUNK_BYTES = 16 << 20
 
 
 def verify_structure(directory: Path, manifest: Manifest) -> None:
@@ -62,7 +63,7 @@ def _check_file(directory: Path, entry: FileEntry) -> None:
 
 def _check_hash(directory: Path, entry: FileEntry, advance: Callable[[int], None] | None) -> None:
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    buffer = memoryview(bytearray(max(1, min(_CHUNK_BYTES, entry.size))))
     try:
         with (directory / entry.path).open("rb", buffering=0) as file:
             while count := file.readinto(buffer):
