@@ -7,6 +7,7 @@ tensor, in its final element type (151 MB for the largest projection of a 7B in 
 from __future__ import annotations
 
 import abc
+import itertools
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -32,6 +33,7 @@ __all__ = [
     "WeightTensor",
     "Writable",
     "one_thread",
+    "widened_parts",
 ]
 
 # Fits a core's second-level cache together with its float32 and cast copies. Measured, bfloat16 to float16:
@@ -100,6 +102,15 @@ class Stored(Weight):
             view = memoryview(buffer)[: rows * row_bytes]
             self.source.read_into(self.name, start * row_bytes, view)
             yield torch.frombuffer(view, dtype=self.dtype).view(rows, *self.shape[1:])
+
+    def read_rows(self, first: int, rows: torch.Tensor) -> None:
+        """Fills a contiguous tensor [n, *shape[1:]] of this type with the rows from `first` on.
+
+        Raises:
+            CheckpointError: the bytes cannot be read.
+        """
+        content = rows.view(torch.uint8).numpy().reshape(-1)
+        self.source.read_into(self.name, first * (content.nbytes // len(rows)), content.data)
 
     def __str__(self) -> str:
         return self.name
@@ -226,6 +237,16 @@ class Concat(Weight):
 
     def __str__(self) -> str:
         return " + ".join(str(weight) for weight in self.weights)
+
+
+def widened_parts(weight: Weight) -> tuple[Stored, ...]:
+    """The stored tensors whose numbers a float32 expression has, one behind the other; none if it changes a number."""
+    if isinstance(weight, Concat):
+        parts = [widened_parts(part) for part in weight.weights]
+        return tuple(itertools.chain.from_iterable(parts)) if all(parts) else ()
+    if isinstance(weight, Cast) and weight.dtype == torch.float32 and isinstance(weight.weight, Stored):
+        return (weight.weight,)
+    return ()
 
 
 class Transpose(Weight):

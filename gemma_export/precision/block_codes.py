@@ -14,19 +14,26 @@ import torch
 
 from gemma_export.errors import NonFiniteError
 from gemma_export.precision.block_format import SMALLEST_SCALE, BlockFormat
-from gemma_export.precision.block_kernels import round_blocks, round_to_nibbles
+from gemma_export.precision.block_kernels import round_blocks
+from gemma_export.precision.row_kernels import quantise_stored
 
 __all__ = [
     "BlockCodes",
     "blocks_of",
     "dequantise",
     "encode",
+    "encode_rows",
     "pack",
     "reciprocal",
     "require_finite_scales",
     "stored_scales",
     "unpack",
 ]
+
+# numbers that are quantised at a time: 8 KiB in float32, a multiple of every block size
+_STRIP = 2048
+# what float32 has more of
+_DROPPED_BITS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,17 +87,55 @@ def encode(blocks: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor
     rows, count, size = blocks.shape
     nibbles = layout.bits == 4
     data = torch.empty(rows, count, size // 2 if nibbles else size, dtype=torch.uint8)
-    (round_to_nibbles if nibbles else round_blocks)(
+    round_blocks(
         blocks.contiguous().view(-1, size).numpy(),
         scales.float().reshape(-1).numpy(),
         zero_points.reshape(-1).numpy(),
         np.float32(layout.top),
+        nibbles,
         data.view(rows * count, -1).numpy(),
     )
     return BlockCodes(
         data=data,
         scales=scales.squeeze(-1),
         zero_points=None if layout.symmetric else pack(_narrow(zero_points.squeeze(-1)), layout.bits),
+    )
+
+
+def encode_rows(
+    rows: torch.Tensor, layout: BlockFormat, scale_dtype: torch.dtype, factors: tuple[float, ...] | None = None
+) -> BlockCodes:
+    """Chooses scales and zero points, rounds and packs, in one pass.
+
+    Args:
+        rows: float32 or bfloat16 [rows, columns]; what is not finite gets a scale that is not.
+        layout: of the codes.
+        scale_dtype: that scales are stored in.
+        factors: of the search's candidates (`quantisers.search`); None where a block's range alone decides.
+    """
+    blocks = blocks_of(rows, layout).contiguous().view(-1)
+    narrow = rows.dtype == torch.bfloat16
+    strip = np.empty((_STRIP // layout.block_size, layout.block_size), np.float32)
+    data = torch.empty(layout.data_shape(rows.shape), dtype=torch.uint8)
+    scales, zero_points = (torch.empty(len(rows), data.shape[1]) for _ in range(2))
+    quantise_stored(
+        blocks.view(torch.uint16 if narrow else torch.uint32).numpy(),
+        np.uint32(16 if narrow else 0),
+        strip,
+        strip.reshape(-1).view(np.uint32),
+        None if factors is None else np.array(factors, np.float32),
+        np.float32(layout.middle),
+        np.float32(layout.top),
+        layout.symmetric,
+        _DROPPED_BITS[scale_dtype],
+        scales.view(-1).numpy(),
+        zero_points.view(-1).numpy(),
+        data.view(-1, data.shape[2]).numpy(),
+    )
+    return BlockCodes(
+        data=data,
+        scales=scales.to(scale_dtype),
+        zero_points=None if layout.symmetric else pack(_narrow(zero_points), layout.bits),
     )
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from gemma_export.precision.block_format import SMALLEST_SCALE
 
-__all__ = ["WHOLE", "compiled", "round_blocks", "round_to_nibbles"]
+__all__ = ["WHOLE", "compiled", "reciprocal", "round_block", "round_blocks"]
 
 _SMALLEST = np.float32(SMALLEST_SCALE)
 # float32 numbers around it are whole: adding and subtracting it rounds to the nearest, ties to even
@@ -34,46 +34,60 @@ def _code(weight: np.float32, reciprocal: np.float32, least: np.float32, most: n
     return (code + WHOLE) - WHOLE
 
 
-@compiled  # type: ignore[untyped-decorator]
-def round_blocks(
-    blocks: Floats, scales: Floats, zero_points: Floats, top: np.float32, codes: npt.NDArray[np.uint8]
+@numba.njit(nogil=True, error_model="numpy", inline="always")  # type: ignore[untyped-decorator]
+def round_block(
+    weights: Floats,
+    scale: np.float32,
+    zero_point: np.float32,
+    top: np.float32,
+    nibbles: bool,
+    found: npt.NDArray[np.uint8],
 ) -> None:
-    """code = clamp(round(w / scale) + zero point, 0, top).
+    """code = clamp(round(w / scale) + zero point, 0, top) of one block.
 
     Args:
-        blocks: [n, block size].
-        scales: [n]; a weight is multiplied by the reciprocal.
-        zero_points: [n], whole numbers.
-        top: the largest code.
-        codes: [n, block size], written.
+        weights: [block size]; each is multiplied by the scale's reciprocal.
+        scale: as it is stored.
+        zero_point: a whole number.
+        top: the largest code; 15 for nibbles.
+        nibbles: whether two codes go into a byte, the first one low.
+        found: [block size / 2] or [block size], written.
     """
-    for block in range(len(blocks)):
-        inverse = _ZERO if abs(scales[block]) < _SMALLEST else _ONE / scales[block]
-        zero_point = zero_points[block]
-        least, most = -zero_point, top - zero_point
-        weights, found = blocks[block], codes[block]
-        for index in range(len(weights)):
-            found[index] = np.int32(_code(weights[index], inverse, least, most) + zero_point)
-
-
-@compiled  # type: ignore[untyped-decorator]
-def round_to_nibbles(
-    blocks: Floats, scales: Floats, zero_points: Floats, top: np.float32, data: npt.NDArray[np.uint8]
-) -> None:
-    """`round_blocks` for codes of 4 bits, two to a byte, the first one low.
-
-    Args:
-        blocks: [n, block size].
-        scales, zero_points: [n].
-        top: 15.
-        data: [n, block size / 2], written.
-    """
-    for block in range(len(blocks)):
-        inverse = _ZERO if abs(scales[block]) < _SMALLEST else _ONE / scales[block]
-        zero_point = zero_points[block]
-        least, most = -zero_point, top - zero_point
-        weights, found = blocks[block], data[block]
+    inverse = reciprocal(scale)
+    least, most = -zero_point, top - zero_point
+    if nibbles:
         for index in range(len(found)):
             first = _code(weights[2 * index], inverse, least, most) + zero_point
             second = _code(weights[2 * index + 1], inverse, least, most) + zero_point
             found[index] = np.int32(first + second * _SIXTEEN)
+    else:
+        for index in range(len(found)):
+            found[index] = np.int32(_code(weights[index], inverse, least, most) + zero_point)
+
+
+@numba.njit(nogil=True, error_model="numpy", inline="always")  # type: ignore[untyped-decorator]
+def reciprocal(scale: np.float32) -> np.float32:
+    """1 / scale; 0 for a scale that counts as 0."""
+    return _ZERO if abs(scale) < _SMALLEST else _ONE / scale
+
+
+@compiled  # type: ignore[untyped-decorator]
+def round_blocks(
+    blocks: Floats,
+    scales: Floats,
+    zero_points: Floats,
+    top: np.float32,
+    nibbles: bool,
+    codes: npt.NDArray[np.uint8],
+) -> None:
+    """`round_block` for each of some blocks.
+
+    Args:
+        blocks: [n, block size].
+        scales, zero_points: [n].
+        top: the largest code.
+        nibbles: whether two codes go into a byte.
+        codes: [n, bytes of a block], written.
+    """
+    for block in range(len(blocks)):
+        round_block(blocks[block], scales[block], zero_points[block], top, nibbles, codes[block])

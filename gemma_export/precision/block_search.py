@@ -7,6 +7,7 @@ by side in all of them. Without fused multiply-add (x86 before 2013) it takes 17
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numba
@@ -20,10 +21,15 @@ from gemma_export.precision.block_format import SMALLEST_SCALE
 from gemma_export.precision.block_kernels import WHOLE, compiled
 from gemma_export.precision.lanes import Lanes, vector
 
-__all__ = ["CANDIDATES", "LANES", "search_blocks"]
+__all__ = ["CANDIDATES", "LANES", "block_range", "search_blocks"]
 
 # ranges that the search tries for each block, and weights that it takes at a time; `_sums` and `_best` are for these
 CANDIDATES, LANES = 4, 8
+# blocks that go through together: what is done once for a block takes half the instructions, in vectors of both's
+# candidates, and one waits while the other is counted
+_PAIR = 2
+_TOGETHER = _PAIR * CANDIDATES
+_EACH = [*range(CANDIDATES)] * _PAIR
 
 Floats = npt.NDArray[np.float32]
 
@@ -49,32 +55,57 @@ def search_blocks(
         symmetric: without zero points.
         scales, zero_points: [n], written. A block that holds what is no number gets NaN and zero.
     """
-    for block in range(len(blocks)):
-        found = _best_candidate(blocks[block], importance, factors, middle, top, symmetric)
-        scales[block], zero_points[block] = found
+    for first in range(0, len(blocks), _PAIR):
+        # an odd last one is its own neighbour
+        second = min(first + 1, len(blocks) - 1)
+        found = _best_candidates(blocks[first], blocks[second], importance, factors, middle, top, symmetric)
+        scales[first], scales[second], zero_points[first], zero_points[second] = found
 
 
 @numba.extending.intrinsic  # type: ignore[untyped-decorator]
-def _best_candidate(
-    context: Any, weights: Any, importance: Any, factors: Any, middle: Any, top: Any, symmetric: Any
+def _best_candidates(
+    context: Any, first: Any, second: Any, importance: Any, factors: Any, middle: Any, top: Any, symmetric: Any
 ) -> Any:
-    """(scale, zero point) of one block; see `search_blocks`."""
-    arrays = [kind for kind in (weights, importance, factors) if kind != types.none]
-    if any(kind.layout != "C" or kind.dtype != types.float32 for kind in arrays):
-        raise numba.TypingError("expected contiguous arrays of float32")
-    signature = types.UniTuple(types.float32, 2)(weights, importance, factors, middle, top, symmetric)
+    """Two scales and two zero points of two blocks of one size; see `search_blocks`."""
+    _require_floats(*(kind for kind in (first, second, importance, factors) if kind != types.none))
+    signature = types.UniTuple(types.float32, 2 * _PAIR)(first, second, importance, factors, middle, top, symmetric)
 
     def instructions(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kinds = signature.args
-        block = _Vectors(context, builder, kinds[0], arguments[0], LANES)
-        counts = None if kinds[1] == types.none else _Vectors(context, builder, kinds[1], arguments[1], LANES)
-        factor = _Vectors(context, builder, kinds[2], arguments[2], CANDIDATES)[context.get_constant(types.intp, 0)]
-        middle, top = (Lanes.spread(builder, number, CANDIDATES) for number in arguments[3:5])
-        scale, reciprocal, zero_point = _candidates(block, factor, middle, top, arguments[5])
-        fit, norm = _explained(block, counts, reciprocal, zero_point, top)
+        blocks = [_Vectors(context, builder, kinds[one], arguments[one], LANES) for one in range(_PAIR)]
+        counts = None if kinds[2] == types.none else _Vectors(context, builder, kinds[2], arguments[2], LANES)
+        factor = _Vectors(context, builder, kinds[3], arguments[3], CANDIDATES)[context.get_constant(types.intp, 0)]
+        middle, top = (Lanes.spread(builder, number, _TOGETHER) for number in arguments[4:6])
+        scale, reciprocal, zero_point = _candidates(blocks, factor.take(_EACH), middle, top, arguments[6])
+        fit, norm = _explained(blocks, counts, reciprocal, zero_point, top)
         return context.make_tuple(builder, signature.return_type, _best(fit, norm, scale, zero_point))
 
     return signature, instructions
+
+
+@numba.extending.intrinsic  # type: ignore[untyped-decorator]
+def block_range(context: Any, weights: Any) -> Any:
+    """(smallest, largest) number of one block, of a multiple of LANES, and zero; NaN twice for what is not finite."""
+    _require_floats(weights)
+    signature = types.UniTuple(types.float32, 2)(weights)
+
+    def instructions(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        block = _Vectors(context, builder, signature.args[0], arguments[0], LANES)
+        difference = _Sum(builder, LANES)
+        with block.loop() as loop:
+            weights = block[loop.index]
+            difference.set(difference.get() + (weights - weights))
+        # zero, or NaN
+        none = difference.get().folded(Lanes.__add__)
+        ends = [builder.fadd(end, none) for end in _range(block)]
+        return context.make_tuple(builder, signature.return_type, ends)
+
+    return signature, instructions
+
+
+def _require_floats(*kinds: Any) -> None:
+    if any(kind.layout != "C" or kind.dtype != types.float32 for kind in kinds):
+        raise numba.TypingError("expected contiguous arrays of float32")
 
 
 class _Vectors:
@@ -109,20 +140,24 @@ class _Sum:
         self._builder.store(lanes.value, self._memory)
 
 
-def _candidates(
-    block: _Vectors, factor: Lanes, middle: Lanes, top: Lanes, symmetric: Any
-) -> tuple[Lanes, Lanes, Lanes]:
-    """Scales, their reciprocals and zero points of a factor times the block's range; each [CANDIDATES]."""
-    builder = block.builder
-    low, high = _Sum(builder, LANES), _Sum(builder, LANES)
+def _range(block: _Vectors) -> list[Any]:
+    """The smallest and the largest number of a block and zero."""
+    low, high = _Sum(block.builder, LANES), _Sum(block.builder, LANES)
     with block.loop() as loop:
         weights = block[loop.index]
         low.set(low.get().lesser(weights))
         high.set(high.get().greater(weights))
-    least = Lanes.spread(builder, low.get().folded(Lanes.lesser), CANDIDATES)
-    most = Lanes.spread(builder, high.get().folded(Lanes.greater), CANDIDATES)
+    return [low.get().folded(Lanes.lesser), high.get().folded(Lanes.greater)]
+
+
+def _candidates(
+    blocks: list[_Vectors], factor: Lanes, middle: Lanes, top: Lanes, symmetric: Any
+) -> tuple[Lanes, Lanes, Lanes]:
+    """Scales, their reciprocals and zero points of a factor times a block's range; each [_PAIR * CANDIDATES]."""
+    builder = factor.builder
+    least, most = (_both(builder, numbers) for numbers in zip(*map(_range, blocks), strict=True))
     zero, one, whole, smallest = (
-        Lanes.constant(builder, number, CANDIDATES) for number in (0, 1, WHOLE, SMALLEST_SCALE)
+        Lanes.constant(builder, number, _TOGETHER) for number in (0, 1, WHOLE, SMALLEST_SCALE)
     )
     # without zero points the number of largest magnitude gets the code that has no opposite
     extreme = least.where(most < -least, most)
@@ -134,27 +169,40 @@ def _candidates(
     return scale, reciprocal, middle.where(symmetric, nearest.greater(zero).lesser(top))
 
 
+def _both(builder: Any, numbers: Sequence[Any]) -> Lanes:
+    """A number of each block for all of its candidates."""
+    first, second = (Lanes.spread(builder, number, CANDIDATES) for number in numbers)
+    return first.take(range(_TOGETHER), second)
+
+
 def _explained(
-    block: _Vectors, counts: _Vectors | None, reciprocal: Lanes, zero_point: Lanes, top: Lanes
+    blocks: list[_Vectors], counts: _Vectors | None, reciprocal: Lanes, zero_point: Lanes, top: Lanes
 ) -> tuple[Lanes, Lanes]:
-    """<codes, weights> and <codes, codes> of codes less their zero point; each [CANDIDATES]."""
-    builder, candidates = block.builder, range(CANDIDATES)
-    whole = Lanes.constant(builder, WHOLE, CANDIDATES)
+    """<codes, weights> and <codes, codes> of codes less their zero point; each [_PAIR * CANDIDATES]."""
+    whole = Lanes.constant(top.builder, WHOLE, _TOGETHER)
     # of whole numbers with WHOLE added, which rounds a product on its way
-    inverse, least, most = (
-        [lanes.take([one] * LANES) for one in candidates]
-        for lanes in (reciprocal, whole - zero_point, whole + (top - zero_point))
-    )
+    least, most = whole - zero_point, whole + (top - zero_point)
+    sums = [
+        _explained_of(block, counts, [[lanes.take([one] * LANES) for lanes in (reciprocal, least, most)] for one in of])
+        for block, of in zip(blocks, (range(CANDIDATES), range(CANDIDATES, _TOGETHER)), strict=True)
+    ]
+    fit, norm = (first.take(range(_TOGETHER), second) for first, second in zip(*sums, strict=True))
+    return fit, norm
+
+
+def _explained_of(block: _Vectors, counts: _Vectors | None, candidates: list[list[Lanes]]) -> list[Lanes]:
+    """The same of one block; a candidate is its reciprocal, least and largest code; each [CANDIDATES]."""
+    builder = block.builder
     whole = Lanes.constant(builder, WHOLE, LANES)
     fits, norms = ([_Sum(builder, LANES) for _ in candidates] for _ in range(2))
     with block.loop() as loop:
         weights = block[loop.index]
-        for one in candidates:
-            code = weights.times_plus(inverse[one], whole).greater(least[one]).lesser(most[one]) - whole
+        for (reciprocal, least, most), fit, norm in zip(candidates, fits, norms, strict=True):
+            code = weights.times_plus(reciprocal, whole).greater(least).lesser(most) - whole
             counted = code if counts is None else code * counts[loop.index]
-            fits[one].set(counted.times_plus(weights, fits[one].get()))
-            norms[one].set(counted.times_plus(code, norms[one].get()))
-    return _sums([fit.get() for fit in fits]), _sums([norm.get() for norm in norms])
+            fit.set(counted.times_plus(weights, fit.get()))
+            norm.set(counted.times_plus(code, norm.get()))
+    return [_sums([one.get() for one in sums]) for sums in (fits, norms)]
 
 
 def _sums(four: list[Lanes]) -> Lanes:
@@ -166,16 +214,18 @@ def _sums(four: list[Lanes]) -> Lanes:
 
 
 def _best(fit: Lanes, norm: Lanes, scale: Lanes, zero_point: Lanes) -> list[Any]:
-    """Scales refitted to what their codes explain; the one that explains most, and its zero point."""
+    """Scales refitted to what their codes explain: each block's that explains most, and their zero points."""
     builder = fit.builder
-    zero, less, none = (Lanes.constant(builder, number, CANDIDATES) for number in (0, -1, np.nan))
+    zero, less, none = (Lanes.constant(builder, number, _TOGETHER) for number in (0, -1, np.nan))
     refitted = (fit / norm).where(zero < norm, scale)
     # what the codes explain of the block: the larger, the smaller the error
     explained = refitted * fit
     is_number = less < explained
     found = [explained.where(is_number, less), refitted.where(is_number, none), zero_point.where(is_number, zero)]
-    for count in (4, 2):
+    count = _TOGETHER
+    while count > _PAIR:
         pairs = [(lanes.take(range(0, count, 2)), lanes.take(range(1, count, 2))) for lanes in found]
         better = pairs[0][0] < pairs[0][1]
         found = [second.where(better, first) for first, second in pairs]
-    return [lanes.first for lanes in found[1:]]
+        count //= 2
+    return [number for lanes in found[1:] for number in lanes.numbers]

@@ -101,12 +101,12 @@ class Lanes:
         while count > 1:
             count //= 2
             lanes = join(lanes.take(range(count)), lanes.take(range(count, 2 * count)))
-        return lanes.first
+        return lanes.numbers[0]
 
     @property
-    def first(self) -> Any:
-        """The number in the first lane."""
-        return self.builder.extract_element(self.value, _INDEX(0))
+    def numbers(self) -> list[Any]:
+        """The number of each lane."""
+        return [self.builder.extract_element(self.value, _INDEX(lane)) for lane in range(self.value.type.count)]
 
 
 def vector(count: int) -> Any:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias, TypeVar
 
 import torch
 
-from gemma_export.weights import Weight
+from gemma_export.weights import Stored, Weight
 
-__all__ = ["converted_rows", "in_order", "row_pieces"]
+__all__ = ["converted_rows", "converted_stored_rows", "in_order", "row_pieces"]
 
 _P = TypeVar("_P")
 _T = TypeVar("_T")
+# pieces that are done with
+_Free: TypeAlias = "queue.SimpleQueue[torch.Tensor]"
 
 # Threads that quantise while this one reads and widens; the result does not depend on their number.
 _WORKERS = min(4, os.cpu_count() or 1)
@@ -47,15 +50,14 @@ def in_order(pieces: Iterable[_P], convert: Callable[[_P], _T]) -> Iterator[_T]:
 
 def converted_rows(weight: Weight, convert: Callable[[torch.Tensor], _T]) -> Iterator[_T]:
     """What `convert` makes of float32 rows of about a million weights, in order; it may not keep them."""
-    free: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
+    free: _Free = queue.SimpleQueue()
+    return in_order(_pieces(weight, _PIECE, free), _freed(convert, free))
 
-    def convert_and_free(piece: torch.Tensor) -> _T:
-        try:
-            return convert(piece)
-        finally:
-            free.put(piece)
 
-    return in_order(_pieces(weight, _PIECE, free), convert_and_free)
+def converted_stored_rows(parts: Sequence[Stored], convert: Callable[[torch.Tensor], _T]) -> Iterator[_T]:
+    """The same of tensors behind one another, in the type that they are stored in: `convert` widens them."""
+    free: _Free = queue.SimpleQueue()
+    return in_order(_stored_pieces(parts, free), _freed(convert, free))
 
 
 def row_pieces(weight: Weight, size: int) -> Iterator[torch.Tensor]:
@@ -63,11 +65,21 @@ def row_pieces(weight: Weight, size: int) -> Iterator[torch.Tensor]:
     return _pieces(weight, size, queue.SimpleQueue())
 
 
-def _pieces(weight: Weight, size: int, free: queue.SimpleQueue[torch.Tensor]) -> Iterator[torch.Tensor]:
+def _freed(convert: Callable[[torch.Tensor], _T], free: _Free) -> Callable[[torch.Tensor], _T]:
+    def convert_and_free(piece: torch.Tensor) -> _T:
+        try:
+            return convert(piece)
+        finally:
+            free.put(piece)
+
+    return convert_and_free
+
+
+def _pieces(weight: Weight, size: int, free: _Free) -> Iterator[torch.Tensor]:
     rows, columns = weight.shape
-    step = min(rows, max(1, -(-size // columns)))
+    step = _rows_of(size, rows, columns)
     row = filled = 0
-    piece = _next_piece(free, step, columns)
+    piece = _next_piece(free, step, columns, torch.float32)
     for chunk in weight.chunks():
         taken = 0
         while taken < len(chunk):
@@ -77,12 +89,28 @@ def _pieces(weight: Weight, size: int, free: queue.SimpleQueue[torch.Tensor]) ->
             if filled == len(piece):
                 yield piece
                 row, filled = row + filled, 0
-                piece = _next_piece(free, min(step, rows - row), columns)
+                piece = _next_piece(free, min(step, rows - row), columns, torch.float32)
 
 
-def _next_piece(free: queue.SimpleQueue[torch.Tensor], rows: int, columns: int) -> torch.Tensor:
+def _stored_pieces(parts: Sequence[Stored], free: _Free) -> Iterator[torch.Tensor]:
+    for part in parts:
+        rows, columns = part.shape
+        step = _rows_of(_PIECE, rows, columns)
+        for first in range(0, rows, step):
+            piece = _next_piece(free, min(step, rows - first), columns, part.dtype)
+            part.read_rows(first, piece)
+            yield piece
+
+
+def _rows_of(size: int, rows: int, columns: int) -> int:
+    """How many rows have about so many weights."""
+    return min(rows, max(1, -(-size // columns)))
+
+
+def _next_piece(free: _Free, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
     """One that is done with, or a new one: touching fresh megabytes costs more than widening numbers into them."""
-    try:
-        return free.get_nowait()[:rows]
-    except queue.Empty:
-        return torch.empty(rows, columns)
+    with contextlib.suppress(queue.Empty):
+        piece = free.get_nowait()
+        if len(piece) >= rows and piece.dtype == dtype:
+            return piece[:rows]
+    return torch.empty(rows, columns, dtype=dtype)

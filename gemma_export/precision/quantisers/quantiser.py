@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Quantiser", "RowQuantiser"]
 
-# float32 rows [rows, columns], finite, of one matrix -> their codes; called from several threads, on any split of the
-# rows, and the result of a row must depend on that row (and what was prepared) alone
+# rows [rows, columns] of one matrix, float32 or bfloat16 -> their codes; what is not finite gets a scale that is not.
+# Called from several threads, on any split of the rows: a row's result must depend on it (and what was prepared) alone.
 RowQuantiser: TypeAlias = "Callable[[torch.Tensor], BlockCodes]"
 
 

@@ -20,23 +20,10 @@ __all__ = ["RTN"]
 
 
 def _prepare(name: str, layout: BlockFormat, scale_dtype: torch.dtype) -> RowQuantiser:
-    import torch
-
-    from gemma_export.precision.block_codes import BlockCodes, blocks_of, encode, reciprocal, stored_scales
+    from gemma_export.precision.block_codes import BlockCodes, encode_rows
 
     def quantise(rows: torch.Tensor) -> BlockCodes:
-        blocks = blocks_of(rows, layout)
-        # two reductions: torch's aminmax over short rows is ten times slower than amin and amax
-        low, high = blocks.amin(-1, keepdim=True).clamp_(max=0), blocks.amax(-1, keepdim=True).clamp_(min=0)
-        if layout.symmetric:
-            extreme = torch.where(high >= -low, high, low)
-            scales = stored_scales(extreme / -layout.middle, scale_dtype)
-            zero_points = torch.full_like(low, layout.middle)
-        else:
-            # divided before the subtraction, which could overflow
-            scales = stored_scales(high / layout.top - low / layout.top, scale_dtype)
-            zero_points = (-low * reciprocal(scales.float())).round_().clamp_(0, layout.top)
-        return encode(blocks, scales, zero_points, layout)
+        return encode_rows(rows, layout, scale_dtype)
 
     return quantise
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gemma_export.precision.quantisers.grid import grid_scales
+from gemma_export.precision.quantisers.grid import grid_scales, may_be_on_grid
 from gemma_export.precision.quantisers.quantiser import Quantiser, RowQuantiser
 
 if TYPE_CHECKING:
@@ -34,16 +34,18 @@ _ASYMMETRIC = (1.0, 0.97, 0.94, 0.91)
 def _prepare(name: str, layout: BlockFormat, scale_dtype: torch.dtype) -> RowQuantiser:
     import torch
 
-    from gemma_export.precision.block_codes import BlockCodes, blocks_of, encode, stored_scales
+    from gemma_export.precision.block_codes import BlockCodes, blocks_of, encode, encode_rows, stored_scales
 
     def quantise(rows: torch.Tensor) -> BlockCodes:
-        blocks = blocks_of(rows, layout)
-        grid = grid_scales(blocks, layout)
-        if grid is not None and grid[1].all():
-            scales, zero_points = grid[0], torch.full_like(grid[0], layout.middle)
+        if not may_be_on_grid(rows, layout):
+            return encode_rows(rows, layout, scale_dtype, _SYMMETRIC if layout.symmetric else _ASYMMETRIC)
+        blocks = blocks_of(rows.float(), layout)
+        found, explained = grid_scales(blocks)
+        if explained.all():
+            scales, zero_points = found, torch.full_like(found, layout.middle)
         else:
             scales, zero_points = search_scales(blocks, layout)
-            scales = scales if grid is None else torch.where(grid[1], grid[0], scales)
+            scales = torch.where(explained, found, scales)
         return encode(blocks, stored_scales(scales, scale_dtype), zero_points, layout)
 
     return quantise

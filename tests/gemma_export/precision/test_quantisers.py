@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from gemma_export.precision.block_codes import BlockCodes, blocks_of, dequantise, stored_scales
+from gemma_export.precision.block_codes import BlockCodes, dequantise, stored_scales
 from gemma_export.precision.block_format import BLOCK_SIZES, BlockFormat
 from gemma_export.precision.quantisers import QUANTISERS
-from gemma_export.precision.quantisers.grid import grid_scales
+from gemma_export.precision.quantisers.grid import may_be_on_grid
 
 _ROWS, _COLUMNS = 9, 144
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -226,4 +226,5 @@ def test_rows_off_the_grid_are_searched_as_ever() -> None:
 def test_other_layouts_have_no_grid() -> None:
     weights, _ = _on_grid(torch.float32, with_minus_eight=1.0)
     for layout in (_layout(4, 64, True), _layout(4, 32, False), _layout(8, 32, True)):
-        assert grid_scales(blocks_of(weights, layout), layout) is None
+        assert not may_be_on_grid(weights, layout)
+    assert may_be_on_grid(weights.bfloat16(), _layout(4, 32, True))

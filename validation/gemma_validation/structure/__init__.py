@@ -106,7 +106,7 @@ def _seen_in_files(directory: Path, manifest: Manifest) -> tuple[Check, ...]:
     """All of them but the hashes, the check of the files first."""
     checks = [_files(directory)]
     if checks[0].outcome == "failed":
-        names = (*_CHECKS, PROVIDERS_CHECK)
+        names = [*_CHECKS, PROVIDERS_CHECK]
         return (*checks, *(_skipped(name, "the files are not those of the manifest") for name in names))
     try:
         spec = _spec(directory)
