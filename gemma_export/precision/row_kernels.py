@@ -95,7 +95,9 @@ def _take_ranges(
             # divided before the subtraction, which could overflow
             scale = _as_stored(high / top - low / top, dropped_bits)
             scales[index] = scale
-            zero_points[index] = min(max((-low * reciprocal(scale) + WHOLE) - WHOLE, _ZERO), top)
+            zero_point = (-low * reciprocal(scale) + WHOLE) - WHOLE
+            # NaN is zero
+            zero_points[index] = min(zero_point, top) if zero_point > _ZERO else _ZERO
 
 
 @_inner  # type: ignore[untyped-decorator]

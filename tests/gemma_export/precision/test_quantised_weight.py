@@ -10,10 +10,12 @@ import torch
 from graphs import ArraySource
 
 from gemma_export.errors import NonFiniteError
+from gemma_export.precision.block_codes import BlockCodes
 from gemma_export.precision.block_format import BlockFormat
 from gemma_export.precision.quantised_weight import QuantisedWeight
 from gemma_export.precision.quantisers import QUANTISERS
-from gemma_export.weights import Cast, Concat, Stored
+from gemma_export.tensors import StoredTensor
+from gemma_export.weights import Cast, Concat, Scale, Stored, Weight
 
 _LAYOUT = BlockFormat(bits=4, block_size=32, symmetric=False)
 
@@ -75,6 +77,61 @@ def test_a_concatenation_is_quantised_in_order() -> None:
     rows = QUANTISERS["search"].prepare("w", _LAYOUT, torch.float32)
     joined = QuantisedWeight(Concat((first, second)), "w", _LAYOUT, torch.float32, rows)
     assert _written(joined.data) == _written(_block_weight(ArraySource({"w": array})).data)
+
+
+class _Narrow(ArraySource):
+    """A tensor of 16-bit numbers."""
+
+    def __init__(self, dtype: str, array: np.ndarray) -> None:
+        super().__init__({})
+        self._bytes["w"] = array.tobytes()
+        self.tensors["w"] = StoredTensor(dtype, array.shape)
+
+
+def _bfloat16(array: np.ndarray) -> ArraySource:
+    return _Narrow("bfloat16", (array.view(np.uint32) >> 16).astype(np.uint16))
+
+
+@pytest.mark.parametrize("name", ["rtn", "search"])
+def test_tensors_are_read_in_the_type_they_are_stored_in(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing widens on the way: pieces of several tensors, the last of each shorter than the one before."""
+    monkeypatch.setattr("gemma_export.precision.row_pieces._PIECE", 500)
+    array = (_array().view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    quantise, seen = QUANTISERS[name].prepare("w", _LAYOUT, torch.float32), []
+
+    def watched(rows: torch.Tensor) -> BlockCodes:
+        seen.append((rows.dtype, len(rows)))
+        return quantise(rows)
+
+    def made(*weights: Weight) -> bytes:
+        matrix = QuantisedWeight(Concat(weights), "w", _LAYOUT, torch.float32, watched)
+        return b"".join(_written(part) for part in (matrix.data, matrix.scales, matrix.zero_points))
+
+    parts = [Cast(Stored(_bfloat16(part), "w"), torch.float32) for part in (array[:17], array[17:])]
+    found = made(*parts)
+    assert seen == [(torch.bfloat16, count) for count in (7, 7, 3, 7, 7, 7, 2)]
+    seen.clear()
+    # an expression that computes anything is widened first, and of the same numbers gives the same bytes
+    assert made(*(Scale(part, 1.0) for part in parts)) == found
+    assert {dtype for dtype, _ in seen} == {torch.float32}
+    seen.clear()
+    half = _Narrow("float16", array.astype(np.float16))
+    wide = ArraySource({"w": array.astype(np.float16).astype(np.float32)})
+    assert made(Cast(Stored(half, "w"), torch.float32)) == made(Cast(Stored(wide, "w"), torch.float32))
+    assert {dtype for dtype, _ in seen} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["rtn", "search"])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_damaged_weight_of_bfloat16_is_named(number: float, name: str) -> None:
+    array = _array()
+    array[17, 5] = number
+    weight = Cast(Stored(_bfloat16(array), "w"), torch.float32)
+    matrix = QuantisedWeight(
+        weight, "head", _LAYOUT, torch.float32, QUANTISERS[name].prepare("w", _LAYOUT, torch.float32)
+    )
+    with pytest.raises(NonFiniteError, match=r"tensor w, position \[17, 5\]: "):
+        _written(matrix.data)
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
