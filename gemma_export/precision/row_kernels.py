@@ -105,6 +105,9 @@ def _as_stored(scale: np.float32, dropped_bits: int) -> np.float32:
     """See `block_codes.stored_scales`."""
     if abs(scale) < _SMALLEST:
         return _ZERO
+    # a carry could make a number of NaN
+    if np.isnan(scale):
+        return scale
     if dropped_bits == _FLOAT16 and abs(scale) < _NORMAL:
         return np.float32(np.copysign(np.ceil(abs(scale) * _STEPS) * _STEP, scale))
     if dropped_bits:

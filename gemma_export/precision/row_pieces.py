@@ -104,7 +104,7 @@ def _stored_pieces(parts: Sequence[Stored], free: _Free) -> Iterator[torch.Tenso
 
 def _rows_of(size: int, rows: int, columns: int) -> int:
     """How many rows have about so many weights."""
-    return min(rows, max(1, -(-size // columns)))
+    return max(1, min(rows, -(-size // columns)))
 
 
 def _next_piece(free: _Free, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:

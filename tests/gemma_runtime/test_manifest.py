@@ -636,6 +636,13 @@ def test_hashing_goes_in_chunks(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert hashed == [1000, 1000, 560]
 
 
+def test_a_size_that_lies_makes_no_small_chunks(folder: Path) -> None:
+    hashed: list[int] = []
+    files = tuple(dataclasses.replace(entry, size=min(entry.size, 1)) for entry in build().files)
+    verify_hashes(folder, dataclasses.replace(build(), files=files), hashed.append)
+    assert hashed == [2560]
+
+
 def test_data_removed_before_it_is_hashed(folder: Path) -> None:
     (folder / "onnx/model.onnx_data").unlink()
     with pytest.raises(ManifestError, match=r"^onnx/model.onnx_data cannot be read: No such file"):

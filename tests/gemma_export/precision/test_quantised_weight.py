@@ -121,6 +121,14 @@ def test_tensors_are_read_in_the_type_they_are_stored_in(name: str, monkeypatch:
     assert {dtype for dtype, _ in seen} == {torch.float32}
 
 
+def test_a_tensor_without_rows_has_no_codes() -> None:
+    parts = [Cast(Stored(_bfloat16(part), "w"), torch.float32) for part in (_array(3), _array(3)[:0])]
+    quantise = QUANTISERS["search"].prepare("w", _LAYOUT, torch.float32)
+    assert (
+        len(_written(QuantisedWeight(Concat(tuple(parts)), "w", _LAYOUT, torch.float32, quantise).data)) == 3 * 3 * 16
+    )
+
+
 @pytest.mark.parametrize("name", ["rtn", "search"])
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 def test_a_damaged_weight_of_bfloat16_is_named(number: float, name: str) -> None:

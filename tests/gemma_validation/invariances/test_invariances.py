@@ -358,11 +358,19 @@ def test_a_run_of_the_comparison_is_not_made_again(tiny_fp32: Path, monkeypatch:
         assert [one.logits.shape[1] for one in scene.alone] == [18, 10, 5]
         assert steps == [(1, 10), (1, 5)]
         assert scene.compare(scene.run(scene.prompt), 0, np.ones(40, np.int64), scene.whole, 40).logits < 1e-5
+        # what a step of this shape gives has to be seen
+        steps.clear()
+        assert Scene(runner, _DOCUMENTS[2:], dataclasses.replace(_SIZE, prompt=12)).begun.logits.shape[1] == 12
+        assert steps == [(1, 12)]
         # a text that nobody has run
         other = Scene(runner, (short, _DOCUMENTS[1]), _SIZE)
         assert other.prompt == _DOCUMENTS[1].token_ids[:40]
         assert other.whole.logits.shape[1] == 40
-    assert steps[2:] == [(1, 40), (1, 40)]
+        # what is too large is not kept
+        assert [len(logits) for _, logits in runner.logits(_DOCUMENTS[1].token_ids * 3)] == [256, 107]
+        assert runner.longest is not None
+        assert runner.longest.token_ids == _DOCUMENTS[2].token_ids
+    assert steps[1:] == [(1, 40), (1, 256), (1, 107)]
     assert runner.longest is None
 
 

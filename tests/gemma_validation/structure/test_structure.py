@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,11 @@ from folders import altered, rewrite_manifest, swapped_ids
 from graph_edits import attribute, constant, edited, named, nodes_of
 from reference_exports import structure_of
 
-from gemma_runtime.manifest import MANIFEST_FILE, read_manifest
+from gemma_runtime.manifest import MANIFEST_FILE, Manifest, read_manifest
 from gemma_validation.artifact import ArtifactRunner, Step
 from gemma_validation.errors import ProviderUnavailableError
 from gemma_validation.findings import Check
+from gemma_validation.structure import check_structure
 from gemma_validation.structure.providers import check_providers, judge_providers
 from gemma_validation.structure.sessions import ProfiledSessions
 
@@ -484,3 +486,24 @@ def test_nodes_elsewhere_than_asked_for() -> None:
     assert judge_providers(Counter({(cpu, "Shape"): 2}), "cuda").message == (
         f"expected all nodes on {cuda}, found none there"
     )
+
+
+def test_hashing_ends_with_an_interruption(tiny_fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for gigabytes that nobody will look at."""
+    parts = []
+
+    def endless(directory: Path, manifest: Manifest, advance: Callable[[int], None]) -> None:
+        while True:
+            time.sleep(0.001)
+            advance(1)
+            parts.append(1)
+
+    def interrupted(*_: object) -> None:
+        while not parts:
+            time.sleep(0.001)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gemma_validation.structure.verify_hashes", endless)
+    monkeypatch.setattr("gemma_validation.structure._files", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        check_structure(tiny_fp32, read_manifest(tiny_fp32))

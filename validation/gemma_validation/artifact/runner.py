@@ -31,6 +31,9 @@ __all__ = ["ArtifactRunner", "Cache", "Step"]
 # keys and values of every layer in the order of the graph's state, as they are stored: bfloat16 as uint16 bits
 Cache = tuple[npt.NDArray[Any], ...]
 
+# tokens: their logits of a 256,000-token vocabulary are 131 MB
+_KEPT = 128
+
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "directml": "dml"}
 
 
@@ -88,7 +91,7 @@ class ArtifactRunner:
         self.graph = graph_of_role(manifest, role)
         self.vocab_size, self.context_length = manifest.vocab_size, manifest.context_length
         self.taps = tuple(dict.fromkeys(taps))
-        # the longest first part that `logits` has run, for whoever needs a run of it again
+        # the longest first part that `logits` has run, of those that are not too large to keep
         self.longest: Begun | None = None
         # before the session takes its seconds: an unknown tap is known from the graph alone
         content = tapped(directory / self.graph.file, self.taps) if self.taps else None
@@ -209,7 +212,8 @@ class ArtifactRunner:
             part = np.array([token_ids[first : first + size]], np.int64)
             step = self.step(part, np.ones((1, first + part.shape[1]), np.int64), past)
             past = step.present
-            if not first and (self.longest is None or part.size > len(self.longest.token_ids)):
+            longest = 0 if self.longest is None else len(self.longest.token_ids)
+            if not first and longest < part.size <= _KEPT:
                 self.longest = Begun(token_ids=tuple(token_ids[:size]), step=step)
             yield first, step.logits[0]
 

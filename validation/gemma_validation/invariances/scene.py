@@ -97,15 +97,23 @@ class Scene:
     @functools.cached_property
     def whole(self) -> Step:
         """The prompt in one run; of a text that the comparison with the reference has run, that run's beginning."""
-        held = self.runner.longest
-        if held is not None and held.token_ids[: len(self.prompt)] == self.prompt:
-            return _first(held.step, len(self.prompt))
+        if self._is_held:
+            assert self.runner.longest is not None
+            held = _first(self.runner.longest.step, len(self.prompt))
+            # a copy: the rest of that run is as long again
+            return dataclasses.replace(held, logits=held.logits.copy())
         return self.run(self.prompt)
 
     @functools.cached_property
     def begun(self) -> Step:
         """The prompt's beginning in one run."""
-        return self.whole if self.beginning == self.prompt else self.run(self.beginning)
+        return self.whole if self.beginning == self.prompt and not self._is_held else self.run(self.beginning)
+
+    @functools.cached_property
+    def _is_held(self) -> bool:
+        """Whether the runner has the beginning of a longer run."""
+        held = self.runner.longest
+        return held is not None and held.token_ids[: len(self.prompt)] == self.prompt
 
     @functools.cached_property
     def alone(self) -> tuple[Step, ...]:

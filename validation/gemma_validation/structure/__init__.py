@@ -16,6 +16,7 @@ providers    where each node runs, by those profiles
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,11 +96,16 @@ def check_structure(directory: Path, manifest: Manifest) -> tuple[Check, ...]:
         One check for each thing looked at. What cannot be looked at after a failure is skipped; so is the check of the
         providers then, which otherwise is for `check_providers` to make.
     """
+    ended = threading.Event()
     # reading gigabytes takes one core and no lock of Python's
     with ThreadPoolExecutor(1) as beside:
-        hashes = beside.submit(_hashes, directory, manifest)
-        files, *checks = _seen_in_files(directory, manifest)
-        return files, hashes.result(), *checks
+        hashes = beside.submit(_hashes, directory, manifest, ended)
+        try:
+            files, *checks = _seen_in_files(directory, manifest)
+            return files, hashes.result(), *checks
+        finally:
+            # nobody waits for them after an interruption
+            ended.set()
 
 
 def _seen_in_files(directory: Path, manifest: Manifest) -> tuple[Check, ...]:
@@ -135,9 +141,13 @@ def _files(directory: Path) -> Check:
     return Check(group="structure", name="files", outcome="passed", message=message)
 
 
-def _hashes(directory: Path, manifest: Manifest) -> Check:
+def _hashes(directory: Path, manifest: Manifest, ended: threading.Event) -> Check:
+    def advance(_: int) -> None:
+        if ended.is_set():
+            raise InterruptedError
+
     try:
-        verify_hashes(directory, manifest)
+        verify_hashes(directory, manifest, advance)
     except ManifestError as error:
         return Check(group="structure", name="hashes", outcome="failed", message=error.message)
     message = f"{manifest.weight_bytes} bytes of weights are those of the manifest"

@@ -12,8 +12,9 @@ from gemma_runtime.manifest.json_object import HINT
 
 __all__ = ["verify_hashes", "verify_structure"]
 
-# each waits for Python's lock twice where another thread has it
-_CHUNK_BYTES = 16 << 20
+# Bytes that are read at a time; each part waits for Python's lock twice where another thread has it. Small files need
+# no such buffer, and a manifest that says too little of a large one makes no small parts.
+_CHUNK_BYTES, _LEAST_BYTES = 16 << 20, 1 << 20
 
 
 def verify_structure(directory: Path, manifest: Manifest) -> None:
@@ -63,7 +64,7 @@ def _check_file(directory: Path, entry: FileEntry) -> None:
 
 def _check_hash(directory: Path, entry: FileEntry, advance: Callable[[int], None] | None) -> None:
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(max(1, min(_CHUNK_BYTES, entry.size))))
+    buffer = memoryview(bytearray(min(_CHUNK_BYTES, max(_LEAST_BYTES, entry.size))))
     try:
         with (directory / entry.path).open("rb", buffering=0) as file:
             while count := file.readinto(buffer):
