@@ -97,16 +97,21 @@ class Lanes:
 
     def folded(self, join: Callable[[Lanes, Lanes], Lanes]) -> Any:
         """One number, made of two halves again and again."""
-        lanes, count = self, self.value.type.count
+        lanes, count = self, self.count
         while count > 1:
             count //= 2
             lanes = join(lanes.take(range(count)), lanes.take(range(count, 2 * count)))
         return lanes.numbers[0]
 
     @property
+    def count(self) -> int:
+        """How many lanes there are."""
+        return int(self.value.type.count)
+
+    @property
     def numbers(self) -> list[Any]:
         """The number of each lane."""
-        return [self.builder.extract_element(self.value, _INDEX(lane)) for lane in range(self.value.type.count)]
+        return [self.builder.extract_element(self.value, _INDEX(lane)) for lane in range(self.count)]
 
 
 def vector(count: int) -> Any:
