@@ -8,6 +8,8 @@ reciprocal r is taken; code = clamp(round(w * r) + zero point, 0, 2^bits - 1), t
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from gemma_export.precision.row_kernels import quantise_stored
 __all__ = [
     "BlockCodes",
     "blocks_of",
+    "compiled_pass",
     "dequantise",
     "encode",
     "encode_rows",
@@ -113,12 +116,22 @@ def encode_rows(
         scale_dtype: that scales are stored in.
         factors: of the search's candidates (`quantisers.search`); None where a block's range alone decides.
     """
+    run, codes = compiled_pass(rows, layout, scale_dtype, factors)
+    run()
+    return codes()
+
+
+def compiled_pass(
+    rows: torch.Tensor, layout: BlockFormat, scale_dtype: torch.dtype, factors: tuple[float, ...] | None
+) -> tuple[Callable[[], None], Callable[[], BlockCodes]]:
+    """The pass of `encode_rows` by itself, which may be run again, and what it has found."""
     blocks = blocks_of(rows, layout).contiguous().view(-1)
     narrow = rows.dtype == torch.bfloat16
     strip = np.empty((_STRIP // layout.block_size, layout.block_size), np.float32)
     data = torch.empty(layout.data_shape(rows.shape), dtype=torch.uint8)
     scales, zero_points = (torch.empty(len(rows), data.shape[1]) for _ in range(2))
-    quantise_stored(
+    run = functools.partial(
+        quantise_stored,
         blocks.view(torch.uint16 if narrow else torch.uint32).numpy(),
         np.uint32(16 if narrow else 0),
         strip,
@@ -132,11 +145,15 @@ def encode_rows(
         zero_points.view(-1).numpy(),
         data.view(-1, data.shape[2]).numpy(),
     )
-    return BlockCodes(
-        data=data,
-        scales=scales.to(scale_dtype),
-        zero_points=None if layout.symmetric else pack(_narrow(zero_points), layout.bits),
-    )
+
+    def codes() -> BlockCodes:
+        return BlockCodes(
+            data=data,
+            scales=scales.to(scale_dtype),
+            zero_points=None if layout.symmetric else pack(_narrow(zero_points), layout.bits),
+        )
+
+    return run, codes
 
 
 def require_finite_scales(codes: BlockCodes, name: str, first_row: int, layout: BlockFormat) -> None:

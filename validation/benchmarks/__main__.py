@@ -24,6 +24,7 @@ _BENCHMARKS = {
     ),
     "roofline": ("benchmarks.roofline", "decoding of a folder beside its matrix products alone"),
     "speculation": ("benchmarks.speculation", "guessing tokens ahead beside plain steps"),
+    "kernels": ("benchmarks.quantising_kernels", "weights a second that are searched or rounded, and packed"),
     "quantisation": ("benchmarks.quantisation_drift", "every int4 and int8 layout of the built-in model, the same way"),
     "precision": ("benchmarks.precision_drift", "each precision of the built-in model against PyTorch float32"),
 }

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     from gemma_export.precision.block_format import BlockFormat
 
-__all__ = ["SEARCH", "search_scales"]
+__all__ = ["FACTORS", "SEARCH", "search_scales"]
 
-# Factors on the block's range. Without zero points one above 1 too: the shorter side may use its extra code.
-_SYMMETRIC = (1.12, 1.0, 0.9, 0.8)
-_ASYMMETRIC = (1.0, 0.97, 0.94, 0.91)
+# Symmetric -> factors on the block's range. Without zero points one above 1 too: the shorter side may use its extra
+# code.
+FACTORS = {True: (1.12, 1.0, 0.9, 0.8), False: (1.0, 0.97, 0.94, 0.91)}
 
 
 def _prepare(name: str, layout: BlockFormat, scale_dtype: torch.dtype) -> RowQuantiser:
@@ -38,7 +38,7 @@ def _prepare(name: str, layout: BlockFormat, scale_dtype: torch.dtype) -> RowQua
 
     def quantise(rows: torch.Tensor) -> BlockCodes:
         if not may_be_on_grid(rows, layout):
-            return encode_rows(rows, layout, scale_dtype, _SYMMETRIC if layout.symmetric else _ASYMMETRIC)
+            return encode_rows(rows, layout, scale_dtype, FACTORS[layout.symmetric])
         blocks = blocks_of(rows.float(), layout)
         found, explained = grid_scales(blocks)
         if explained.all():
@@ -56,7 +56,7 @@ def search_scales(
     layout: BlockFormat,
     importance: torch.Tensor | None = None,
     *,
-    asymmetric: tuple[float, ...] = _ASYMMETRIC,
+    asymmetric: tuple[float, ...] = FACTORS[False],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The best float32 scales and zero points, [rows, blocks, 1] each.
 
@@ -71,7 +71,7 @@ def search_scales(
 
     from gemma_export.precision.block_search import CANDIDATES, LANES, search_blocks
 
-    factors = _SYMMETRIC if layout.symmetric else asymmetric
+    factors = FACTORS[True] if layout.symmetric else asymmetric
     if len(factors) != CANDIDATES:
         raise ValueError(f"expected {CANDIDATES} factors, found {len(factors)}")
     missing = -blocks.shape[-1] % LANES
