@@ -70,7 +70,7 @@ def _candidates(first: torch.Tensor) -> torch.Tensor:
     import numpy as np
     import torch
 
-    # numpy's sort of short rows takes a thirteenth of torch's
+    # numpy's sort of short rows takes a tenth of torch's
     ordered = np.sort(first.numpy(), axis=-1)
     return torch.from_numpy((ordered[:, 1:] != ordered[:, :-1]).sum(-1) < 16)
 
