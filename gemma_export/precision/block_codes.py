@@ -16,8 +16,8 @@ import torch
 
 from gemma_export.errors import NonFiniteError
 from gemma_export.precision.block_format import SMALLEST_SCALE, BlockFormat
-from gemma_export.precision.block_kernels import round_blocks
-from gemma_export.precision.row_kernels import quantise_stored
+from gemma_export.precision.block_kernels import round_blocks, round_scales
+from gemma_export.precision.block_pass import quantise_blocks
 
 __all__ = [
     "BlockCodes",
@@ -65,12 +65,9 @@ def stored_scales(scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     To the nearest, a scale under 2^-25 would become zero and its block with it, and one of few bits would lose more
     than the codes do. Rounded up, the codes take care: the error stays below what float16 weights have there.
     """
-    scales = torch.where(scales.abs() < SMALLEST_SCALE, 0.0, scales)
-    if dtype != torch.float16:
-        return scales.to(dtype)
-    steps = scales * 2.0**24
-    upwards = torch.copysign(steps.abs().ceil() * 2.0**-24, scales)
-    return torch.where(scales.abs() < 2.0**-14, upwards, scales).to(dtype)
+    found = torch.empty_like(scales, memory_format=torch.contiguous_format)
+    round_scales(scales.contiguous().view(-1).numpy(), _DROPPED_BITS[dtype], found.view(-1).numpy())
+    return found.to(dtype)
 
 
 def reciprocal(scales: torch.Tensor) -> torch.Tensor:
@@ -131,7 +128,7 @@ def compiled_pass(
     data = torch.empty(layout.data_shape(rows.shape), dtype=torch.uint8)
     scales, zero_points = (torch.empty(len(rows), data.shape[1]) for _ in range(2))
     run = functools.partial(
-        quantise_stored,
+        quantise_blocks,
         blocks.view(torch.uint16 if narrow else torch.uint32).numpy(),
         np.uint32(16 if narrow else 0),
         strip,

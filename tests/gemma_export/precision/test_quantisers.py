@@ -128,11 +128,43 @@ def test_rows_as_they_are_stored_are_the_rows_widened(name: str, columns: int, s
 @pytest.mark.parametrize("size", [1e-7, 3e-5, 0.02, 700.0])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_scales_are_rounded_as_their_type_is(symmetric: bool, size: float, scale_dtype: str) -> None:
-    """The compiled rounding is torch's, subnormal numbers of float16 away from zero."""
+    """The compiled rounding is torch's and numpy's, subnormal numbers of float16 away from zero."""
     weights, dtype = _weights(8) * np.float32(size / 0.05), _DTYPES[scale_dtype]
     layout = _layout(4, 32, symmetric)
     wide, found = (_quantise("rtn", weights, layout, one)[0] for one in (torch.float32, dtype))
-    assert torch.equal(found.scales, stored_scales(wide.scales, dtype))
+    assert torch.equal(found.scales, _rounded(wide.scales, dtype))
+
+
+def _rounded(scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """By the libraries' own conversions."""
+    steps = scales.double().numpy() * 2.0**24
+    upwards = torch.from_numpy(np.copysign(np.ceil(np.abs(steps)), steps) * 2.0**-24)
+    return (
+        torch.where(scales.abs() < 2.0**-14, upwards.to(dtype), scales.to(dtype))
+        if dtype == torch.float16
+        else scales.to(dtype)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scales_of_every_size_are_rounded_to_the_nearest(dtype: torch.dtype) -> None:
+    generator = np.random.default_rng(9)
+    numbers = np.exp2(generator.uniform(-120, 15, 4096)) * generator.choice([-1.0, 1.0], 4096)
+    # ties, to even and to odd, and the ends of the range
+    ties = np.array([1 + 2.0**-11, 1 + 3 * 2.0**-11, 1 + 2.0**-8, 1 + 3 * 2.0**-8, 65504, 65519, 2.0**-14, -(2.0**-24)])
+    scales = torch.from_numpy(np.concatenate((numbers, ties)).astype(np.float32))
+    if dtype == torch.float16:
+        # smaller ones become its smallest
+        assert torch.equal(stored_scales(scales, dtype).abs().min().float(), torch.tensor(2.0**-24))
+    assert torch.equal(stored_scales(scales, dtype), _rounded(scales, dtype))
+    # of any shape, and of memory in any order
+    assert torch.equal(
+        stored_scales(scales[:4096].view(64, 64).t(), dtype), stored_scales(scales[:4096], dtype).view(64, 64).t()
+    )
+    beyond = stored_scales(torch.tensor([65520.0, 1e6, float("nan"), 1e-39]), torch.float16)
+    assert beyond.tolist()[:2] == [float("inf")] * 2
+    assert beyond[2].isnan()
+    assert beyond[3] == 0
 
 
 @pytest.mark.parametrize("scale_dtype", sorted(_DTYPES))

@@ -97,23 +97,23 @@ class Scene:
     @functools.cached_property
     def whole(self) -> Step:
         """The prompt in one run; of a text that the comparison with the reference has run, that run's beginning."""
-        if self._is_held:
-            assert self.runner.longest is not None
-            held = _first(self.runner.longest.step, len(self.prompt))
-            # a copy: the rest of that run is as long again
-            return dataclasses.replace(held, logits=held.logits.copy())
-        return self.run(self.prompt)
+        if self._held is None:
+            return self.run(self.prompt)
+        # a copy: the rest of that run is as long again
+        return dataclasses.replace(self._held, logits=self._held.logits.copy())
 
     @functools.cached_property
     def begun(self) -> Step:
         """The prompt's beginning in one run."""
-        return self.whole if self.beginning == self.prompt and not self._is_held else self.run(self.beginning)
+        return self.whole if self.beginning == self.prompt and self._held is None else self.run(self.beginning)
 
-    @functools.cached_property
-    def _is_held(self) -> bool:
-        """Whether the runner has the beginning of a longer run."""
-        held = self.runner.longest
-        return held is not None and held.token_ids[: len(self.prompt)] == self.prompt
+    @property
+    def _held(self) -> Step | None:
+        """The prompt as the beginning of a longer run, if the runner has one."""
+        longest = self.runner.longest
+        if longest is None or longest.token_ids[: len(self.prompt)] != self.prompt:
+            return None
+        return _first(longest.step, len(self.prompt))
 
     @functools.cached_property
     def alone(self) -> tuple[Step, ...]:

@@ -1,36 +1,36 @@
-"""Compiled: rows as a checkpoint stores them to codes, scales and zero points, in one pass.
+"""The compiled pass over blocks, from numbers as a checkpoint stores them to codes, scales and zero points.
 
-Each row goes through a strip that stays in a core's first-level cache: widened, searched, rounded and packed there. In
+Blocks go through a strip that stays in a core's first-level cache: widened, searched, rounded and packed there. In
 passes of their own the same steps wait for memory, and for Python's lock between them. The numbers are those of
 `block_search` and `block_kernels`.
 """
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
-from gemma_export.precision.block_format import SMALLEST_SCALE
-from gemma_export.precision.block_kernels import WHOLE, compiled, reciprocal, round_blocks
+from gemma_export.precision.block_kernels import (
+    WHOLE,
+    as_stored,
+    compiled,
+    inner,
+    reciprocal,
+    round_blocks,
+    round_scales,
+)
 from gemma_export.precision.block_search import block_range, search_blocks
 
-__all__ = ["quantise_stored"]
+__all__ = ["quantise_blocks"]
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
-# called from compiled functions alone
-_inner = numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-
 _ZERO, _SIXTEEN = np.float32(0.0), np.float32(16.0)
-_SMALLEST = np.float32(SMALLEST_SCALE)
-# bits of float32 that float16 has not, its smallest normal number, and its steps below that
-_FLOAT16, _NORMAL, _STEP, _STEPS = 13, np.float32(2.0**-14), np.float32(2.0**-24), np.float32(2.0**24)
 
 
 @compiled  # type: ignore[untyped-decorator]
-def quantise_stored(
+def quantise_blocks(
     numbers: npt.NDArray[np.uint16] | npt.NDArray[np.uint32],
     shift: np.uint32,
     strip: Floats,
@@ -70,12 +70,11 @@ def quantise_stored(
             _take_ranges(blocks, middle, top, symmetric, dropped_bits, scale, zero_point)
         else:
             search_blocks(blocks, None, factors, middle, top, symmetric, scale, zero_point)
-            for index in range(len(scale)):
-                scale[index] = _as_stored(scale[index], dropped_bits)
+            round_scales(scale, dropped_bits, scale)
         round_blocks(blocks, scale, zero_point, top, nibbles, data[first:last])
 
 
-@_inner  # type: ignore[untyped-decorator]
+@inner  # type: ignore[untyped-decorator]
 def _take_ranges(
     blocks: Floats,
     middle: np.float32,
@@ -89,31 +88,12 @@ def _take_ranges(
     for index in range(len(blocks)):
         low, high = block_range(blocks[index])
         if symmetric:
-            scales[index] = _as_stored((high if high >= -low else low) / -middle, dropped_bits)
+            scales[index] = as_stored((high if high >= -low else low) / -middle, dropped_bits)
             zero_points[index] = middle
         else:
             # divided before the subtraction, which could overflow
-            scale = _as_stored(high / top - low / top, dropped_bits)
+            scale = as_stored(high / top - low / top, dropped_bits)
             scales[index] = scale
             zero_point = (-low * reciprocal(scale) + WHOLE) - WHOLE
             # NaN is zero
             zero_points[index] = min(zero_point, top) if zero_point > _ZERO else _ZERO
-
-
-@_inner  # type: ignore[untyped-decorator]
-def _as_stored(scale: np.float32, dropped_bits: int) -> np.float32:
-    """See `block_codes.stored_scales`."""
-    if abs(scale) < _SMALLEST:
-        return _ZERO
-    # a carry could make a number of NaN
-    if np.isnan(scale):
-        return scale
-    if dropped_bits == _FLOAT16 and abs(scale) < _NORMAL:
-        return np.float32(np.copysign(np.ceil(abs(scale) * _STEPS) * _STEP, scale))
-    if dropped_bits:
-        bits = np.float32(scale).view(np.uint32)
-        half = (np.uint32(1) << np.uint32(dropped_bits - 1)) - np.uint32(1)
-        odd = (bits >> np.uint32(dropped_bits)) & np.uint32(1)
-        kept = (np.uint32(bits + half + odd) >> np.uint32(dropped_bits)) << np.uint32(dropped_bits)
-        return np.uint32(kept).view(np.float32)
-    return scale
