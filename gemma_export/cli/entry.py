@@ -38,7 +38,16 @@ class _Failure:
 
 def main() -> None:
     """Entry point: runs the command and turns errors into messages and exit codes."""
-    signal.signal(signal.SIGTERM, _terminate)
+    asked: list[int] = []
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        asked.append(signum)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    # one that is ignored, as in the background, stays so
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         code = cli.main(prog_name="gemma-export", standalone_mode=False)
     except SystemExit:
@@ -46,12 +55,9 @@ def main() -> None:
         # stdout went away, which is no failure of ours
         code = 0
     except BaseException as error:  # noqa: BLE001  Ctrl-C, and a bug of ours, must still end in a message
-        code = _report(error, _failure(error))
+        # a package that is being imported may make an ImportError of an interruption
+        code = _report(error, _failure(KeyboardInterrupt() if asked else error))
     sys.exit(code or 0)
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _asked(flag: str) -> bool:

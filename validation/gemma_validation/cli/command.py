@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
@@ -27,6 +25,7 @@ _PROGRAM = Program(
     name="gemma-validate",
     errors=(GemmaValidationError, GemmaRuntimeError, GemmaExportError),
     memory_hint="Close programs, or validate on a larger machine.",
+    ends_cleanly=True,
 )
 
 
@@ -157,11 +156,6 @@ def _make_golden(options: dict[str, Any]) -> int:
     return 0
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Entry point: runs the command and turns errors into messages and exit codes."""
-    signal.signal(signal.SIGTERM, _terminate)
     run_program(cli, _PROGRAM)

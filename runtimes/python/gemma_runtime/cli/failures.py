@@ -41,6 +41,8 @@ class Program:
     errors: tuple[type[Exception], ...]
     # what helps where memory does not suffice
     memory_hint: str
+    # whether SIGTERM ends it as Ctrl-C does: what it has begun to write is taken away
+    ends_cleanly: bool = False
 
 
 GEMMA_RUN = Program(
