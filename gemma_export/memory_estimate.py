@@ -27,6 +27,8 @@ _COMPARED_FEATURES, _COMPARED_COPIES = 512, 4
 _BRANCH_BYTES, _BRANCH_POSITIONS, _LOGITS_BYTES = 512 << 20, 512, 320 << 20
 # what calibration keeps of hidden states in memory, and of a matrix: weights, codes, candidates, activations
 _HIDDEN_STATES_BYTES, _CALIBRATING_BYTES = 512 << 20, 448 << 20
+# rows of second moments that are factorised at a time: half of them beyond the triangle, and their solution's copies
+_STRIP_ROWS = 3 << 10
 
 
 def peak_memory(
@@ -78,12 +80,18 @@ def _measuring_memory(resolved: Resolved, tensors: Mapping[str, tuple[int, ...]]
 def _calibrating_memory(
     resolved: Resolved, tensors: Mapping[str, tuple[int, ...]], calibration: Sequences, *, moments: bool
 ) -> int:
-    """What calibration adds: a layer, hidden states, activations or a piece being quantised; of quantisers also
-    second moments of the widest input."""
+    """What calibration adds: a layer, hidden states, activations or a piece being quantised.
+
+    Of quantisers the layer and hidden states twice, as they are quantised and as they were; half the second moments of
+    the widest input, in strips that are factorised; and at most as much as two of the largest matrices for what rows
+    make up for.
+    """
     layer = {name: shape for name, shape in tensors.items() if ".layers.0." in name}
+    sizes = list(map(math.prod, layer.values()))
     widest = max(shape[-1] for shape in layer.values())
     hidden = min(_HIDDEN_STATES_BYTES, 4 * resolved.spec.hidden_size * calibration.tokens)
-    return 4 * (sum(map(math.prod, layer.values())) + moments * widest**2) + hidden + _CALIBRATING_BYTES
+    values = 2 * sum(sizes) + widest * (widest // 2 + _STRIP_ROWS) + 2 * max(sizes) if moments else sum(sizes)
+    return 4 * values + (1 + moments) * hidden + _CALIBRATING_BYTES
 
 
 def _choosing_memory(

@@ -141,7 +141,7 @@ def calibration_of(plan: ExportPlan, model: ir.Model, progress: Progress | None 
 
     def run(lowered: ir.Model) -> Callable[[str], BlockWeight | None]:
         return quantise_by_layer(
-            reference_stack(plan.family, plan.spec, positions=max(map(len, sequences))),
+            lambda: reference_stack(plan.family, plan.spec, positions=max(map(len, sequences))),
             bound.__getitem__,
             sequences,
             place(lowered, bound, scheme),

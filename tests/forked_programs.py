@@ -18,10 +18,12 @@ import logging
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 import warnings
@@ -101,28 +103,32 @@ def _server() -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _REQUEST_BYTES)
     command = [sys.executable, __file__, str(theirs.fileno())]
+    compiled = tempfile.mkdtemp(prefix="numba-")
     process = subprocess.Popen(
         command,
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        # numba reads it when it is imported
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", "NUMBA_CACHE_DIR": compiled},
     )
     theirs.close()
-    atexit.register(_end, ours, process)
+    atexit.register(_end, ours, process, compiled)
     return ours
 
 
-def _end(ours: socket.socket, process: subprocess.Popen[bytes]) -> None:
+def _end(ours: socket.socket, process: subprocess.Popen[bytes], compiled: str) -> None:
     """The server ends when this end of the pair does."""
     ours.close()
     process.wait()
+    shutil.rmtree(compiled, ignore_errors=True)
 
 
 def _serve(requests: socket.socket) -> str:
     """Returns in the children only, with the name of the module that each is to run."""
     for package in _PACKAGES:
         __import__(package)
+    _keep_compiled()
     _export_something()
     if early := sorted(name for name in _UNTOUCHED if name in sys.modules):
         sys.exit(f"imported before the fork: {', '.join(early)}")
@@ -140,6 +146,20 @@ def _serve(requests: socket.socket) -> str:
             return _program(json.loads(message), *descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def _keep_compiled() -> None:
+    """What numba compiles is compiled by the first program that needs it: two seconds of every other one."""
+    import numba
+
+    compile_ = numba.njit
+
+    @functools.wraps(compile_)
+    def njit(*functions: object, **options: object) -> object:
+        # numba's own are given without options
+        return compile_(*functions, **options) if functions else compile_(**options, cache=True)
+
+    numba.njit = njit
 
 
 def _export_something() -> None:
@@ -170,8 +190,10 @@ def _program(request: dict[str, Any], stdout: int, stderr: int, answers: int) ->
     if request["cores"] is not None:
         os.sched_setaffinity(0, request["cores"])
     os.chdir(str(request["cwd"]))
+    # numba reads it again whenever it compiles
+    compiled = os.environ["NUMBA_CACHE_DIR"]
     os.environ.clear()
-    os.environ.update(request["env"])
+    os.environ.update({"NUMBA_CACHE_DIR": compiled, **request["env"]})
     # as `python -m` has them
     sys.path[0] = os.getcwd()
     sys.argv[1:] = request["arguments"]

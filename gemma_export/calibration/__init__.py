@@ -4,6 +4,7 @@
     channels.py                    scales of channels that make rounding lose less
     placement.py                   where the graph stores each matrix
     quantise.py                    its codes, layer by layer
+    runs.py                        a layerwise run on the text
     cache_scales.py                ranges of keys and values between steps
 
 Importing the package imports no torch: plans check a calibration file before anything runs.

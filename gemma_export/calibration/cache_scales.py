@@ -7,7 +7,6 @@ covered by its radius, which no position changes.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gemma_export.calibration.runs import calibration_run, run_through
 from gemma_export.config import CacheState
-from gemma_export.layerwise import HiddenStates, LayerStack, LayerwiseRun, Tap
+from gemma_export.layerwise import LayerStack, Tap
 from gemma_export.precision.cache_format import CacheFormat
 from gemma_export.progress import Progress
 from gemma_export.weights import Weight
@@ -56,11 +56,6 @@ def cache_scales(
         NonFiniteError: a weight or activation is not finite.
         ResourceExhaustedError: the disk is full.
     """
-    batches = [torch.tensor([ids]) for ids in sequences]
-    hidden = HiddenStates(
-        [(len(ids), ids.shape[1], stack.hidden_size) for ids in batches],
-        directory=directory,
-    )
     peaks: dict[str, torch.Tensor] = {}
 
     def look(tap: Tap, values: torch.Tensor) -> None:
@@ -72,13 +67,9 @@ def cache_scales(
         found = reach.amax(dim=(0, 2), keepdim=True)
         peaks[name] = torch.maximum(peaks[name], found) if name in peaks else found
 
-    run = LayerwiseRun(stack, weights, batches, hidden=hidden, progress=progress, label="calibrating the cache")
-    try:
-        with contextlib.closing(run.layers(look)) as layers:
-            for _ in layers:
-                pass
-    finally:
-        hidden.close()
+    label = "calibrating the cache"
+    with calibration_run(stack, weights, sequences, directory=directory, progress=progress, label=label) as run:
+        run_through(run, look)
     assert set(peaks) == {name for state in states for name in state.past_names}
     return {name: _scale(peak, cache) for name, peak in peaks.items()}
 

@@ -13,7 +13,11 @@ from programs import start
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize(
     ("options", "stage"),
-    [("--int4 --max-kl 0.02", "running the reference"), ("--int4 --quantizer gptq", "calibrating")],
+    [
+        ("--int4 --max-kl 0.02", "running the reference"),
+        ("--int4 --quantizer gptq", "calibrating the table"),
+        ("--int4 --quantizer gptq --embedding-bits 8", "calibrating: "),
+    ],
 )
 def test_interrupted(options: str, stage: str, tmp_path: Path) -> None:
     process = start("gemma_export", "--variant", "tiny", *options.split(), "--output", "out", cwd=tmp_path)

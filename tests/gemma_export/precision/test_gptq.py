@@ -10,7 +10,7 @@ from gemma_export.errors import NonFiniteError
 from gemma_export.precision import QUANTISERS
 from gemma_export.precision.block_codes import dequantise
 from gemma_export.precision.block_format import BlockFormat
-from gemma_export.precision.gptq import Gram, gptq
+from gemma_export.precision.gptq import Asymmetry, Gram, gptq
 
 _ROWS, _COLUMNS = 24, 96
 _LAYOUTS = [
@@ -87,9 +87,9 @@ def test_inputs_that_are_never_seen_are_rounded_plainly() -> None:
     torch.testing.assert_close(found, plain)
 
 
-def test_wide_moments_are_made_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_moments_are_made_and_factorised_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of them narrower than the others."""
-    _, inputs = _case()
+    weight, inputs = _case()
     factors = []
     for strip in (_COLUMNS, 40):
         monkeypatch.setattr("gemma_export.precision.gptq._STRIP", strip)
@@ -98,8 +98,90 @@ def test_wide_moments_are_made_in_strips(monkeypatch: pytest.MonkeyPatch) -> Non
             gram.add(part)
         factors.append(gram.feedback("w"))
     whole, strips = factors
-    torch.testing.assert_close(strips.before(0, _COLUMNS), whole.before(0, _COLUMNS))
+    for first, last in ((0, _COLUMNS), (0, 32), (32, 64), (50, 70), (64, _COLUMNS)):
+        torch.testing.assert_close(strips.before(first, last), whole.before(first, last))
     torch.testing.assert_close(strips.importance(), whole.importance())
+    torch.testing.assert_close(strips.pull(weight), whole.pull(weight))
+
+
+def _changed(inputs: torch.Tensor) -> torch.Tensor:
+    """Inputs of other values that depend on the old ones, as those behind a quantised matrix do."""
+    generator = torch.Generator().manual_seed(2)
+    mixing = torch.eye(_COLUMNS) + 0.02 * torch.randn(_COLUMNS, _COLUMNS, generator=generator)
+    return inputs @ mixing
+
+
+def _moments(weight: torch.Tensor, expected: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    asymmetry = Asymmetry("w", weight)
+    for reference, part in zip(expected.split(150), inputs.split(150), strict=True):
+        asymmetry.add(reference, part)
+    return torch.cat([asymmetry.moments(0, 10), asymmetry.moments(10, _ROWS)])
+
+
+def test_rows_come_to_what_gives_half_of_the_references_outputs_back() -> None:
+    """In 8 bits, where rounding hardly matters, against the normal equations solved in float64."""
+    weight, expected = _case()
+    inputs = _changed(expected)
+    gram = Gram(_COLUMNS)
+    gram.add(inputs)
+    feedback = gram.feedback("w", damping=0.01)
+    pull = feedback.pull(_moments(weight, expected, inputs))
+    layout = BlockFormat(bits=8, block_size=32, symmetric=False)
+    found = dequantise(gptq(weight.t().contiguous(), feedback, layout, torch.float32, pull), layout)[:, :_COLUMNS]
+    w, x, y = (tensor.double().numpy() for tensor in (weight, inputs, expected))
+    moments = x.T @ x
+    np.fill_diagonal(moments, moments.diagonal() * (1 + 2.0**-12) + 0.01 * moments.diagonal().mean())
+    wanted = w + 0.5 * np.linalg.solve(moments, (w @ (y - x).T @ x).T).T
+    moved, missed = np.linalg.norm((wanted - w) @ x.T), np.linalg.norm((found.numpy() - wanted) @ x.T)
+    assert missed < 0.1 * moved
+
+
+@pytest.mark.parametrize("layout", _LAYOUTS, ids=str)
+def test_changed_inputs_are_made_up_for(layout: BlockFormat) -> None:
+    weight, expected = _case()
+    inputs = _changed(expected)
+    plain = _quantised(weight, inputs, layout)[:, :_COLUMNS]
+    gram = Gram(_COLUMNS)
+    gram.add(inputs)
+    feedback = gram.feedback("w")
+    pull = feedback.pull(_moments(weight, expected, inputs))
+    found = dequantise(gptq(weight.t().contiguous(), feedback, layout, torch.float32, pull), layout)[:, :_COLUMNS]
+    errors = [(result @ inputs.T - weight @ expected.T).square().mean() for result in (found, plain)]
+    assert errors[0] < 0.7 * errors[1]
+
+
+@pytest.mark.parametrize("rows", [_ROWS, _COLUMNS, 3 * _COLUMNS])
+def test_what_rows_make_up_for_in_matrices_of_any_shape(rows: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight, expected = torch.randn(rows, _COLUMNS, generator=generator), _case()[1]
+    inputs = _changed(expected)
+    w, x, y = (tensor.double() for tensor in (weight, inputs, expected))
+    asymmetry = Asymmetry("w", weight)
+    # [batch_size, sequence_length, columns]
+    asymmetry.add(expected[:300].view(2, 150, -1), inputs[:300].view(2, 150, -1))
+    asymmetry.add(expected[300:], inputs[300:])
+    found = torch.cat([asymmetry.moments(0, 10), asymmetry.moments(10, rows)]).double()
+    wanted = 0.5 * w @ (y - x).T @ x
+    assert (found - wanted).norm() < 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize("rows", [_ROWS, 3 * _COLUMNS])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_references_inputs_that_are_not_finite_are_refused_by_name(rows: int, value: float) -> None:
+    _, inputs = _case()
+    expected = inputs.clone()
+    expected[3, 7] = value
+    asymmetry = Asymmetry("model.x", torch.full((rows, _COLUMNS), 1e6))
+    asymmetry.add(expected, inputs * 1e5)
+    with pytest.raises(NonFiniteError, match=r"inputs of model\.x"):
+        asymmetry.moments(0, rows)
+
+
+def test_inputs_as_the_references_pull_nothing() -> None:
+    weight, inputs = _case()
+    gram = Gram(_COLUMNS)
+    gram.add(inputs)
+    assert not gram.feedback("w").pull(_moments(weight, inputs, inputs)).any()
 
 
 def test_collinear_inputs_can_be_factorised() -> None:
