@@ -81,7 +81,7 @@ class HiddenStates:
         self._file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115
 
     def __getitem__(self, batch: int) -> torch.Tensor:
-        """The hidden states of a batch; not to be changed in place."""
+        """The hidden states of a batch, until they are set again; not to be changed in place."""
         if batch in self._kept:
             return self._kept[batch]
         assert self._file is not None
@@ -92,10 +92,16 @@ class HiddenStates:
         return states
 
     def __setitem__(self, batch: int, states: torch.Tensor) -> None:
-        """Keeps a batch's new hidden states."""
+        """Copies a batch's new hidden states over the old ones."""
         assert tuple(states.shape) == self._shapes[batch], (states.shape, self._shapes[batch])
         if batch not in self._spilled:
-            self._kept[batch] = states
+            kept = self._kept.get(batch)
+            if kept is None or kept.dtype != states.dtype:
+                self._kept[batch] = states.clone()
+            else:
+                # A new tensor for each layer would lie among what the layer allocates meanwhile, and keep the heap from
+                # shrinking: half a gigabyte behind eight layers of a 2B.
+                kept.copy_(states)
             return
         assert self._file is not None
         try:

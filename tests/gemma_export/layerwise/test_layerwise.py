@@ -277,6 +277,28 @@ class TestHiddenStates:
         assert list(tmp_path.iterdir()) == []
         spilled.close()
 
+    def test_are_copies_in_one_place(self, tmp_path: Path) -> None:
+        """Layer after layer: new memory each time would lie among what layers allocate."""
+        shape = self.SHAPES[0]
+        for hidden in (HiddenStates([shape]), HiddenStates([shape], memory_bytes=0, directory=tmp_path)):
+            states = torch.ones(shape)
+            hidden[0] = states
+            states.zero_()
+            assert torch.equal(hidden[0], torch.ones(shape))
+            hidden.close()
+        kept = HiddenStates([shape])
+        kept[0] = torch.ones(shape)
+        place = kept[0].data_ptr()
+        kept[0] = torch.full(shape, 2.0)
+        assert kept[0].data_ptr() == place
+        assert torch.equal(kept[0], torch.full(shape, 2.0))
+
+    def test_keep_the_type_of_the_run(self) -> None:
+        hidden = HiddenStates([self.SHAPES[0]])
+        for dtype in (torch.float32, torch.bfloat16):
+            hidden[0] = torch.ones(self.SHAPES[0], dtype=dtype)
+            assert hidden[0].dtype == dtype
+
     def test_a_spilled_run_gives_the_same_logits(self, tmp_path: Path) -> None:
         shapes = [(*ids.shape, 40) for ids in _BATCHES]
         hidden = HiddenStates(shapes, memory_bytes=0, directory=tmp_path)
