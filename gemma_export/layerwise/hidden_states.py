@@ -100,7 +100,7 @@ class HiddenStates:
                 self._kept[batch] = states.clone()
             else:
                 # A new tensor for each layer would lie among what the layer allocates meanwhile, and keep the heap from
-                # shrinking: half a gigabyte behind eight layers of a 2B.
+                # shrinking: nearly half a gigabyte in the third layer of a 2B.
                 kept.copy_(states)
             return
         assert self._file is not None
