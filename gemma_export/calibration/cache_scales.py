@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gemma_export.calibration.runs import calibration_run, run_through
+from gemma_export.calibration.runs import calibration_run
 from gemma_export.config import CacheState
 from gemma_export.layerwise import LayerStack, Tap
 from gemma_export.precision.cache_format import CacheFormat
@@ -69,7 +69,7 @@ def cache_scales(
 
     label = "calibrating the cache"
     with calibration_run(stack, weights, sequences, directory=directory, progress=progress, label=label) as run:
-        run_through(run, look)
+        run.through(look)
     assert set(peaks) == {name for state in states for name in state.past_names}
     return {name: _scale(peak, cache) for name, peak in peaks.items()}
 

@@ -13,21 +13,22 @@ from pathlib import Path
 import torch
 
 from gemma_export.calibration.placement import Placement
-from gemma_export.calibration.runs import calibration_run, run_through
+from gemma_export.calibration.runs import calibration_run
 from gemma_export.layerwise import LayerStack, LayerwiseRun, LoadedLayer, Tap
 from gemma_export.precision.block_codes import BlockCodes, dequantise, require_finite_scales
 from gemma_export.precision.block_weight import BlockWeight, DequantisedWeight
 from gemma_export.precision.code_store import CalibratedWeight, CodeStore
-from gemma_export.precision.gptq import Asymmetry, Gram, gptq
+from gemma_export.precision.gptq import gptq
 from gemma_export.precision.quantised_weight import QuantisedWeight
 from gemma_export.precision.quantisers import QUANTISERS
 from gemma_export.precision.row_pieces import row_pieces
+from gemma_export.precision.second_moments import Asymmetry, Gram
 from gemma_export.progress import Progress
 from gemma_export.weights import Scale, Weight
 
 __all__ = ["CalibratedWeights", "quantise_by_layer"]
 
-# weights that are quantised at a time, in float32 with their codes and what they wait for: 130 MiB
+# weights that are quantised at a time: 16 MiB of float32, and as much several times over for what they are rounded by
 _PIECE = 1 << 22
 # Bits of a tied table from which on its rounding no longer matters to the layers, and the most sequences, spread over
 # the text, that one of fewer bits is quantised by: half of the built-in text gave the KL of the whole on two models.
@@ -91,11 +92,11 @@ def quantise_by_layer(
         some = sequences[:: -(-len(sequences) // _TABLE_SEQUENCES)]
         label = "calibrating the table"
         with calibration_run(new_stack(), weights, some, directory=directory, progress=progress, label=label) as run:
-            run_through(run)
+            run.through()
             work.head(run, weights(stack.head))
-    now, label = work.embedded(stack, weights), "calibrating"
+    embedded, label = work.embedded(stack, weights), "calibrating"
     with (
-        calibration_run(stack, now, sequences, directory=directory, progress=progress, label=label) as run,
+        calibration_run(stack, embedded, sequences, directory=directory, progress=progress, label=label) as run,
         calibration_run(new_stack(), weights, sequences, directory=directory) as reference,
         contextlib.closing(run.layers()) as layers,
         contextlib.closing(reference.layers()) as originals,

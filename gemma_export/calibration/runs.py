@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from gemma_export.layerwise import HiddenStates, LayerStack, LayerwiseRun, Observer
+from gemma_export.layerwise import HiddenStates, LayerStack, LayerwiseRun
 from gemma_export.progress import Progress
 from gemma_export.weights import Weight
 
-__all__ = ["calibration_run", "run_through"]
+__all__ = ["calibration_run"]
 
 
 @contextlib.contextmanager
@@ -42,14 +42,3 @@ def calibration_run(
     shapes = [(len(ids), ids.shape[1], stack.hidden_size) for ids in batches]
     with contextlib.closing(HiddenStates(shapes, directory=directory)) as hidden:
         yield LayerwiseRun(stack, weights, batches, hidden=hidden, progress=progress, label=label)
-
-
-def run_through(run: LayerwiseRun, observer: Observer | None = None) -> None:
-    """All layers, as they are.
-
-    Raises:
-        NonFiniteError: a weight or activation is not finite.
-    """
-    with contextlib.closing(run.layers(observer)) as layers:
-        for _ in layers:
-            pass

@@ -55,9 +55,7 @@ def measure_headroom(
     stack = reference_stack(family, spec, positions=max(len(probe.token_ids) for probe in probes))
     run = LayerwiseRun(stack, ranges.weight, batches, progress=progress, label="measuring headroom")
     peaks = _Peaks()
-    with contextlib.closing(run.layers(peaks)) as layers:
-        for _ in layers:
-            pass
+    run.through(peaks)
     with contextlib.closing(run.head(peaks)) as blocks:
         for _ in blocks:
             pass

@@ -100,7 +100,7 @@ class HiddenStates:
                 self._kept[batch] = states.clone()
             else:
                 # A new tensor for each layer would lie among what the layer allocates meanwhile, and keep the heap from
-                # shrinking: nearly half a gigabyte in the third layer of a 2B.
+                # shrinking: gptq of a 2B grew from layer to layer.
                 kept.copy_(states)
             return
         assert self._file is not None

@@ -149,6 +149,16 @@ class LayerwiseRun:
             self._buffers = []
             self._progress.finish()
 
+    def through(self, observer: Observer | None = None) -> None:
+        """All layers, as they are.
+
+        Args:
+            observer: shown the embedding, and every tap of the layers.
+        """
+        with contextlib.closing(self.layers(observer)) as layers:
+            for _ in layers:
+                pass
+
     def head(self, observer: Observer | None = None) -> Generator[tuple[int, int, torch.Tensor], None, None]:
         """Logits after the last layer, before any softcap: (batch, first row of the vocabulary, [B, S, rows]).
 

@@ -10,7 +10,8 @@ from gemma_export.errors import NonFiniteError
 from gemma_export.precision import QUANTISERS
 from gemma_export.precision.block_codes import dequantise
 from gemma_export.precision.block_format import BlockFormat
-from gemma_export.precision.gptq import Asymmetry, Gram, gptq
+from gemma_export.precision.gptq import gptq
+from gemma_export.precision.second_moments import Asymmetry, Gram
 
 _ROWS, _COLUMNS = 24, 96
 _LAYOUTS = [
@@ -92,7 +93,7 @@ def test_wide_moments_are_made_and_factorised_in_strips(monkeypatch: pytest.Monk
     weight, inputs = _case()
     factors = []
     for strip in (_COLUMNS, 40):
-        monkeypatch.setattr("gemma_export.precision.gptq._STRIP", strip)
+        monkeypatch.setattr("gemma_export.precision.second_moments._STRIP", strip)
         gram = Gram(_COLUMNS)
         for part in inputs.split(150):
             gram.add(part)
